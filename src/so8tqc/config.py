@@ -1,0 +1,197 @@
+"""Configuration of every stage. Defaults live here and nowhere else.
+
+Each stage has an ``…Options`` model (what a user tunes) and a ``…Config`` model
+(options plus the paths it works on). A pipeline file holds options; a command
+line holds a config. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+
+QUALITY_TEXTS = "builtin:validation"
+LONG_TEXTS = "builtin:longtext"
+
+
+class Options(BaseModel):
+    """Base: closed, immutable, checked on assignment of defaults too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RotationOptions(Options):
+    """How a rotation file is to be read; None means what the file says, else the default."""
+
+    convention: Convention | None = Field(
+        None, description="column: the gate computes R·x (default); row: x_row·R."
+    )
+    parametrization: Parametrization | None = Field(
+        None, description="How theta becomes R; default exp."
+    )
+    site: Site | None = Field(None, description="Gate before (input, default) or after (output).")
+    layers: str | None = Field(
+        None,
+        description="Layers that carry a gate, e.g. 0-11,13; default all layers of the model.",
+        pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$",
+    )
+    orthogonalize: Literal["as-trained", "polar"] = Field(
+        "as-trained", description="Bake the trained matrix, or the rotation nearest to it."
+    )
+
+
+class BakeOptions(RotationOptions):
+    """Folding rotations into a checkpoint."""
+
+    baked_dtype: Literal["keep", "float32", "float16", "bfloat16"] = Field(
+        "keep", description="Storage dtype of the baked tensors; all others keep theirs."
+    )
+    force: bool = Field(False, description="Bake a directory that was already baked.")
+
+
+class BakeConfig(BakeOptions):
+    base: Path
+    rotations: Path
+    out: Path
+
+
+ExportType = Literal["f32", "f16", "bf16", "q8_0"]
+
+
+class ExportOptions(Options):
+    """Conversion of a model directory to GGUF."""
+
+    type: ExportType = Field("f16", description="Storage type of the matrices.")
+
+
+class ExportConfig(ExportOptions):
+    model: Path
+    out: Path
+    llama_cpp: Path | None = Field(None, description="A llama.cpp checkout to convert with.")
+
+
+class QuantizeOptions(Options):
+    """Quantization by libllama."""
+
+    types: tuple[str, ...] = Field(("Q8_0", "Q5_K_M"), min_length=1)
+    imatrix: Path | None = Field(None, description="Importance matrix in GGUF format.")
+    threads: int | None = Field(None, ge=1)
+
+
+class QuantizeConfig(QuantizeOptions):
+    gguf: Path
+    out: Path
+
+
+Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]
+
+
+class CalibrateOptions(Options):
+    """Fitting one temperature on a GGUF's own logits."""
+
+    objective: Objective = "nll"
+    bounds: tuple[float, float] = (0.5, 3.0)
+    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    bins: Annotated[int, Field(ge=2)] = 15
+    seed: int = 0
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    max_tokens: Annotated[int, Field(ge=2)] = Field(512, description="Tokens used of each text.")
+    allow_small: bool = Field(False, description="Accept fewer than 500 held-out tokens.")
+    apply: Literal["none", "metadata"] = Field(
+        "none", description="metadata: write the temperature into a copy of the GGUF."
+    )
+    sampling_temp: bool = Field(
+        False, description="With apply=metadata: also set general.sampling.temp."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CalibrateOptions:
+        if not 0 < self.bounds[0] < 1 < self.bounds[1]:
+            raise ValueError("bounds must satisfy 0 < low < 1 < high")
+        return self
+
+
+class CalibrateConfig(CalibrateOptions):
+    gguf: Path
+    tokenizer: Path
+    data: tuple[str, ...] = (QUALITY_TEXTS,)
+    out: Path
+    reference: Path | None = Field(None, description="Model whose entropy to match (entropy).")
+
+
+class QCOptions(Options):
+    """Judging candidates against a reference."""
+
+    profile: str = Field("default", description="Name of a built-in profile, or a YAML file.")
+    level: Literal["files", "full"] = "full"
+    seed: int = 0
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    max_tokens: Annotated[int, Field(ge=2)] = Field(256, description="Tokens used of each text.")
+    threads: int | None = Field(None, ge=1)
+
+
+class QCConfig(QCOptions):
+    reference: Path
+    rotations: Path | None = None
+    rotation_options: RotationOptions = RotationOptions()
+    candidates: tuple[Path, ...] = Field(min_length=1)
+    data: tuple[str, ...] = (QUALITY_TEXTS,)
+    tokenizer: Path | None = None
+    out: Path
+
+
+class LongTextOptions(Options):
+    """Behaviour over long text: attention entropy, oscillation, PET."""
+
+    min_tokens: Annotated[int, Field(ge=64)] = Field(2048, description="Teacher-forced tokens.")
+    max_new_tokens: Annotated[int, Field(ge=0)] = Field(512, description="Generated tokens.")
+    seed: int = 0
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    png: bool = Field(True, description="Also draw PNG images (needs kaleido and Chrome).")
+    threads: int | None = Field(None, ge=1)
+
+
+class LongTextConfig(LongTextOptions):
+    model: Path
+    reference: Path | None = None
+    rotations: Path | None = None
+    rotation_options: RotationOptions = RotationOptions()
+    tokenizer: Path | None = None
+    data: tuple[str, ...] = (LONG_TEXTS,)
+    out: Path
+
+
+STAGES = ("bake", "export", "quantize", "calibrate", "qc", "longtext", "report")
+StageName = Literal["bake", "export", "quantize", "calibrate", "qc", "longtext", "report"]
+
+
+class RunConfig(Options):
+    """A whole pipeline: one base model, one set of rotations, every stage."""
+
+    name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: str = Field(description="Model directory, or builtin:smollm2-135m.")
+    rotations: str = Field(description="Rotation file or directory, or builtin:NAME.")
+    out: Path = Path("out")
+    data: tuple[str, ...] = (QUALITY_TEXTS,)
+    long_data: tuple[str, ...] = (LONG_TEXTS,)
+    llama_cpp: Path | None = None
+    bake: BakeOptions = BakeOptions()
+    export: ExportOptions = ExportOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
+    calibrate: CalibrateOptions = CalibrateOptions()
+    calibrate_type: str = Field("Q5_K_M", description="Which quantized file is calibrated.")
+    qc: QCOptions = QCOptions()
+    longtext: LongTextOptions = LongTextOptions()
+
+    @model_validator(mode="after")
+    def _calibrates_what_is_made(self) -> RunConfig:
+        if self.calibrate_type not in self.quantize.types:
+            raise ValueError(
+                f"calibrate_type {self.calibrate_type} is not among quantize.types "
+                f"({', '.join(self.quantize.types)})"
+            )
+        return self

@@ -1,0 +1,80 @@
+"""Errors that a user can act on. Each kind has the exit code of its cause.
+
+A message has three parts: what happened, where (file, key, line, tensor, layer),
+and how to mend it. The command line prints them as one paragraph; a traceback
+is shown only under ``--debug``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command."""
+
+    OK = 0
+    VERDICT_FAILED = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    TOOL = 4
+    INTERRUPTED = 130
+
+
+class So8tqcError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: one sentence, what happened.
+        where: the file, key, line, tensor or layer it happened at.
+        remedy: what the user can do, a command where there is one.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text} {self.remedy}" if self.remedy else text
+
+
+class ConfigError(So8tqcError):
+    """A config file, flag or ``--set`` value is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(So8tqcError):
+    """A model, rotation or data file is missing, unreadable or does not fit."""
+
+
+class ModelError(InputError):
+    """A model directory or GGUF file cannot be used."""
+
+
+class RotationError(InputError):
+    """Rotations are malformed, not in SO(n), or do not fit the model."""
+
+
+class ShapeError(InputError):
+    """Two shapes that must agree do not."""
+
+
+class DataError(InputError):
+    """Text, token or capture data cannot be used."""
+
+
+class ToolError(So8tqcError):
+    """Something outside this package failed: libllama, converter, Chrome, disk."""
+
+    exit_code = ExitCode.TOOL
+
+
+class MissingToolError(ToolError):
+    """An optional part is not installed; the remedy is the command that installs it."""
