@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 class Frozen(BaseModel):
@@ -229,7 +229,7 @@ def versions(*distributions: str) -> dict[str, str]:
 def jsonable(value: Any) -> JsonValue:
     """Plain JSON of numpy scalars, arrays, tensors, models and containers."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")  # type: ignore[no-any-return]
+        return value.model_dump(mode="json")
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,0 +1,91 @@
+"""What a bake will do to a checkpoint: decided before the first byte is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, TensorEntry, torch_dtype
+from so8tqc.checkpoints.sites import TensorSite, locate, require_all_layers
+from so8tqc.errors import ShapeError
+from so8tqc.rotations.enums import Site
+from so8tqc.rotations.rotation_set import RotationSet
+
+DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor to be folded.
+
+    Attributes:
+        site: the target and its tensors' names.
+        entry: the tensor in the base checkpoint (the weight, or the bias at the output site).
+        dtype: safetensors name of the dtype it will be stored in.
+    """
+
+    site: TensorSite
+    entry: TensorEntry
+    dtype: str
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether this is the bias rather than the weight."""
+        return self.entry.name == self.site.bias
+
+
+def plan_bake(
+    checkpoint: Checkpoint, rotations: RotationSet, *, dtype: str, all_layers: bool
+) -> tuple[PlannedTensor, ...]:
+    """Every tensor to fold, with shapes checked.
+
+    Args:
+        checkpoint: the base model's weights.
+        rotations: what to fold in.
+        dtype: ``keep`` or a torch dtype name for the folded tensors.
+        all_layers: require a rotation for every layer of the model.
+
+    Raises:
+        RotationError: a gate without a layer, or a layer without a gate.
+        ShapeError: N·b differs from the projection's features at the site.
+        ModelError: a tensor is stored in a dtype that cannot be folded.
+    """
+    names = checkpoint.tensors.keys()
+    if all_layers:
+        require_all_layers(rotations.layers, names)
+    planned: list[PlannedTensor] = []
+    for site in locate(tuple(rotations), names, checkpoint.model_type):
+        _check_shape(checkpoint.tensors[site.weight], site, rotations)
+        tensors = [site.weight]
+        if rotations.site is Site.OUTPUT and site.bias is not None:
+            tensors.append(site.bias)
+        for name in tensors:
+            entry = checkpoint.tensors[name]
+            torch_dtype(entry.dtype)
+            planned.append(PlannedTensor(site, entry, DTYPE_NAMES.get(dtype, entry.dtype)))
+    return tuple(planned)
+
+
+def bytes_needed(checkpoint: Checkpoint, planned: tuple[PlannedTensor, ...]) -> int:
+    """Bytes of the baked weights on disk."""
+    grown = sum(
+        (p.entry.end - p.entry.start) // ITEM_BYTES[p.entry.dtype] * ITEM_BYTES[p.dtype]
+        - (p.entry.end - p.entry.start)
+        for p in planned
+    )
+    return checkpoint.bytes + grown
+
+
+def _check_shape(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -> None:
+    if len(entry.shape) != 2:
+        raise ShapeError(f"{entry.name} has shape {list(entry.shape)}, expected a matrix")
+    features_in_rows = (rotations.site is Site.INPUT) == site.transposed
+    width = entry.shape[0 if features_in_rows else 1]
+    count, size, _ = rotations.blocks[site.target].shape
+    if count * size != width:
+        raise ShapeError(
+            f"{site.target}: {count} blocks of {size} cover {count * size} features, but "
+            f"{entry.name} with shape {list(entry.shape)} has {width} at its {rotations.site}",
+            where=rotations.source,
+            remedy="The rotations belong to another model. (The input width of an attention "
+            "output projection is heads × head_dim, not always hidden_size.)",
+        )

@@ -1,0 +1,62 @@
+"""``so8tqc.json``: what was baked into a model directory, from what, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from so8tqc.artifacts import write_text
+from so8tqc.errors import ModelError
+from so8tqc.records import Frozen
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+
+PROVENANCE_NAME = "so8tqc.json"
+
+
+class BakedTensor(Frozen):
+    """One tensor that the bake changed: SHA-256 of its bytes before and after."""
+
+    name: str
+    layer: int
+    dtype: str
+    sha256_before: str
+    sha256_after: str
+
+
+class Provenance(Frozen):
+    """What a baked directory says about itself."""
+
+    schema_version: Literal[1] = 1
+    base: str
+    base_fingerprint: str
+    rotations: str
+    rotations_fingerprint: str
+    convention: Convention
+    parametrization: Parametrization
+    site: Site
+    tensors: tuple[BakedTensor, ...]
+    versions: dict[str, str]
+
+
+def read_provenance(directory: Path) -> Provenance | None:
+    """The provenance of a model directory, None if it was never baked.
+
+    Raises:
+        ModelError: the file is there but malformed.
+    """
+    path = directory / PROVENANCE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return Provenance.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ModelError(
+            f"malformed provenance: {error.errors()[0]['msg']}", where=str(path)
+        ) from None
+
+
+def write_provenance(directory: Path, provenance: Provenance) -> None:
+    """Write it, atomically."""
+    write_text(directory / PROVENANCE_NAME, provenance.model_dump_json(indent=2) + "\n")

@@ -1,0 +1,252 @@
+"""Which tensor lies in which file at which bytes, of a safetensors checkpoint.
+
+The library validates every file (lengths, offsets, overlaps, duplicates) when it
+opens it; the byte ranges, which its API does not give, are then read from the
+header, whose format is 8 bytes little-endian length, then JSON, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+}
+"""Bytes of the floating-point dtypes a baked tensor may have, by safetensors name."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One stored tensor.
+
+    Attributes:
+        name: its key.
+        file: the shard it lies in.
+        dtype: safetensors name, e.g. ``BF16``.
+        shape: as stored.
+        start, end: byte range in the file.
+    """
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory's weights.
+
+    Attributes:
+        directory: the model directory.
+        tensors: name → entry, in file order.
+        files: the shards.
+        config: parsed config.json.
+    """
+
+    directory: Path
+    tensors: Mapping[str, TensorEntry]
+    files: tuple[Path, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        """``model_type`` of the text model."""
+        text = self.config.get("text_config")
+        inner = text.get("model_type") if isinstance(text, dict) else None
+        return str(inner or self.config.get("model_type", ""))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all weights, bytes."""
+        return sum(entry.end - entry.start for entry in self.tensors.values())
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Index a model directory, sharded or single-file.
+
+    Raises:
+        ModelError: missing or malformed config, index or shard; an index that names a
+            file outside the directory, or a tensor its file does not hold.
+    """
+    config = _json_object(directory / "config.json")
+    files = _shards(directory)
+    tensors: dict[str, TensorEntry] = {}
+    for file in files:
+        for entry in read_header(file):
+            if entry.name in tensors:
+                raise ModelError(
+                    f"tensor {entry.name} is stored twice",
+                    where=f"{tensors[entry.name].file.name} and {file.name}",
+                )
+            tensors[entry.name] = entry
+    _check_index(directory, tensors)
+    return Checkpoint(directory, tensors, files, config)
+
+
+def read_header(file: Path) -> tuple[TensorEntry, ...]:
+    """Entries of one safetensors file, by position.
+
+    Raises:
+        ModelError: the file is missing, truncated or malformed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np"):
+            pass
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise ModelError("no such file", where=str(file)) from None
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise ModelError(f"not a valid safetensors file: {error}", where=str(file)) from None
+    base = 8 + length
+    entries = [
+        TensorEntry(
+            name=name,
+            file=file,
+            dtype=item["dtype"],
+            shape=tuple(item["shape"]),
+            start=base + item["data_offsets"][0],
+            end=base + item["data_offsets"][1],
+        )
+        for name, item in header.items()
+        if name != "__metadata__"
+    ]
+    return tuple(sorted(entries, key=lambda entry: (entry.start, entry.end)))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The ``__metadata__`` of a safetensors file, {} if it has none."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="np") as handle:
+        return dict(handle.metadata() or {})
+
+
+@contextmanager
+def mapped(entry: TensorEntry) -> Iterator[npt.NDArray[np.uint8]]:
+    """The tensor's bytes as a read-only memory map; nothing is read until it is touched."""
+    array = np.memmap(
+        entry.file, dtype=np.uint8, mode="r", offset=entry.start, shape=(entry.end - entry.start,)
+    )
+    yield array
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch dtype of a safetensors name.
+
+    Raises:
+        ModelError: not a floating-point dtype that a bake can read.
+    """
+    import torch
+
+    table = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    if name not in table:
+        raise ModelError(
+            f"dtype {name} cannot be baked",
+            remedy="Bake the full-precision checkpoint, then quantize.",
+        )
+    return table[name]
+
+
+def load_tensor(entry: TensorEntry) -> torch.Tensor:
+    """The tensor, copied into memory, in its stored dtype and shape."""
+    import torch
+
+    with mapped(entry) as raw:
+        data = torch.frombuffer(bytearray(raw), dtype=torch_dtype(entry.dtype))
+    return data.reshape(entry.shape)
+
+
+def _shards(directory: Path) -> tuple[Path, ...]:
+    index = directory / INDEX_NAME
+    if index.is_file():
+        names = sorted(set(_weight_map(index).values()))
+        for name in names:
+            if Path(name).name != name or name in (".", ".."):
+                raise ModelError(
+                    f"the index names {name!r}, which is outside the model directory",
+                    where=str(index),
+                )
+        return tuple(directory / name for name in names)
+    if (directory / SINGLE_NAME).is_file():
+        return (directory / SINGLE_NAME,)
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) == 1:
+        return (found[0],)
+    raise ModelError(
+        "no safetensors weights here" if not found else f"no {INDEX_NAME} for {len(found)} shards",
+        where=str(directory),
+        remedy="Save the model with save_pretrained (safetensors).",
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    mapping = _json_object(index).get("weight_map")
+    if (
+        not isinstance(mapping, dict)
+        or not mapping
+        or not all(isinstance(value, str) for value in mapping.values())
+    ):
+        raise ModelError("'weight_map' must map tensor names to file names", where=str(index))
+    return mapping
+
+
+def _check_index(directory: Path, tensors: Mapping[str, TensorEntry]) -> None:
+    index = directory / INDEX_NAME
+    if not index.is_file():
+        return
+    mapping = _weight_map(index)
+    for name, file in mapping.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise ModelError(
+                f"tensor {name} is not in {file}, where the index puts it", where=str(index)
+            )
+    if unlisted := sorted(set(tensors) - set(mapping)):
+        raise ModelError(
+            f"tensor {unlisted[0]} is in a shard but not in the index", where=str(index)
+        )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"not a model directory: {path.name} is missing", where=str(path.parent)
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise ModelError(f"cannot be read as JSON: {error}", where=str(path)) from None
+    if not isinstance(value, dict):
+        raise ModelError("expected a JSON object", where=str(path))
+    return value

@@ -1,0 +1,130 @@
+"""Where the rotated projections of each architecture are found in a checkpoint.
+
+A newcomer's architecture is one line in ``ATTENTION_OUTPUT`` if its attention
+output projection is not called ``self_attn.o_proj``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from so8tqc.errors import ModelError, RotationError
+from so8tqc.rotations.rotation_set import Target
+
+DEFAULT_ATTENTION_OUTPUT = "self_attn.o_proj"
+
+ATTENTION_OUTPUT: dict[str, str] = {
+    "gpt2": "attn.c_proj",
+    "gpt_neox": "attention.dense",
+    "gptj": "attn.out_proj",
+    "phi": "self_attn.dense",
+    "opt": "self_attn.out_proj",
+    "falcon": "self_attention.dense",
+    "bloom": "self_attention.dense",
+}
+"""Attention output projection below a decoder layer, by ``model_type``."""
+
+TRANSPOSED: frozenset[str] = frozenset({"gpt2"})
+"""Model types whose projections are stored [in, out] (Conv1D) instead of [out, in]."""
+
+_LAYER = re.compile(r"^(?P<prefix>.*?)(?P<list>layers|h|blocks)\.(?P<layer>\d+)\.(?P<rest>.+)$")
+_OTHER_TOWERS = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|speech\w*|encoder|mtp)\.")
+
+
+@dataclass(frozen=True)
+class TensorSite:
+    """The stored tensors of one target.
+
+    Attributes:
+        target: which rotation belongs here.
+        weight: name of the weight tensor.
+        bias: name of the bias tensor, None if the projection has none.
+        transposed: the weight is stored [in, out].
+    """
+
+    target: Target
+    weight: str
+    bias: str | None
+    transposed: bool
+
+
+def attention_output_module(model_type: str) -> str:
+    """Dotted name of the attention output projection below a decoder layer."""
+    return ATTENTION_OUTPUT.get(model_type, DEFAULT_ATTENTION_OUTPUT)
+
+
+def text_layers(names: Collection[str]) -> dict[int, dict[str, str]]:
+    """layer → {name below the layer: full tensor name}, of the text tower alone.
+
+    Vision and audio towers also count their layers; their tensors are left out.
+
+    Raises:
+        ModelError: no decoder layers, or more than one text tower.
+    """
+    towers: dict[str, dict[int, dict[str, str]]] = {}
+    for name in names:
+        match = _LAYER.match(name)
+        if match is None or _OTHER_TOWERS.search(match["prefix"]):
+            continue
+        tower = towers.setdefault(match["prefix"] + match["list"], {})
+        tower.setdefault(int(match["layer"]), {})[match["rest"]] = name
+    if not towers:
+        raise ModelError("the checkpoint has no decoder layers that this tool knows")
+    if len(towers) > 1:
+        raise ModelError(
+            f"the checkpoint has several stacks of layers: {', '.join(sorted(towers))}",
+            remedy="Only models with one text tower can be baked.",
+        )
+    return next(iter(towers.values()))
+
+
+def locate(
+    targets: Collection[Target], names: Collection[str], model_type: str
+) -> tuple[TensorSite, ...]:
+    """Find the stored tensors of every target, in the order given.
+
+    Raises:
+        RotationError: a gate for a layer or projection that does not exist.
+    """
+    layers = text_layers(names)
+    sites = []
+    for target in targets:
+        if target.layer not in layers:
+            raise RotationError(
+                f"there is a gate for layer {target.layer}, the model has layers "
+                f"{min(layers)} to {max(layers)}",
+                remedy="The rotations belong to another model, or --layers is needed.",
+            )
+        module = target.module or attention_output_module(model_type)
+        weight = layers[target.layer].get(f"{module}.weight")
+        if weight is None:
+            raise RotationError(
+                f"layer {target.layer} has no tensor {module}.weight",
+                remedy=f"Model type {model_type!r} keeps it elsewhere, or fuses it with others; "
+                "fused projections cannot be rotated on their own.",
+            )
+        sites.append(
+            TensorSite(
+                target=target,
+                weight=weight,
+                bias=layers[target.layer].get(f"{module}.bias"),
+                transposed=model_type in TRANSPOSED,
+            )
+        )
+    return tuple(sites)
+
+
+def require_all_layers(present: Collection[int], names: Collection[str]) -> None:
+    """Every decoder layer must have a gate.
+
+    Raises:
+        RotationError: naming the layers without one.
+    """
+    missing = sorted(set(text_layers(names)) - set(present))
+    if missing:
+        raise RotationError(
+            f"no gate for layer(s) {', '.join(map(str, missing))}",
+            remedy="Give --layers to bake only the layers that have one.",
+        )

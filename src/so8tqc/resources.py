@@ -1,0 +1,28 @@
+"""Where the data that comes with the package lies: texts, gates, profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from so8tqc.errors import DataError
+
+_PACKAGE = Path(__file__).parent
+
+
+def repository_root() -> Path | None:
+    """The checkout this package runs from, or None when it is installed as a wheel."""
+    root = _PACKAGE.parent.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "data").is_dir() else None
+
+
+def data_file(name: str) -> Path:
+    """A file of ``data/``: from the checkout, or from the installed wheel.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    root = repository_root()
+    path = (root / "data" if root else _PACKAGE / "data") / name
+    if not path.is_file():
+        raise DataError("the package has no such data file", where=name)
+    return path

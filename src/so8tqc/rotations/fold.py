@@ -1,0 +1,221 @@
+"""The fold itself: every stored element is the exact product, rounded once.
+
+Conventions. Torch stores ``Linear.weight`` W as [out, in] and computes y = W·x + b
+for a column vector x. With the gate's column blocks C (see
+``RotationSet.column_blocks``; C = R for convention ``column``, Rᵀ for ``row``):
+
+* input site: y = W·(C·x) + b = (W·C)·x + b, so W' = W·C and b is unchanged. Column
+  block k of W' is ``W[:, bk : b(k+1)] @ C_k``.
+* output site: y = C·(W·x + b) = (C·W)·x + C·b, so W' = C·W and b' = C·b.
+
+All of them are one computation, M' = M·B, on a suitable view M of the stored
+tensor and suitable blocks B: see :func:`orient`.
+
+Rounding. The float64 sum s of b products differs from the exact one by at most
+e = γ·‖m‖·‖c‖ (γ = n·u/(1 − n·u), n = b, u = 2⁻⁵³; Higham, Accuracy and Stability of
+Numerical Algorithms, §3.1, with Cauchy–Schwarz for the sum of absolute products).
+If s − e and s + e round to the same stored value, so does the exact sum. The few
+others are decided with rational arithmetic (Ziv's strategy), so the stored bytes do
+not depend on the order of summation, hence not on BLAS, threads or CPU. A zero is
+always stored as +0: the exact sum has no signed zero.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from so8tqc.errors import RotationError, ShapeError
+from so8tqc.rotations.enums import Site
+from so8tqc.rotations.rotation_set import FloatArray
+
+if TYPE_CHECKING:
+    import torch
+
+_UNIT_ROUNDOFF = 2.0**-53
+_SMALLEST_FLOAT64 = 2.0**-1074
+
+
+def orient(
+    stored: torch.Tensor, column_blocks: FloatArray, site: Site, *, transposed: bool = False
+) -> tuple[torch.Tensor, FloatArray]:
+    """The view M of a stored tensor and the blocks B for which the fold is M' = M·B.
+
+    With C the gate's column blocks, W the [out, in] weight:
+
+    ========  ===================  ==========================  ========  =====
+    site      stored               fold                        M         B
+    ========  ===================  ==========================  ========  =====
+    input     W [out, in]          W' = W·C                    W         C
+    input     S = Wᵀ [in, out]     S' = Cᵀ·S, so S'ᵀ = Sᵀ·C    Sᵀ        C
+    output    W [out, in]          W' = C·W, so W'ᵀ = Wᵀ·Cᵀ    Wᵀ        Cᵀ
+    output    S = Wᵀ [in, out]     S' = S·Cᵀ                   S         Cᵀ
+    output    bias b [out]         b' = C·b, so b'ᵀ = bᵀ·Cᵀ    b[None]   Cᵀ
+    ========  ===================  ==========================  ========  =====
+
+    Args:
+        stored: the tensor as it lies in the file; M is a view, so writing into M's
+            counterpart in another file patches that file's tensor.
+        column_blocks: [N, b, b].
+        site: where the gate sits.
+        transposed: the weight is stored [in, out] (Conv1D).
+    """
+    blocks = column_blocks if site is Site.INPUT else column_blocks.transpose(0, 2, 1)
+    if stored.ndim == 1:
+        return stored[None], blocks
+    along_rows = (site is Site.INPUT) == transposed
+    return (stored.T if along_rows else stored), blocks
+
+
+def fold(matrix: torch.Tensor, blocks: FloatArray, dtype: torch.dtype) -> torch.Tensor:
+    """M' = M·B with B = diag(blocks), each element rounded once to ``dtype``.
+
+    Args:
+        matrix: [rows, N·b], any floating dtype.
+        blocks: [N, b, b] float64; column block k of the result is M_k @ blocks[k].
+        dtype: storage dtype of the result.
+
+    Returns:
+        [rows, N·b] in ``dtype``.
+
+    Raises:
+        ShapeError: the blocks do not cover the columns.
+        RotationError: a finite product does not fit the dtype (overflow to infinity).
+    """
+    product, bound = exact_product(matrix, blocks)
+    folded = to_storage(product, dtype)
+    suspects = to_storage(product - bound, dtype).ne(to_storage(product + bound, dtype))
+    size = blocks.shape[1]
+    for k, i, j in suspects.nonzero().tolist():
+        row = matrix[i, k * size : (k + 1) * size].double().tolist()
+        folded[k, i, j] = round_once(_exact_dot(row, blocks[k, :, j].tolist()), dtype)
+    _refuse_overflow(folded, product)
+    folded += 0.0  # −0 becomes +0
+    result: torch.Tensor = folded.transpose(0, 1).reshape(matrix.shape)
+    return result
+
+
+def exact_product(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """M·B in float64, with a bound on its error.
+
+    Args:
+        matrix: [rows, N·b], any floating dtype.
+        blocks: [N, b, b] float64.
+
+    Returns:
+        Product and bound, both [N, rows, b] float64; column block k of M·B is the k-th.
+
+    Raises:
+        ShapeError: the blocks do not cover the columns.
+    """
+    import torch
+
+    rows, columns = matrix.shape
+    count, size, _ = blocks.shape
+    if count * size != columns:
+        raise ShapeError(f"{count} blocks of {size} do not cover {columns} features")
+    # [N, rows, b]: one batched product per block, never a dense D×D matrix
+    m = matrix.to(torch.float64).reshape(rows, count, size).transpose(0, 1).contiguous()
+    b = torch.from_numpy(np.ascontiguousarray(blocks))
+    return torch.bmm(m, b), _error_bound(m, b)
+
+
+def _error_bound(m: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[N, rows, b]: bound on |float64 sum − exact sum| for each element of M·B.
+
+    γ_n·Σ|m||b| ≤ γ_n·‖m‖·‖b‖; n is raised by 4 to cover the rounding of the
+    norms themselves, and a few smallest subnormals cover underflow of products.
+    """
+    n = b.shape[-1] + 4
+    gamma = n * _UNIT_ROUNDOFF / (1 - n * _UNIT_ROUNDOFF)
+    # norms of scaled rows: squares of weights near the end of the range must not overflow
+    scale = m.abs().amax(dim=2, keepdim=True).clamp_min(2.0**-1000)
+    row_norms = (m / scale).norm(dim=2, keepdim=True) * scale
+    bound: torch.Tensor = gamma * row_norms * b.norm(dim=1, keepdim=True) + n * _SMALLEST_FLOAT64
+    return bound
+
+
+def _exact_dot(m: list[float], b: list[float]) -> Fraction:
+    return sum((Fraction(x) * Fraction(y) for x, y in zip(m, b, strict=True)), Fraction(0))
+
+
+def to_storage(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float64 → ``dtype``, rounded once.
+
+    torch converts float64 to a 16-bit type through float32, which rounds twice: a value
+    just above a tie becomes the tie, and then the even neighbour. Rounding the first
+    step *to odd* (an inexact result takes the neighbour whose last bit is one) keeps
+    the information that something was cut off, so the second step is right whenever
+    float32 has two bits more than the target (Boldo and Melquiond, IEEE Transactions on
+    Computers 57, 2008).
+    """
+    import torch
+
+    if dtype in (torch.float32, torch.float64):
+        return values.to(dtype)
+    nearest = values.to(torch.float32)
+    bits = nearest.view(torch.int32)
+    error = torch.nan_to_num(values - nearest.to(torch.float64), nan=0.0)
+    even = (bits & 1).eq(0) & error.ne(0) & torch.isfinite(nearest)
+    # sign-magnitude: one more bit is away from zero
+    away = error.gt(0).ne(torch.signbit(nearest))
+    odd = bits + torch.where(away, 1, -1).to(torch.int32)
+    return torch.where(even, odd, bits).view(torch.float32).to(dtype)
+
+
+def round_once(exact: Fraction, dtype: torch.dtype) -> float:
+    """Round a rational to the nearest value of ``dtype``, ties to even.
+
+    Rounding through float64 would round twice, so the neighbours in ``dtype`` of the
+    float64 approximation are compared with the exact value. Infinity stands where the
+    next number after the largest would be, as IEEE 754 §4.3.1 has it.
+    """
+    import torch
+
+    info = torch.finfo(dtype)
+    largest = Fraction(info.max)
+    beyond = largest + (largest - Fraction(_step(info.max, -1, dtype)))
+    near = min(max(float(exact), info.min), info.max)
+    near = float(torch.tensor(near, dtype=torch.float64).to(dtype))
+    near = min(max(near, info.min), info.max)
+    candidates = [
+        (Fraction(value) if np.isfinite(value) else (beyond if value > 0 else -beyond), value)
+        for value in (_step(near, -1, dtype), near, _step(near, 1, dtype))
+    ]
+    best = min(abs(value - exact) for value, _ in candidates)
+    nearest = [stored for value, stored in candidates if abs(value - exact) == best]
+    if len(nearest) == 1:
+        return nearest[0]
+    return next(value for value in nearest if _is_even(value, dtype))
+
+
+def _step(value: float, direction: int, dtype: torch.dtype) -> float:
+    """The next representable value below (-1) or above (+1)."""
+    import torch
+
+    start = torch.tensor(value, dtype=dtype)
+    return float(torch.nextafter(start, torch.tensor(direction * float("inf"), dtype=dtype)))
+
+
+def _is_even(value: float, dtype: torch.dtype) -> bool:
+    """Whether the last bit of the significand is zero (infinity counts as even)."""
+    import torch
+
+    stored = torch.tensor([value], dtype=dtype)
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[stored.element_size()]
+    return int(stored.view(integer).item()) & 1 == 0
+
+
+def _refuse_overflow(folded: torch.Tensor, product: torch.Tensor) -> None:
+    import torch
+
+    overflow = torch.isinf(folded) & torch.isfinite(product)
+    if bool(overflow.any()):
+        block, row, column = overflow.nonzero()[0].tolist()
+        raise RotationError(
+            f"row {row}, column {block * folded.shape[2] + column}: "
+            f"{float(product[block, row, column]):.6g} does not fit {folded.dtype}",
+            remedy="Use --baked-dtype bfloat16 or float32.",
+        )

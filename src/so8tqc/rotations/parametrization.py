@@ -1,0 +1,136 @@
+"""How theta becomes R. Canonical: the same float64 bits on every machine.
+
+A = θ − θᵀ is skew, so exp(A) and the Cayley transform of A are rotations. All are
+evaluated in double-double arithmetic with a fixed order of operations and rounded
+once to float64; a library's ``expm`` differs in the last bits from CPU to CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from so8tqc.rotations import double_double as dd
+from so8tqc.rotations.double_double import DoubleDouble
+from so8tqc.rotations.enums import Parametrization
+from so8tqc.rotations.rotation_set import FloatArray
+
+_BATCH = 256  # blocks at a time: intermediate arrays stay in the cache
+
+_EXP_TERMS = 16
+_EXP_NORM = 2.0**-4
+"""With ‖A‖ ≤ 1/16 the Taylor series cut after A¹⁶/16! is off by less than 2⁻¹¹⁶."""
+
+_LEGACY_TERMS = 10
+_LEGACY_SHIFT = 1e-6
+_LEGACY_EPSILON = 1e-8
+
+
+def rotation_blocks(theta: FloatArray, parametrization: Parametrization) -> FloatArray:
+    """R of every block.
+
+    Args:
+        theta: [N, b, b], raw parameters (for ``matrix``: the blocks themselves), finite.
+        parametrization: see the functions of this module.
+
+    Returns:
+        [N, b, b] float64. For ``exp``, ``cayley`` and ``matrix`` a block does not depend
+        on the others; for ``legacy-taylor`` it does (see :func:`legacy_taylor`).
+    """
+    theta = np.ascontiguousarray(theta, dtype=np.float64)
+    match parametrization:
+        case Parametrization.MATRIX:
+            return theta
+        case Parametrization.EXP:
+            return _batched(exponential, theta)
+        case Parametrization.CAYLEY:
+            return _batched(cayley, theta)
+        case Parametrization.LEGACY_TAYLOR:
+            return legacy_taylor(theta)
+
+
+def exponential(theta: FloatArray) -> FloatArray:
+    """R = exp(A), A = θ − θᵀ: [N, b, b] → [N, b, b].
+
+    Scaling and squaring: exp(A) = exp(A/2^s)^(2^s), with s the least integer for which
+    ‖A/2^s‖_F ≤ 1/16, chosen for each block by itself, and a Taylor series in Horner form.
+    """
+    a = _skew(theta)
+    squarings = _squarings(a.hi)
+    result = np.empty_like(theta)
+    for s in np.unique(squarings):
+        chosen = squarings == s
+        part = dd.scale(DoubleDouble(a.hi[chosen], a.lo[chosen]), 2.0 ** -float(s))
+        r = _taylor(part, _EXP_TERMS)
+        for _ in range(int(s)):
+            r = dd.matmul(r, r)
+        result[chosen] = dd.to_float64(r)
+    return result
+
+
+def cayley(theta: FloatArray) -> FloatArray:
+    """R = (I − A/2)⁻¹·(I + A/2), A = θ − θᵀ: [N, b, b] → [N, b, b].
+
+    It agrees with exp(A) up to A³/12: the two turn in the same direction.
+    """
+    half = dd.scale(_skew(theta), 0.5)
+    one = dd.identity_like(half)
+    return dd.to_float64(dd.solve(dd.add(one, dd.negate(half)), dd.add(one, half)))
+
+
+def legacy_taylor(theta: FloatArray) -> FloatArray:
+    """What the first SO8T training code computed, not expm(A): [N, b, b] → [N, b, b].
+
+    A_r = A + 1e-6·I; for each block n = ‖A_r‖_F, s = min(n, 1), B = A_r/(s + 1e-8) and
+    R = Σ_{k=0..10} B^k/k!. If any block of the layer has s ≥ 1, every block of the layer is
+    squared once. So for n < 1 the block is about exp(A/n): its angle does not depend
+    on the size of theta. The argument must hold all blocks of one layer.
+    """
+    a = _skew(theta)
+    one = dd.identity_like(a)
+    a = dd.add(a, dd.from_float64(one.hi * _LEGACY_SHIFT))
+    norm = _frobenius(a.hi)
+    s = np.minimum(norm, 1.0)
+    divisor = dd.from_float64((s + _LEGACY_EPSILON)[:, None, None])
+    b = dd.divide(a, divisor)
+    r = _taylor(b, _LEGACY_TERMS)
+    if (s >= 1.0).any():
+        r = dd.matmul(r, r)
+    return dd.to_float64(r)
+
+
+def _skew(theta: FloatArray) -> DoubleDouble:
+    """θ − θᵀ, exact."""
+    theta_t = np.ascontiguousarray(theta.transpose(0, 2, 1))
+    return dd.add(dd.from_float64(theta), dd.from_float64(-theta_t))
+
+
+def _taylor(a: DoubleDouble, terms: int) -> DoubleDouble:
+    """Σ_{k=0..terms} A^k/k! = I + A·(I + A/2·(I + A/3·(…)))."""
+    one = dd.identity_like(a)
+    result = one
+    for k in range(terms, 0, -1):
+        divisor = dd.from_float64(np.full_like(a.hi, float(k)))
+        result = dd.add(one, dd.divide(dd.matmul(a, result), divisor))
+    return result
+
+
+def _frobenius(a: FloatArray) -> FloatArray:
+    """‖A‖_F of each block, summed in a fixed order: [N, b, b] → [N]."""
+    total = np.zeros(a.shape[0])
+    for i in range(a.shape[1]):
+        for j in range(a.shape[2]):
+            total = total + a[:, i, j] * a[:, i, j]
+    return np.sqrt(total)
+
+
+def _squarings(a: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Least s ≥ 0 with ‖A‖_F ≤ 2^s/16, from the exponent alone."""
+    _, exponent = np.frexp(_frobenius(a) / _EXP_NORM)  # ‖A‖·16 = f·2^e, f in [1/2, 1)
+    return np.maximum(exponent, 0).astype(np.int64)
+
+
+def _batched(function: Callable[[FloatArray], FloatArray], theta: FloatArray) -> FloatArray:
+    parts = [function(theta[i : i + _BATCH]) for i in range(0, theta.shape[0], _BATCH)]
+    return np.concatenate(parts)

@@ -1,0 +1,204 @@
+"""PEFT OFT adapters: what PEFT's own forward computes, in float64.
+
+PEFT multiplies ``x_row @ R`` on blocks of the input features: convention ``row``, site
+``input``. Its parameter is the strict upper triangle of a skew Q, row by row: [N, b(b−1)/2].
+
+* Exact Cayley: R = (I − Q)(I + Q)⁻¹. With A = −2Q this is (I − A/2)⁻¹(I + A/2), our ``cayley``
+  of θ = −2·triu(Q) (numerator and denominator commute).
+* Cayley–Neumann (``use_cayley_neumann``): the truncated series of (I + Q)(I − Q)⁻¹, which is
+  the *inverse* rotation: I + 2Q + 2Q² + … + Q^m. Its last term has weight 1 since PEFT 0.18 and
+  had weight 2 before. A truncated series is not orthogonal; the drift grows like 2‖Q⁴‖.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from so8tqc.errors import RotationError
+from so8tqc.rotations import double_double as dd
+from so8tqc.rotations.double_double import DoubleDouble
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.raw import RawRotations
+from so8tqc.rotations.rotation_set import FloatArray, Target
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+HALVED_LAST_TERM_SINCE = (0, 18)
+"""First PEFT version whose Cayley–Neumann series ends with Q^m instead of 2·Q^m."""
+
+_KEY = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)\.oft_R\.(?:[^.]+\.)?weight$")
+_DEFAULT_TERMS = 5
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path looks like a PEFT adapter directory."""
+    return path.is_dir() and (path / CONFIG_NAME).is_file()
+
+
+def read_oft(directory: Path) -> RawRotations:
+    """Read an OFT adapter.
+
+    Returns:
+        ``cayley`` with theta for the exact transform, else ``matrix`` with PEFT's own blocks.
+
+    Raises:
+        RotationError: not OFT; anything in it that is no OFT rotation (biases, modules to save,
+            LoRA parts, shared blocks, convolutions), by name; unreadable or malformed files.
+    """
+    config = _config(directory / CONFIG_NAME)
+    _refuse_unsupported(config, directory)
+    vectors = _vectors(directory / WEIGHTS_NAME)
+    notices: list[str] = []
+    skew = {target: _skew(vector, f"{directory}, {target}") for target, vector in vectors.items()}
+    if config.get("coft"):
+        skew = {t: _constrained(q, float(config.get("eps", 6e-5))) for t, q in skew.items()}
+    if not config.get("use_cayley_neumann", False):
+        theta = {target: -2.0 * np.triu(q, 1) for target, q in skew.items()}
+        parametrization = Parametrization.CAYLEY
+    else:
+        terms = int(config.get("num_cayley_neumann_terms", _DEFAULT_TERMS))
+        halved, notice = _last_term_halved(config)
+        notices.append(notice)
+        theta = {target: neumann_series(q, terms, halved) for target, q in skew.items()}
+        parametrization = Parametrization.MATRIX
+    return RawRotations(
+        theta=theta,
+        parametrization=parametrization,
+        convention=Convention.ROW,
+        site=Site.INPUT,
+        metadata={"source": "PEFT OFT", "peft_version": str(config.get("peft_version", "unknown"))},
+        notices=tuple(notices),
+    )
+
+
+def neumann_series(q: FloatArray, terms: int, last_term_halved: bool) -> FloatArray:
+    """PEFT's truncated Cayley–Neumann series of skew Q: [N, b, b] → [N, b, b].
+
+    With t terms: t = 1: I; t = 2: I + 2Q; else I + 2Q + 2Q² + 2Q³ + … The version with the
+    halved last term always ends with a cubic or higher power of weight 1, Q^max(3, t−1);
+    the older one ends with 2·Q^(t−1).
+    """
+    one = dd.identity_like(dd.from_float64(q))
+    if terms <= 1:
+        return dd.to_float64(one)
+    base = dd.from_float64(q)
+    total = dd.add(one, dd.scale(base, 2.0))
+    if terms == 2:
+        return dd.to_float64(total)
+    last = max(3, terms - 1) if last_term_halved else terms - 1
+    power: DoubleDouble = base
+    for exponent in range(2, last + 1):
+        power = dd.matmul(power, base)
+        weight = 1.0 if last_term_halved and exponent == last else 2.0
+        total = dd.add(total, dd.scale(power, weight))
+    return dd.to_float64(total)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RotationError(f"cannot be read as JSON: {error}", where=str(path)) from None
+    if not isinstance(config, dict):
+        raise RotationError("expected a JSON object", where=str(path))
+    return config
+
+
+def _refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:
+    where = str(directory / CONFIG_NAME)
+    kind = config.get("peft_type")
+    if kind != "OFT":
+        raise RotationError(
+            f"the adapter is {kind!r}; only OFT adapters hold block rotations",
+            where=where,
+            remedy="Merge other adapters with PEFT before baking.",
+        )
+    if config.get("bias", "none") != "none":
+        raise RotationError(
+            f"the adapter also trains biases (bias={config['bias']!r})", where=where
+        )
+    if config.get("modules_to_save"):
+        raise RotationError(
+            f"the adapter replaces whole modules (modules_to_save={config['modules_to_save']})",
+            where=where,
+        )
+    if config.get("block_share"):
+        raise RotationError("adapters with block_share are not supported", where=where)
+    if "oft_block_size" not in config:
+        raise RotationError(
+            "the adapter was saved before PEFT 0.14, whose OFT is another one", where=where
+        )
+
+
+def _vectors(path: Path) -> dict[Target, FloatArray]:
+    from safetensors import SafetensorError, safe_open
+
+    vectors: dict[Target, FloatArray] = {}
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118
+                vectors[_target(key, path)] = handle.get_tensor(key).double().numpy()
+    except (SafetensorError, OSError) as error:
+        raise RotationError(f"not a readable safetensors file: {error}", where=str(path)) from None
+    if not vectors:
+        raise RotationError("the adapter holds no rotations", where=str(path))
+    return vectors
+
+
+def _target(key: str, path: Path) -> Target:
+    match = _KEY.search(key)
+    if match is None:
+        raise RotationError(
+            f"{key!r} is no OFT rotation of a numbered layer", where=str(path),
+            remedy="Only adapters made of oft_R weights can be baked.",
+        )  # fmt: skip
+    return Target(int(match[1]), match[2])
+
+
+def _skew(vector: FloatArray, where: str) -> FloatArray:
+    """[N, b(b−1)/2] → skew [N, b, b], strict upper triangle row by row."""
+    if vector.ndim != 2:
+        raise RotationError(f"oft_R has shape {list(vector.shape)}, expected [N, k]", where=where)
+    size = round((1 + np.sqrt(1 + 8 * vector.shape[1])) / 2)
+    if size * (size - 1) // 2 != vector.shape[1]:
+        raise RotationError(f"{vector.shape[1]} is no triangle of a square block", where=where)
+    q = np.zeros((vector.shape[0], size, size))
+    q[:, *np.triu_indices(size, 1)] = vector
+    skew: FloatArray = q - q.transpose(0, 2, 1)
+    return skew
+
+
+def _constrained(q: FloatArray, eps: float) -> FloatArray:
+    """COFT: ‖Q_k‖_F is at most eps/√N, as PEFT's forward enforces before every use.
+
+    PEFT computes the limit in float32; so do we, to land on the same matrix.
+    """
+    limit = float(np.float32(eps) / np.sqrt(np.float32(q.shape[0])))
+    norm = np.linalg.norm(q, axis=(1, 2), keepdims=True)
+    constrained: FloatArray = np.where(norm <= limit, q, limit * q / np.maximum(norm, limit))
+    return constrained
+
+
+def _last_term_halved(config: Mapping[str, Any]) -> tuple[bool, str]:
+    """Which generation of the series trained this adapter, and a notice that says so.
+
+    PEFT records its version in the adapter since 0.18; without a record it is older.
+    """
+    recorded = config.get("peft_version")
+    match = re.match(r"(\d+)\.(\d+)", str(recorded))
+    if recorded is None or match is None:
+        return False, (
+            "The adapter records no PEFT version, so it was trained before 0.18: its "
+            "Cayley–Neumann series ends with twice the last power."
+        )
+    halved = (int(match[1]), int(match[2])) >= HALVED_LAST_TERM_SINCE
+    return halved, (
+        f"Trained with PEFT {recorded}: its Cayley–Neumann series ends with "
+        f"{'the last power once' if halved else 'twice the last power'}."
+    )

@@ -1,0 +1,156 @@
+"""Reading rotations from any source, whole and validated."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from so8tqc.config import RotationOptions
+from so8tqc.errors import RotationError
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.native import read_native
+from so8tqc.rotations.parametrization import rotation_blocks
+from so8tqc.rotations.peft_oft import is_adapter, read_oft
+from so8tqc.rotations.pt import read_pt
+from so8tqc.rotations.raw import RawRotations
+from so8tqc.rotations.rotation_set import (
+    FloatArray,
+    RotationSet,
+    Target,
+    orthogonality_error,
+)
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
+def read_rotations(path: Path, options: RotationOptions | None = None) -> RotationSet:
+    """Rotations of a gate file, training checkpoint or PEFT OFT adapter directory.
+
+    What ``options`` state overrides what the source says, with a notice when they
+    differ; what neither says is assumed (exp, column, input), with a notice.
+
+    Raises:
+        RotationError: see the readers, ``RotationSet``, and: a non-finite theta; a layer in
+            ``options.layers`` without a gate.
+    """
+    options = options or RotationOptions()
+    raw = _read(path)
+    notices = list(raw.notices)
+    parametrization = _choose(
+        "parametrization",
+        options.parametrization,
+        raw.parametrization,
+        Parametrization.EXP,
+        notices,
+    )
+    convention = _choose(
+        "convention", options.convention, raw.convention, Convention.COLUMN, notices
+    )
+    site = _choose("site", options.site, raw.site, Site.INPUT, notices)
+    theta = dict(raw.theta)
+    if options.layers is not None:
+        theta = _select(theta, options.layers, path)
+    blocks = {t: _blocks(t, value, parametrization, path) for t, value in theta.items()}
+    if options.orthogonalize == "polar":
+        blocks = _nearest_rotations(blocks, notices)
+    return RotationSet(
+        blocks=blocks,
+        convention=convention,
+        site=site,
+        parametrization=parametrization,
+        theta={} if parametrization is Parametrization.MATRIX else theta,
+        source=str(path),
+        metadata=raw.metadata,
+        notices=tuple(notices),
+    )
+
+
+def parse_layers(text: str) -> frozenset[int]:
+    """``"0-3,7"`` → {0, 1, 2, 3, 7}."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        layers.update(range(int(first), int(last or first) + 1))
+    return frozenset(layers)
+
+
+def _read(path: Path) -> RawRotations:
+    if is_adapter(path):
+        return read_oft(path)
+    if path.is_dir():
+        raise RotationError(
+            "a directory without adapter_config.json is no PEFT adapter", where=str(path)
+        )
+    if not path.is_file():
+        raise RotationError("no such rotation file", where=str(path))
+    if path.suffix == ".safetensors":
+        return read_native(path)
+    if path.suffix in _TORCH_SUFFIXES:
+        return read_pt(path)
+    raise RotationError(
+        f"unknown kind of rotation file {path.suffix!r}",
+        where=str(path),
+        remedy="Give a .safetensors, .pt, .pth or .bin file, or a PEFT OFT adapter directory.",
+    )
+
+
+def _choose(
+    name: str, wanted: _Word | None, declared: _Word | None, default: _Word, notices: list[str]
+) -> _Word:
+    if wanted is not None:
+        if declared is not None and wanted != declared:
+            notices.append(f"The rotations declare {name} {declared}; {wanted} was asked for.")
+        return wanted
+    if declared is not None:
+        return declared
+    notices.append(f"The rotations do not state their {name}; {default} was assumed.")
+    return default
+
+
+def _select(theta: dict[Target, FloatArray], layers: str, path: Path) -> dict[Target, FloatArray]:
+    wanted = parse_layers(layers)
+    missing = wanted - {target.layer for target in theta}
+    if missing:
+        raise RotationError(
+            f"no gate for layer(s) {', '.join(map(str, sorted(missing)))}, which --layers names",
+            where=str(path),
+        )
+    return {target: value for target, value in theta.items() if target.layer in wanted}
+
+
+def _blocks(
+    target: Target, theta: FloatArray, parametrization: Parametrization, path: Path
+) -> FloatArray:
+    where = f"{path}, {target}"
+    if theta.ndim != 3 or theta.shape[1] != theta.shape[2]:
+        raise RotationError(f"theta has shape {list(theta.shape)}, expected [N, b, b]", where=where)
+    finite = np.isfinite(theta).all(axis=(1, 2))
+    if not finite.all():
+        raise RotationError(
+            f"theta of block {int(np.argmin(finite))} has a non-finite value",
+            where=where,
+            remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
+        )
+    return rotation_blocks(theta, parametrization)
+
+
+def _nearest_rotations(
+    blocks: dict[Target, FloatArray], notices: list[str]
+) -> dict[Target, FloatArray]:
+    """The polar factor of each block, the nearest orthogonal matrix (Higham, 1986)."""
+    before = max(float(orthogonality_error(b).max()) for b in blocks.values())
+    nearest: dict[Target, FloatArray] = {}
+    for target, value in blocks.items():
+        u, _, vh = np.linalg.svd(value)
+        nearest[target] = u @ vh
+    after = max(float(orthogonality_error(b).max()) for b in nearest.values())
+    moved = max(float(np.abs(nearest[t] - blocks[t]).max()) for t in blocks)
+    notices.append(
+        f"Blocks were replaced by the nearest rotation: drift ‖RᵀR − I‖ {before:.1e} before, "
+        f"{after:.1e} after; largest change of an element {moved:.1e}."
+    )
+    return nearest

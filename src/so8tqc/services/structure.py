@@ -1,0 +1,230 @@
+"""Checks on a baked checkpoint's files: structure, rotations, algebra. No model is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from so8tqc.checkpoints.baking import same_bytes
+from so8tqc.checkpoints.patch import tensor_view
+from so8tqc.checkpoints.plan import PlannedTensor
+from so8tqc.checkpoints.safetensors_index import Checkpoint
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import Check, judge
+from so8tqc.rotations.algebra import FoldComparison, compare_fold
+from so8tqc.rotations.fold import orient
+from so8tqc.rotations.rotation_set import (
+    ORTHOGONALITY_LIMIT,
+    RotationSet,
+    orthogonality_error,
+    rotation_angles,
+)
+
+EXACT_LIMIT_ULP = 0.5
+"""A correctly rounded element is at most half a unit in the last place from the exact value."""
+
+EFFECT_SHARE = 0.9
+"""A bake must have changed each weight by at least this share of what its rotation changes."""
+
+_IGNORED_CONFIG = frozenset({"_name_or_path", "transformers_version"})
+_GATE_WORDS = ("rotation_gate", "oft_r", ".theta")
+
+
+@dataclass(frozen=True)
+class TargetAlgebra:
+    """The comparison of one folded tensor, with its place."""
+
+    planned: PlannedTensor
+    comparison: FoldComparison
+
+
+def structure_checks(
+    base: Checkpoint, baked: Checkpoint, planned: Sequence[PlannedTensor], subject: str = ""
+) -> list[Check]:
+    """Same tensors, shapes and dtypes; everything but the targets bit-identical; no gates left.
+
+    Compares ``baked`` with ``base``; ``planned`` says which tensors may differ.
+    """
+    targets = {p.entry.name for p in planned}
+    common = base.tensors.keys() & baked.tensors.keys()
+    missing = sorted(base.tensors.keys() - baked.tensors.keys())
+    added = sorted(baked.tensors.keys() - base.tensors.keys())
+    reshaped = sorted(n for n in common if base.tensors[n].shape != baked.tensors[n].shape)
+    retyped = sorted(n for n in common - targets if base.tensors[n].dtype != baked.tensors[n].dtype)
+    differing = sorted(
+        n
+        for n in common - targets - set(reshaped) - set(retyped)
+        if not same_bytes(base.tensors[n], baked.tensors[n])
+    )
+    gates = sorted(n for n in baked.tensors if any(word in n.lower() for word in _GATE_WORDS))
+    config = _config_differences(base, baked)
+    companions = _companion_differences(base.directory, baked.directory)
+    return [
+        _none("structure.missing", missing, "tensor(s) of the base are missing", subject),
+        _none("structure.added", added, "tensor(s) were added", subject),
+        _none("structure.shapes", reshaped, "tensor(s) changed shape", subject),
+        _none("structure.dtypes", retyped, "untouched tensor(s) changed dtype", subject),
+        _none("structure.untouched", differing, "untouched tensor(s) changed", subject),
+        _none("structure.gates", gates, "gate tensor(s) are left", subject),
+        _none("structure.config", config, "config value(s) changed", subject),
+        _none("structure.tokenizer", companions, "tokenizer file(s) differ", subject),
+    ]
+
+
+def algebra(
+    baked: Checkpoint, planned: Sequence[PlannedTensor], rotations: RotationSet,
+    progress: Progress = SILENT,
+) -> list[TargetAlgebra]:  # fmt: skip
+    """Compare every folded tensor that has the right shape with the exact fold."""
+    results = []
+    with progress.task("checking the algebra", total=len(planned), unit="tensors") as task:
+        for plan in planned:
+            entry = baked.tensors.get(plan.entry.name)
+            if entry is not None and entry.shape == plan.entry.shape:
+                blocks = rotations.column_blocks(plan.site.target)
+                matrix, oriented = orient(
+                    tensor_view(plan.entry), blocks, rotations.site,
+                    transposed=plan.site.transposed,
+                )  # fmt: skip
+                stored, _ = orient(
+                    tensor_view(entry), blocks, rotations.site, transposed=plan.site.transposed
+                )
+                results.append(TargetAlgebra(plan, compare_fold(matrix, stored, oriented)))
+            task.advance(1, item=plan.entry.name)
+    return results
+
+
+def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[Check]:
+    """``algebra.exact``, ``algebra.effect`` and ``algebra.finite`` of the compared tensors."""
+    if not results:
+        return []
+    worst = max(results, key=lambda r: r.comparison.max_ulp)
+    weak = min(results, key=lambda r: _effect_share(r.comparison))
+    bad = [r for r in results if r.comparison.non_finite]
+    wrong = sum(r.comparison.max_ulp > EXACT_LIMIT_ULP for r in results)
+    return [
+        judge(
+            "algebra.exact",
+            worst.comparison.max_ulp,
+            EXACT_LIMIT_ULP,
+            unit="ulp",
+            subject=subject,
+            detail=f"{len(results) - wrong} of {len(results)} tensors hold the exact fold rounded "
+            f"once; the largest distance is in {_place(worst)}.",
+        ),
+        judge(
+            "algebra.effect",
+            _effect_share(weak.comparison),
+            EFFECT_SHARE,
+            comparison=">=",
+            subject=subject,
+            detail=f"Share of the expected change ‖W·R − W‖ that the bake really made, smallest in "
+            f"{_place(weak)}: changed {weak.comparison.effect:.2e} of the norm, expected "
+            f"{weak.comparison.expected_effect:.2e}.",
+        ),
+        judge(
+            "algebra.finite",
+            sum(r.comparison.non_finite for r in bad),
+            0,
+            subject=subject,
+            detail="No folded element is NaN or infinite."
+            if not bad
+            else f"Non-finite elements, first in {_place(bad[0])}.",
+        ),
+    ]
+
+
+def rotation_checks(rotations: RotationSet) -> list[Check]:
+    """``rotation.orthogonality`` and ``rotation.determinant`` over all blocks."""
+    errors = {t: orthogonality_error(rotations.blocks[t]) for t in rotations}
+    worst = max(errors, key=lambda t: float(errors[t].max()))
+    determinants = np.concatenate([np.linalg.det(rotations.blocks[t]) for t in rotations])
+    return [
+        judge(
+            "rotation.orthogonality",
+            float(errors[worst].max()),
+            ORTHOGONALITY_LIMIT,
+            target=ORTHOGONALITY_LIMIT,
+            detail=f"Largest ‖RᵀR − I‖_F of {determinants.size} blocks, in {worst}, block "
+            f"{int(errors[worst].argmax())}.",
+        ),
+        judge(
+            "rotation.determinant",
+            float(np.abs(determinants - 1).max()),
+            ORTHOGONALITY_LIMIT,
+            detail="Largest |det R − 1| of all blocks.",
+        ),
+    ]
+
+
+def rotation_rows(rotations: RotationSet) -> list[dict[str, object]]:
+    """One row per target: drift and angles (radians) of its blocks, and of each block."""
+    rows: list[dict[str, object]] = []
+    for target in rotations:
+        blocks = rotations.blocks[target]
+        errors, angles = orthogonality_error(blocks), rotation_angles(blocks)
+        rows.append(
+            {
+                "layer": target.layer,
+                "target": target.module or "attention output",
+                "blocks": blocks.shape[0],
+                "orthogonality_max": float(errors.max()),
+                "orthogonality_mean": float(errors.mean()),
+                "angle_max": float(angles.max()),
+                "angle_mean": float(angles.mean()),
+            }
+        )
+    return rows
+
+
+def _effect_share(comparison: FoldComparison) -> float:
+    """Changed over expected change; a rotation by nothing is fulfilled by changing nothing."""
+    if comparison.expected_effect == 0:
+        return 1.0 if comparison.effect == 0 else float("inf")
+    return comparison.effect / comparison.expected_effect
+
+
+def _place(result: TargetAlgebra) -> str:
+    return f"layer {result.planned.site.target.layer} ({result.planned.entry.name})"
+
+
+def _none(check_id: str, names: Sequence[str], what: str, subject: str) -> Check:
+    detail = (
+        f"No {what}."
+        if not names
+        else f"{len(names)} {what}: {', '.join(names[:5])}" + (" …" if len(names) > 5 else "")
+    )
+    return judge(check_id, len(names), 0, subject=subject, detail=detail)
+
+
+def _config_differences(base: Checkpoint, baked: Checkpoint) -> list[str]:
+    keys = (base.config.keys() | baked.config.keys()) - _IGNORED_CONFIG
+    return sorted(k for k in keys if base.config.get(k) != baked.config.get(k))
+
+
+def _companion_differences(base: Path, baked: Path) -> list[str]:
+    """Tokenizer and generation files whose content differs (JSON compared as values)."""
+    names = {
+        path.name
+        for path in (*base.iterdir(), *baked.iterdir())
+        if path.is_file()
+        and (path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spiece"))
+             or path.name in ("generation_config.json", "added_tokens.json"))
+    }  # fmt: skip
+    return sorted(name for name in names if _content(base / name) != _content(baked / name))
+
+
+def _content(path: Path) -> object:
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        try:
+            return json.loads(data)
+        except ValueError:
+            return data
+    return data

@@ -1,0 +1,84 @@
+"""Our own exact fold as a logit source: what any bake can at best achieve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from so8tqc.rotations.enums import Site
+from so8tqc.rotations.fold import fold, orient
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.sources.gated import is_conv1d, projection
+from so8tqc.sources.hf import HFModel, head_blocks
+from so8tqc.sources.protocol import TokenIds
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FoldedSource:
+    """The base model with its target weights replaced by their exact fold.
+
+    With ``storage`` the fold is rounded once to that dtype, as a correct bake would
+    store it: its distance from the gated model is the *noise floor*. Without, it is
+    rounded to the compute dtype only: its distance is the arithmetic's own error.
+
+    Args:
+        model: the base model, shared with other sources.
+        rotations: what is folded.
+        name: label for reports.
+        storage: torch dtype name (``bfloat16`` …), or None for the compute dtype.
+    """
+
+    def __init__(
+        self, model: HFModel, rotations: RotationSet, name: str, storage: str | None
+    ) -> None:
+        self.model = model
+        self.name = name
+        self.vocab_size = model.vocab_size
+        self._folded = list(_fold_all(model, rotations, storage))
+
+    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+        """See :class:`so8tqc.sources.protocol.LogitSource`."""
+        with _swapped(self._folded):
+            hidden = self.model.hidden(tokens)
+        yield from head_blocks(self.model, hidden, rows)
+
+    def close(self) -> None:
+        """Release the model."""
+        self._folded = []
+        self.model.close()
+
+
+def _fold_all(
+    model: HFModel, rotations: RotationSet, storage: str | None
+) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """(parameter, its folded value) for every target's weight, and bias at the output site."""
+    import torch
+
+    for target in rotations:
+        module = projection(model, target)
+        parameters = [module.weight]
+        if rotations.site is Site.OUTPUT and module.bias is not None:
+            parameters.append(module.bias)
+        for parameter in parameters:
+            dtype = getattr(torch, storage) if storage else parameter.dtype
+            value = parameter.detach().to("cpu", copy=True)
+            view, blocks = orient(
+                value, rotations.column_blocks(target), rotations.site, transposed=is_conv1d(module)
+            )
+            view.copy_(fold(view, blocks, dtype))
+            yield parameter, value.to(parameter.device)
+
+
+@contextmanager
+def _swapped(values: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> Iterator[None]:
+    originals = [parameter.data for parameter, _ in values]
+    try:
+        for parameter, value in values:
+            parameter.data = value
+        yield
+    finally:
+        for (parameter, _), original in zip(values, originals, strict=True):
+            parameter.data = original

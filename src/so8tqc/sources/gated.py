@@ -1,0 +1,158 @@
+"""The pre-bake model: base weights plus rotation gates, applied by forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from so8tqc.checkpoints.sites import attention_output_module
+from so8tqc.errors import RotationError, ShapeError
+from so8tqc.rotations.enums import Site
+from so8tqc.rotations.rotation_set import RotationSet, Target
+from so8tqc.sources.hf import HFModel, head_blocks
+from so8tqc.sources.protocol import TokenIds
+
+if TYPE_CHECKING:
+    import torch
+
+
+class GatedSource:
+    """A model with its gates as a logit source.
+
+    Args:
+        model: the base model, shared with other sources; gates are present only
+            while the backbone runs.
+        rotations: one rotation for every target they name.
+        name: label for reports.
+    """
+
+    def __init__(self, model: HFModel, rotations: RotationSet, name: str) -> None:
+        self.model = model
+        self.rotations = rotations
+        self.name = name
+        self.vocab_size = model.vocab_size
+
+    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+        """See :class:`so8tqc.sources.protocol.LogitSource`."""
+        with gated(self.model, self.rotations):
+            hidden = self.model.hidden(tokens)
+        yield from head_blocks(self.model, hidden, rows)
+
+    def close(self) -> None:
+        """Release the model."""
+        self.model.close()
+
+
+@contextmanager
+def gated(model: HFModel, rotations: RotationSet) -> Iterator[None]:
+    """Install the gates for the duration of a ``with``.
+
+    With column blocks C (see ``RotationSet.column_blocks``) a gate computes
+    x ↦ C·x on each block of b features: before the projection at the input
+    site, on its result (bias included) at the output site.
+
+    Raises:
+        RotationError: a target's module does not exist in the model.
+        ShapeError: N·b differs from the projection's features at the site.
+    """
+    handles = []
+    try:
+        for target in rotations:
+            module = projection(model, target)
+            blocks = _device_blocks(rotations, target, module)
+            if rotations.site is Site.INPUT:
+                handles.append(module.register_forward_pre_hook(_input_hook(blocks)))
+            else:
+                handles.append(module.register_forward_hook(_output_hook(blocks)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def projection(model: HFModel, target: Target) -> Any:
+    """The module that a target names.
+
+    Raises:
+        RotationError: it does not exist.
+    """
+    layers = decoder_layers(model)
+    name = target.module or attention_output_module(model.config.model_type)
+    if target.layer >= len(layers):
+        raise RotationError(
+            f"there is a gate for layer {target.layer}, the model has {len(layers)} layers",
+            where=str(model.path),
+        )
+    try:
+        return layers[target.layer].get_submodule(name)
+    except AttributeError:
+        raise RotationError(f"{target}: no module {name}", where=str(model.path)) from None
+
+
+def decoder_layers(model: HFModel) -> Any:
+    """The list of decoder layers of the text tower.
+
+    Raises:
+        RotationError: the architecture keeps them somewhere unknown.
+    """
+    decoder = model.module.get_decoder()
+    decoder = decoder if decoder is not None else model.module.base_model
+    for name in ("layers", "h"):
+        if hasattr(decoder, name):
+            return getattr(decoder, name)
+    raise RotationError(
+        f"cannot find the decoder layers of {type(model.module).__name__}", where=str(model.path)
+    )
+
+
+def is_conv1d(module: Any) -> bool:
+    """Whether a projection is GPT-2's Conv1D, which stores [in, out]."""
+    return hasattr(module, "nf")
+
+
+def features(module: Any) -> tuple[int, int]:
+    """(in_features, out_features) of a Linear or of GPT-2's transposed Conv1D."""
+    if is_conv1d(module):
+        return int(module.weight.shape[0]), int(module.nf)
+    return int(module.in_features), int(module.out_features)
+
+
+def apply_blocks(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """x ↦ C·x block by block: x [..., N·b], blocks [N, b, b] → [..., N·b].
+
+    (C·x)_i = Σ_j C_ij x_j on each block: ``i, j`` index rows and columns of C.
+    """
+    import torch
+
+    count, size, _ = blocks.shape
+    rotated = torch.einsum("nij,...nj->...ni", blocks, x.reshape(*x.shape[:-1], count, size))
+    return rotated.flatten(-2)
+
+
+def _device_blocks(rotations: RotationSet, target: Target, module: Any) -> torch.Tensor:
+    import torch
+
+    blocks = rotations.column_blocks(target)
+    width = features(module)[0 if rotations.site is Site.INPUT else 1]
+    if blocks.shape[0] * blocks.shape[1] != width:
+        raise ShapeError(
+            f"{blocks.shape[0]} blocks of {blocks.shape[1]} do not cover {width} features "
+            f"at the {rotations.site} of the projection",
+            where=f"{rotations.source}, {target}",
+        )
+    return torch.from_numpy(blocks).to(module.weight.device, module.weight.dtype)
+
+
+def _input_hook(blocks: torch.Tensor) -> Any:
+    def hook(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (apply_blocks(args[0], blocks), *args[1:])
+
+    return hook
+
+
+def _output_hook(blocks: torch.Tensor) -> Any:
+    def hook(_module: Any, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return apply_blocks(output, blocks)
+
+    return hook

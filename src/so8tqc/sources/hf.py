@@ -1,0 +1,173 @@
+"""Logits of a transformers model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from so8tqc.errors import DataError, ModelError
+from so8tqc.sources.protocol import TokenIds
+from so8tqc.sources.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+
+class HFModel:
+    """A loaded model, split into backbone and output head.
+
+    The backbone gives [T, D] hidden states after the final norm; the head turns a
+    few rows at a time into logits, so that no [T, V] array is ever made.
+
+    Attributes:
+        module: the transformers model, in eval mode.
+        config: its text configuration.
+        vocab_size: V, the head's output width.
+        context: longest supported sequence, tokens.
+        path: the directory it was loaded from.
+    """
+
+    def __init__(self, module: Any, path: Path) -> None:
+        self.module = module.eval()
+        self.path = path
+        self.config = module.config.get_text_config()
+        head = module.get_output_embeddings()
+        if head is None:
+            raise ModelError("the model has no output head", where=str(path))
+        self._head = head
+        self.vocab_size = int(head.weight.shape[0])
+        self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+
+    @classmethod
+    def load(cls, path: Path, *, dtype: str = "float32", attention: str | None = None) -> HFModel:
+        """Load a model directory; no remote code, no network.
+
+        Args:
+            path: directory with config.json and safetensors weights.
+            dtype: compute dtype, ``float32`` or ``float64`` on CPUs (the storage dtype of
+                the files does not matter).
+            attention: transformers' attention implementation, None for its default.
+
+        Raises:
+            ModelError: missing, unreadable, or not a causal language model.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if not (path / "config.json").is_file():
+            raise ModelError("not a model directory: config.json is missing", where=str(path))
+        options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+        try:
+            with quiet_transformers():
+                config = AutoConfig.from_pretrained(
+                    str(path), local_files_only=True, trust_remote_code=False
+                )
+                module, report = AutoModelForCausalLM.from_pretrained(
+                    str(path),
+                    config=config,
+                    dtype=getattr(torch, dtype),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **options,
+                )
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            reason = str(error).strip().splitlines()
+            raise ModelError(
+                f"transformers cannot load it: {reason[0] if reason else type(error).__name__}",
+                where=str(path),
+            ) from None
+        if missing := sorted(report.get("missing_keys") or ()):
+            raise ModelError(
+                f"{len(missing)} weights are missing and would be random, first {missing[0]}",
+                where=str(path),
+            )
+        if torch.cuda.is_available():
+            module = module.to("cuda")
+        return cls(module, path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head's weights live."""
+        device: torch.device = self._head.weight.device
+        return device
+
+    def check_length(self, tokens: TokenIds) -> None:
+        """Refuse a text that is longer than the model's context."""
+        if tokens.size > self.context:
+            raise DataError(
+                f"{tokens.size} tokens are more than the model's context of {self.context}",
+                where=str(self.path),
+            )
+
+    def hidden(self, tokens: TokenIds) -> torch.Tensor:
+        """[T] ids → [T, D] hidden states after the final norm, in the compute dtype."""
+        import torch
+
+        self.check_length(tokens)
+        ids = torch.from_numpy(np.ascontiguousarray(tokens))[None].to(self.device)
+        with torch.inference_mode():
+            output = self._backbone(input_ids=ids, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    @property
+    def _backbone(self) -> Any:
+        """The text tower, without the output head."""
+        decoder = self.module.get_decoder()
+        return decoder if decoder is not None else self.module.base_model
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[t, D] hidden states → [t, V] logits on the CPU, as the model's forward makes them.
+
+        Logit scaling (Cohere, Granite) and soft-capping (Gemma 2) follow the
+        formulas of those models' ``forward`` in transformers.
+        """
+        import torch
+
+        with torch.inference_mode():
+            logits: torch.Tensor = self._head(hidden.to(self.device))
+            if (scale := getattr(self.config, "logit_scale", None)) is not None:
+                logits = logits * scale
+            if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
+                logits = logits / divisor
+            if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
+                logits = torch.tanh(logits / cap) * cap
+            return logits.to("cpu")
+
+    def close(self) -> None:
+        """Drop the weights."""
+        self.module = None
+        self._head = None
+
+
+class HFSource:
+    """A transformers model as a logit source.
+
+    Args:
+        model: the loaded model; it may serve several sources at once.
+        name: label for reports.
+    """
+
+    def __init__(self, model: HFModel, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.vocab_size = model.vocab_size
+
+    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+        """See :class:`so8tqc.sources.protocol.LogitSource`."""
+        yield from head_blocks(self.model, self.model.hidden(tokens), rows)
+
+    def close(self) -> None:
+        """Release the model."""
+        self.model.close()
+
+
+def head_blocks(model: HFModel, hidden: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+    """[T, D] hidden states → [t, V] logit blocks of ``rows`` rows, in order."""
+    for start in range(0, hidden.shape[0], rows):
+        yield model.head(hidden[start : start + rows])

@@ -1,0 +1,220 @@
+"""Texts in, token ids out. Reads JSON, JSONL and plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from so8tqc.config import LONG_TEXTS, QUALITY_TEXTS
+from so8tqc.errors import DataError, ModelError
+from so8tqc.resources import data_file
+from so8tqc.sources.protocol import EncodedText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BUILTIN_FILES = {
+    QUALITY_TEXTS: ("validation_en.json", "validation_ja.json"),
+    LONG_TEXTS: ("longtext_en.json",),
+}
+_PARALLEL_KEYS = ("ids", "prompts", "descriptions", "categories")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text with what is known of it.
+
+    Attributes:
+        id: unique within the loaded set.
+        text: the passage.
+        prompt: what the passage answers, "" if there is none.
+        language: ISO 639-1 code, "" if unknown.
+        category: domain, "" if unknown.
+        description: one sentence for reports.
+    """
+
+    id: str
+    text: str
+    prompt: str = ""
+    language: str = ""
+    category: str = ""
+    description: str = ""
+
+    @property
+    def full(self) -> str:
+        """The prompt, an empty line, the passage; or the passage alone."""
+        return f"{self.prompt}\n\n{self.text}" if self.prompt else self.text
+
+
+def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
+    """The files that a list of ``builtin:NAME`` and paths stands for.
+
+    Raises:
+        DataError: an unknown builtin name, or a file that does not exist.
+    """
+    paths: list[Path] = []
+    for spec in specs:
+        if spec.startswith("builtin:"):
+            if spec not in BUILTIN_FILES:
+                raise DataError(
+                    f"no built-in data set {spec!r}",
+                    remedy=f"There are {', '.join(BUILTIN_FILES)}.",
+                )
+            paths += [data_file(name) for name in BUILTIN_FILES[spec]]
+        else:
+            path = Path(spec)
+            if not path.is_file():
+                raise DataError("no such data file", where=spec)
+            paths.append(path)
+    return tuple(paths)
+
+
+def load_texts(specs: Sequence[str]) -> tuple[Text, ...]:
+    """Read every text of the given files and built-in sets.
+
+    ``.json``: an object with the parallel lists ``texts`` and, optionally, ``ids``,
+    ``prompts``, ``descriptions``, ``categories`` and a ``language``; or a list of strings.
+    ``.jsonl``: an object with ``text`` on each line. Anything else is one plain text.
+
+    Raises:
+        DataError: a file is unreadable, not UTF-8, of another shape, or holds no text.
+    """
+    texts: list[Text] = []
+    for path in data_paths(specs):
+        texts += _read(path)
+    if not texts:
+        raise DataError("there is no text in the data", where=", ".join(specs))
+    counts: dict[str, int] = {}
+    unique: list[Text] = []
+    for text in texts:
+        seen = counts[text.id] = counts.get(text.id, 0) + 1
+        unique.append(text if seen == 1 else _renamed(text, f"{text.id}#{seen}"))
+    return tuple(unique)
+
+
+def _renamed(text: Text, name: str) -> Text:
+    return Text(name, text.text, text.prompt, text.language, text.category, text.description)
+
+
+def _read(path: Path) -> list[Text]:
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 text: byte {error.start} cannot be decoded", where=str(path)
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    match path.suffix.lower():
+        case ".json":
+            return _from_json(content, path)
+        case ".jsonl":
+            return _from_jsonl(content, path)
+        case _:
+            return [Text(path.stem, content)] if content.strip() else []
+
+
+def _from_json(content: str, path: Path) -> list[Text]:
+    try:
+        value = json.loads(content)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"not JSON: {error}", where=str(path)) from None
+    if isinstance(value, list):
+        value = {"texts": value}
+    if not isinstance(value, dict) or not _strings(value.get("texts")):
+        raise DataError("expected an object with a list of strings 'texts'", where=str(path))
+    count = len(value["texts"])
+    columns: dict[str, list[str]] = {}
+    for key in _PARALLEL_KEYS:
+        column = value.get(key, [""] * count)
+        if not _strings(column) or len(column) != count:
+            raise DataError(
+                f"'{key}' must be a list of {count} strings, one for each text", where=str(path)
+            )
+        columns[key] = column
+    language = str(value.get("language", ""))
+    prefix = f"{language}/" if language else ""
+    return [
+        Text(
+            id=prefix + (columns["ids"][i] or f"{path.stem}-{i + 1}"),
+            text=value["texts"][i],
+            prompt=columns["prompts"][i],
+            language=language,
+            category=columns["categories"][i],
+            description=columns["descriptions"][i],
+        )
+        for i in range(count)
+    ]
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _from_jsonl(content: str, path: Path) -> list[Text]:
+    texts: list[Text] = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            item = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"not JSON: {error}", where=where) from None
+        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+            raise DataError("expected an object with a string 'text'", where=where)
+        fields = {
+            key: str(item.get(key, "") or "")
+            for key in ("prompt", "language", "category", "description")
+        }
+        texts.append(Text(str(item.get("id") or f"{path.stem}-{number}"), item["text"], **fields))
+    return texts
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory; never remote code, never the network.
+
+    Raises:
+        ModelError: there is no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    if not path.is_dir():
+        raise ModelError(
+            "not a model directory", where=str(path), remedy="Give --tokenizer MODEL_DIRECTORY."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"no usable tokenizer: {reason[0] if reason else type(error).__name__}",
+            where=str(path),
+            remedy="Give --tokenizer MODEL_DIRECTORY.",
+        ) from None
+
+
+def encode(
+    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, max_tokens: int | None
+) -> tuple[EncodedText, ...]:
+    """Token ids of each text, cut to ``max_tokens``, special tokens as the tokenizer adds them.
+
+    Raises:
+        DataError: a text has fewer than two tokens, so that nothing is predicted.
+    """
+    encoded: list[EncodedText] = []
+    for text in texts:
+        ids = np.asarray(tokenizer(text.full, verbose=False)["input_ids"], dtype=np.int64)
+        if ids.size < 2:
+            raise DataError(
+                f"has {ids.size} token(s); next-token statistics need at least two", where=text.id
+            )
+        encoded.append(EncodedText(text.id, ids[:max_tokens], text.language, text.category))
+    return tuple(encoded)

@@ -1,0 +1,171 @@
+"""Tiny real models: right architecture, random weights, a tokenizer of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.native import write_native
+from so8tqc.rotations.rotation_set import Target
+
+VOCABULARY = 512
+LAYERS = 3
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "llama": {"tie_word_embeddings": True},
+    "qwen2": {},
+    # heads × head_dim differs from hidden_size in these two
+    "qwen3": {"head_dim": 32},
+    "gemma3_text": {"head_dim": 32, "sliding_window": 64, "query_pre_attn_scalar": 32},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline() -> None:
+    """No test may ask a hub for anything."""
+    import os
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a sentencepiece tokenizer that transformers and the converter both read."""
+    import sentencepiece
+    from transformers import LlamaTokenizer
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    root = Path(__file__).parent.parent / "data"
+    texts = json.loads((root / "validation_en.json").read_text(encoding="utf-8"))["texts"]
+    (directory / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(directory / "corpus.txt"),
+        model_prefix=str(directory / "tokenizer"),
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    for leftover in ("corpus.txt", "tokenizer.vocab"):
+        (directory / leftover).unlink()
+    LlamaTokenizer.from_pretrained(str(directory)).save_pretrained(str(directory))
+    return directory
+
+
+ModelMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
+    """Build (once each) a tiny model directory of an architecture and storage dtype."""
+    made: dict[tuple[str, str, str], Path] = {}
+
+    def make(architecture: str = "llama", dtype: str = "bfloat16", shard: str = "5GB") -> Path:
+        key = (architecture, dtype, shard)
+        if key not in made:
+            made[key] = _build(architecture, dtype, shard, tmp_path_factory, tokenizer_files)
+        return made[key]
+
+    return make
+
+
+def _build(
+    architecture: str,
+    dtype: str,
+    shard: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer_files: Path,
+) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(architecture, **{**_COMMON, **ARCHITECTURES[architecture]})
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():  # livelier than the default 0.02: attention must matter
+        if parameter.ndim == 2:
+            parameter.data.normal_(std=parameter.shape[1] ** -0.5)
+    directory = tmp_path_factory.mktemp(f"{architecture}-{dtype}")
+    model.to(getattr(torch, dtype)).save_pretrained(str(directory), max_shard_size=shard)
+    for file in tokenizer_files.iterdir():
+        shutil.copy(file, directory / file.name)
+    return directory
+
+
+@pytest.fixture
+def llama(make_model: ModelMaker) -> Path:
+    """A tiny bfloat16 Llama directory (shared: do not write into it)."""
+    return make_model("llama")
+
+
+GateMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_gates(tmp_path: Path) -> GateMaker:
+    """Write a native gate file for a model directory."""
+
+    def make(
+        model: Path,
+        name: str = "gates.safetensors",
+        *,
+        seed: int = 0,
+        scale: float = 0.3,
+        convention: Convention = Convention.COLUMN,
+        parametrization: Parametrization = Parametrization.EXP,
+        layers: int = LAYERS,
+    ) -> Path:
+        blocks = attention_width(model) // 8
+        generator = np.random.default_rng(seed)
+        theta = {Target(i): generator.normal(size=(blocks, 8, 8)) * scale for i in range(layers)}
+        path = tmp_path / name
+        write_native(
+            path,
+            theta,
+            parametrization=parametrization,
+            convention=convention,
+            site=Site.INPUT,
+            pet=None,
+        )
+        return path
+
+    return make
+
+
+@pytest.fixture
+def texts_file(tmp_path: Path) -> Path:
+    """Six short passages as JSONL."""
+    root = Path(__file__).parent.parent / "data"
+    texts = json.loads((root / "validation_en.json").read_text(encoding="utf-8"))["texts"]
+    path = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"id": f"t{i}", "text": text[:300]}) for i, text in enumerate(texts[:6])]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def attention_width(model: Path) -> int:
+    """Input width of the attention output projection: heads × head_dim."""
+    config = json.loads((model / "config.json").read_text())
+    heads = int(config["num_attention_heads"])
+    return heads * int(config.get("head_dim") or config["hidden_size"] // heads)
