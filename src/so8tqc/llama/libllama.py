@@ -1,0 +1,173 @@
+"""libllama through ``llama_cpp``'s low-level bindings: the one place that imports them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.errors import DataError, MissingToolError, ModelError, ToolError
+from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.llama.pin import INSTALL_COMMAND
+
+_KEPT_LINES = 30
+_log_lines: deque[str] = deque(maxlen=_KEPT_LINES)
+_library: Any = None
+_callback: Any = None  # ctypes callbacks must outlive their registration
+
+
+def library() -> Any:
+    """The binding module, its log diverted from the terminal into memory.
+
+    Raises:
+        MissingToolError: llama-cpp-python is not installed or does not load.
+    """
+    global _library, _callback  # noqa: PLW0603  one library per process is what libllama is
+    if _library is not None:
+        return _library
+    try:
+        from llama_cpp import llama_cpp as lib
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()
+        raise MissingToolError(
+            f"libllama is not available: {reason[0] if reason else type(error).__name__}",
+            remedy=f"Run: {INSTALL_COMMAND} (compiles for 6 to 9 minutes on two cores, once)",
+        ) from None
+
+    @lib.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(_level: int, text: bytes, _data: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if line and line != ".":
+            _log_lines.append(line)
+
+    _callback = keep
+    lib.llama_log_set(keep, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+    _library = lib
+    return lib
+
+
+def last_words() -> str:
+    """The last error-like line that libllama said, for error messages."""
+    telling = [line for line in _log_lines if "error" in line.lower() or "fail" in line.lower()]
+    return (telling or list(_log_lines) or ["no message"])[-1]
+
+
+class LlamaModel:
+    """A loaded GGUF model with a context that grows as longer texts come.
+
+    Args:
+        path: the GGUF file; it is validated before libllama sees it.
+        threads: CPU threads, None for libllama's default.
+        context: initial context length, tokens.
+
+    Attributes:
+        vocab_size: V.
+        trained_context: longest context the model was trained for, tokens.
+
+    Raises:
+        ModelError: not a loadable GGUF.
+        MissingToolError: no libllama.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, context: int = 512) -> None:
+        open_gguf(path)
+        self._lib = library()
+        self.path = path
+        self._threads = threads
+        self._context_length = 0
+        self._context: Any = None
+        self._model: Any = None
+        _log_lines.clear()
+        parameters = self._lib.llama_model_default_params()
+        self._model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise ModelError(f"libllama cannot load it: {last_words()}", where=str(path))
+        vocabulary = self._lib.llama_model_get_vocab(self._model)
+        self._vocabulary = vocabulary
+        self.vocab_size = int(self._lib.llama_vocab_n_tokens(vocabulary))
+        self.trained_context = int(self._lib.llama_model_n_ctx_train(self._model))
+        self._initial_context = min(context, self.trained_context)
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
+
+    def begin(self, length: int) -> None:
+        """Forget the text so far and make room for ``length`` tokens.
+
+        Raises:
+            DataError: longer than the model's trained context.
+        """
+        if length > self.trained_context:
+            raise DataError(
+                f"{length} tokens are more than the model's context of {self.trained_context}",
+                where=str(self.path),
+            )
+        if self._context is None or length > self._context_length:
+            self._open_context(max(length, self._initial_context))
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+
+    def decode(self, tokens: npt.NDArray[np.int64], position: int) -> npt.NDArray[np.float32]:
+        """Feed tokens that follow ``position`` earlier ones; logits of every one of them.
+
+        Returns:
+            [n, V] float32, a view of libllama's memory, valid until the next call.
+
+        Raises:
+            ToolError: libllama reports an error.
+        """
+        count = int(tokens.size)
+        with self._batch(tokens, position) as batch:
+            code = self._lib.llama_decode(self._context, batch)
+        if code != 0:
+            raise ToolError(f"libllama cannot decode (code {code}): {last_words()}",
+                            where=str(self.path))  # fmt: skip
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(count, self.vocab_size))
+
+    @contextmanager
+    def _batch(self, tokens: npt.NDArray[np.int64], position: int) -> Iterator[Any]:
+        count = int(tokens.size)
+        batch = self._lib.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for i, token in enumerate(tokens.tolist()):
+                batch.token[i] = token
+                batch.pos[i] = position + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = 1
+            yield batch
+        finally:
+            self._lib.llama_batch_free(batch)
+
+    def _open_context(self, length: int) -> None:
+        if self._context is not None:
+            self._lib.llama_free(self._context)
+        parameters = self._lib.llama_context_default_params()
+        parameters.n_ctx = length
+        parameters.n_batch = parameters.n_ubatch = min(length, 512)
+        parameters.no_perf = True
+        if self._threads is not None:
+            parameters.n_threads = parameters.n_threads_batch = self._threads
+        self._context = self._lib.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise ToolError(f"libllama cannot make a context of {length} tokens: {last_words()}",
+                            where=str(self.path))  # fmt: skip
+        self._context_length = length
+
+    def close(self) -> None:
+        """Free model and context."""
+        if self._context is not None:
+            self._lib.llama_free(self._context)
+            self._context = None
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+            self._model = None

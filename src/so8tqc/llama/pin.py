@@ -1,0 +1,24 @@
+"""The llama.cpp this version works with: one source package, for library and converter."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Pin(BaseModel):
+    """A source package on the Python package index, pinned by content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    version: str
+    sha256: str
+
+
+PIN = Pin(
+    name="llama-cpp-python",
+    version="0.3.36",
+    sha256="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+)
+"""``vendor/llama.cpp/pin.json`` repeats this for people; a test keeps the two equal."""
+
+INSTALL_COMMAND = "pip install -c constraints.txt 'so8tqc[llama]'"

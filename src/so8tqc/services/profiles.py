@@ -1,0 +1,86 @@
+"""Profiles: which limits a candidate is judged against. Data, not code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from so8tqc.errors import ConfigError
+
+BUILTIN_PROFILES = Path(__file__).parent.parent / "profiles.yaml"
+_MAX_BYTES = 1 << 20
+
+
+class Limit(BaseModel):
+    """A fixed limit, or a target widened by the measured noise floor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    limit: float | None = None
+    target: float | None = None
+    floor_factor: float = 2.0
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Limit:
+        if (self.limit is None) == (self.target is None):
+            raise ValueError("give either limit or target")
+        return self
+
+
+class Profile(BaseModel):
+    """Limits for model directories and for GGUF files by file type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    models: dict[str, Limit]
+    gguf: dict[str, dict[str, Limit]]
+
+    def for_gguf(self, file_type: str) -> dict[str, Limit]:
+        """Limits of a GGUF file type, or the default ones."""
+        return self.gguf.get(file_type, self.gguf["default"])
+
+    @model_validator(mode="after")
+    def _has_a_default(self) -> Profile:
+        if "default" not in self.gguf:
+            raise ValueError("gguf needs an entry 'default'")
+        return self
+
+
+def load_profile(name: str) -> Profile:
+    """A built-in profile by name, or ``FILE.yaml`` or ``FILE.yaml:NAME``.
+
+    Raises:
+        ConfigError: unknown name, unreadable file, or a malformed profile.
+    """
+    path, _, wanted = name.partition(".yaml:")
+    if name.endswith((".yaml", ".yml")) or wanted:
+        file = Path(f"{path}.yaml" if wanted else name)
+    else:
+        file, wanted = BUILTIN_PROFILES, name
+    profiles = _load(file)
+    wanted = wanted or next(iter(profiles))
+    if wanted not in profiles:
+        raise ConfigError(
+            f"no profile {wanted!r}; there are {', '.join(profiles)}",
+            where=None if file == BUILTIN_PROFILES else str(file),
+            remedy="A file's profile is given as FILE.yaml:NAME.",
+        )
+    return profiles[wanted]
+
+
+def _load(file: Path) -> dict[str, Profile]:
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise ConfigError("larger than 1 MiB", where=str(file))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not content:
+            raise ConfigError("expected a mapping of profiles", where=str(file))
+        return {str(name): Profile.model_validate(value) for name, value in content.items()}
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(file)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {error}", where=str(file)) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{key}: {first['msg']}", where=str(file)) from None

@@ -1,0 +1,317 @@
+"""QC: judge candidates against a reference, from files and from logits, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from so8tqc.artifacts import atomic_file, file_ref
+from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
+from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
+from so8tqc.config import QCConfig
+from so8tqc.errors import InputError
+from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.metrics.divergence import TokenTable, summarise
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import (
+    Check,
+    Diagnosis,
+    FileRef,
+    Record,
+    Stopwatch,
+    Verdict,
+    jsonable,
+    overall,
+    versions,
+)
+from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.diagnose import diagnose
+from so8tqc.services.judging import (
+    Bootstrap,
+    calibration_summary,
+    effect_check,
+    fidelity_checks,
+    survival_check,
+)
+from so8tqc.services.profiles import Profile, load_profile
+from so8tqc.services.structure import (
+    algebra,
+    algebra_checks,
+    rotation_checks,
+    structure_checks,
+)
+from so8tqc.sources.compare import Pair, compare
+from so8tqc.sources.folded import FoldedSource
+from so8tqc.sources.gated import GatedSource
+from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.protocol import LogitSource
+from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+
+REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
+TOKENS_FILE = "tokens.npz"
+
+
+@dataclass
+class _Findings:
+    """What has been found so far."""
+
+    checks: list[Check] = field(default_factory=list)
+    diagnosis: list[Diagnosis] = field(default_factory=list)
+    metrics: dict[str, object] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
+    """Judge every candidate against the reference.
+
+    With ``rotations`` the reference is the gated model (base plus gates); model directories
+    are then also checked tensor by tensor, and the gate's effect, the noise floor and the
+    survival in GGUF files are measured in the same pass.
+
+    Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise`` and
+    calibration; ``effect``, ``noise_floor``: the same statistics of base and of our own
+    rounded fold; ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
+    Writes ``tokens.npz`` (the token table) to ``config.out``.
+
+    Raises:
+        InputError: models, rotations or data are unusable or do not belong together.
+        ToolError: a GGUF is given and libllama is missing.
+    """
+    watch = Stopwatch()
+    profile = load_profile(config.profile)
+    names = _names(config.candidates)
+    rotations = (
+        read_rotations(config.rotations, config.rotation_options) if config.rotations else None
+    )
+    found = _Findings(notices=list(rotations.notices) if rotations else [])
+    found.metrics["profile"] = config.profile
+    if rotations is not None:
+        _judge_files(config, names, rotations, found, progress)
+    if config.level == "full":
+        _judge_logits(config, names, rotations, profile, found, progress)
+    if not found.checks:
+        raise InputError(
+            "nothing can be judged from files alone without rotations",
+            remedy="Give --rotations, or use --level full.",
+        )
+    return Record(
+        kind="qc",
+        verdict=overall(found.checks),
+        checks=tuple(found.checks),
+        metrics={key: jsonable(value) for key, value in found.metrics.items()},
+        diagnosis=tuple(found.diagnosis),
+        notices=tuple(dict.fromkeys(found.notices)),
+        inputs=_inputs(config),
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
+        run=watch.info(),
+    )
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file rather than a model directory."""
+    return path.suffix.lower() == ".gguf"
+
+
+def _names(candidates: Sequence[Path]) -> dict[str, Path]:
+    """A short distinct name for each candidate."""
+    names: dict[str, Path] = {}
+    for path in candidates:
+        short = path.name if path.name not in names else str(path)
+        if short in names:
+            raise InputError("the same candidate is given twice", where=str(path))
+        names[short] = path
+    return names
+
+
+def _judge_files(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet,
+    found: _Findings,
+    progress: Progress,
+) -> None:
+    """Everything that needs no forward pass; seconds."""
+    if is_gguf(config.reference):
+        raise InputError(
+            "rotations are applied to a model directory, not to a GGUF file",
+            where=str(config.reference),
+        )
+    base = open_checkpoint(config.reference)
+    planned = plan_bake(
+        base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
+    )
+    found.checks += rotation_checks(rotations)
+    for name, path in names.items():
+        if is_gguf(path):
+            continue
+        baked = open_checkpoint(path)
+        found.checks += structure_checks(base, baked, planned, name)
+        results = algebra(baked, planned, rotations, progress)
+        found.checks += algebra_checks(results, name)
+        found.diagnosis += diagnose(results, baked, rotations, name)
+        found.metrics.setdefault("split", {})
+        split = found.metrics["split"]
+        assert isinstance(split, dict)
+        split[name] = {
+            "algebra_relative_error": max(
+                (r.comparison.relative_error for r in results), default=None
+            ),
+            "storage": _storage_dtype(baked, planned),
+        }
+
+
+def _judge_logits(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    profile: Profile,
+    found: _Findings,
+    progress: Progress,
+) -> None:
+    texts = encode(
+        load_texts(config.data),
+        load_tokenizer(config.tokenizer or _tokenizer_directory(config)),
+        config.max_tokens,
+    )
+    sources, pairs = _sources(config, names, rotations)
+    try:
+        tables = compare(sources, pairs, texts, progress, "comparing logits")
+    finally:
+        for source in sources:
+            source.close()
+    bootstrap = Bootstrap(config.resamples, config.seed)
+    floors = {pair[1]: table for pair, table in tables.items() if pair[1].startswith(FLOOR)}
+    worst_floor = max(floors.values(), key=lambda t: float(t.columns["kl"].mean()), default=None)
+    if rotations is not None:
+        found.checks.append(effect_check(tables[(BASE, REFERENCE)], worst_floor, bootstrap))
+        found.metrics["effect"] = summarise(tables[(BASE, REFERENCE)])
+    for name, path in names.items():
+        table = tables[(REFERENCE, name)]
+        if is_gguf(path):
+            file_type = open_gguf(path).file_type
+            limits, floor = profile.for_gguf(file_type), None
+        else:
+            limits, floor = profile.models, floors.get(_floor_name(path, config, rotations))
+        found.checks += fidelity_checks(table, limits, name, bootstrap, floor)
+        if is_gguf(path) and rotations is not None:
+            found.checks.append(survival_check(table, tables[(BASE, name)], name, bootstrap))
+        candidates = found.metrics.setdefault("candidates", {})
+        assert isinstance(candidates, dict)
+        candidates[name] = {**summarise(table), **calibration_summary(table)}
+    if worst_floor is not None:
+        found.metrics["noise_floor"] = summarise(worst_floor)
+    if (REFERENCE, ARITHMETIC) in tables:
+        found.metrics["arithmetic"] = summarise(tables[(REFERENCE, ARITHMETIC)])
+    _diagnose_logits(found)
+    _write_tokens(config.out / TOKENS_FILE, {n: tables[(REFERENCE, n)] for n in names})
+
+
+def _sources(
+    config: QCConfig, names: Mapping[str, Path], rotations: RotationSet | None
+) -> tuple[list[LogitSource], list[Pair]]:
+    """All sources of the pass, and which are compared with which."""
+    sources: list[LogitSource] = []
+    pairs: list[Pair] = []
+    if is_gguf(config.reference):
+        sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
+    else:
+        model = HFModel.load(config.reference)
+        if rotations is None:
+            sources.append(HFSource(model, REFERENCE))
+        else:
+            sources.append(GatedSource(model, rotations, REFERENCE))
+            sources.append(HFSource(model, BASE))
+            pairs.append((BASE, REFERENCE))
+            for floor, dtype in _floors(config, names, rotations).items():
+                sources.append(FoldedSource(model, rotations, floor, dtype))
+                pairs.append((REFERENCE, floor))
+            sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
+            pairs.append((REFERENCE, ARITHMETIC))
+    for name, path in names.items():
+        if is_gguf(path):
+            sources.append(GGUFSource(path, name, threads=config.threads))
+            if rotations is not None:
+                pairs.append((BASE, name))
+        else:
+            sources.append(HFSource(HFModel.load(path), name))
+        pairs.append((REFERENCE, name))
+    return sources, pairs
+
+
+def _floors(config: QCConfig, names: Mapping[str, Path], rotations: RotationSet) -> dict[str, str]:
+    """Noise-floor source name → storage dtype, one for each dtype among the candidates."""
+    dtypes = {}
+    for path in names.values():
+        if not is_gguf(path):
+            name = _floor_name(path, config, rotations)
+            dtypes[name] = name.removeprefix(FLOOR + " ")
+    return dtypes
+
+
+def _floor_name(path: Path, config: QCConfig, rotations: RotationSet | None) -> str:
+    if rotations is None:
+        return FLOOR
+    planned = plan_bake(
+        open_checkpoint(config.reference), rotations, dtype="keep", all_layers=False
+    )
+    return f"{FLOOR} {_storage_dtype(open_checkpoint(path), planned)}"
+
+
+def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
+    """torch name of the dtype the folded weights are stored in."""
+    for plan in planned:
+        if plan.entry.name in baked.tensors:
+            return str(torch_dtype(baked.tensors[plan.entry.name].dtype)).removeprefix("torch.")
+    raise InputError("none of the rotated tensors is in the candidate", where=str(baked.directory))
+
+
+def _diagnose_logits(found: _Findings) -> None:
+    """Name what only logits can show: a GGUF in which the gate is not found."""
+    for check in found.checks:
+        if check.id == "effect.survival" and check.verdict is Verdict.FAIL:
+            found.diagnosis.append(
+                Diagnosis(
+                    code="not_baked",
+                    text=f"{check.subject} is no nearer to the gated model than to the base: "
+                    "it was made from the unbaked model, or its quantization erased the gate.",
+                    remedy="Export again from the baked directory: so8tqc export BAKED --out FILE "
+                    "(or choose a finer quantization type).",
+                )
+            )
+
+
+def _tokenizer_directory(config: QCConfig) -> Path:
+    if is_gguf(config.reference):
+        for path in config.candidates:
+            if not is_gguf(path):
+                return path
+        raise InputError(
+            "GGUF files alone give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY."
+        )
+    return config.reference
+
+
+def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
+    """The token tables as one npz: ``NAME/COLUMN``, ``text``, ``position``, ``texts``."""
+    arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
+    for name, table in tables.items():
+        arrays |= {"text": table.text, "position": table.position}
+        arrays["texts"] = np.array(table.texts)
+        arrays |= {f"{name}/{column}": values for column, values in table.columns.items()}
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def _inputs(config: QCConfig) -> dict[str, FileRef]:
+    inputs = {"reference": file_ref(config.reference)}
+    if config.rotations is not None:
+        inputs["rotations"] = file_ref(config.rotations)
+    for i, path in enumerate(config.candidates):
+        inputs[f"candidate_{i + 1}"] = file_ref(path)
+    return inputs

@@ -1,0 +1,79 @@
+"""Logits of a GGUF file through libllama, fed token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from so8tqc.llama.libllama import LlamaModel
+from so8tqc.sources.protocol import TokenIds
+
+if TYPE_CHECKING:
+    import torch
+
+
+class GGUFSource:
+    """A GGUF model as a logit source.
+
+    Args:
+        path: the file.
+        name: label for reports.
+        threads: CPU threads, None for libllama's default.
+        context: context length to start with, tokens; it grows when a longer text comes.
+    """
+
+    def __init__(
+        self, path: Path, name: str, *, threads: int | None = None, context: int = 512
+    ) -> None:
+        self.name = name
+        self.path = path
+        self._model = LlamaModel(path, threads=threads, context=context)
+        self.vocab_size = self._model.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Longest context the model was trained for, tokens."""
+        return self._model.trained_context
+
+    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+        """See :class:`so8tqc.sources.protocol.LogitSource`."""
+        import torch
+
+        self._model.begin(tokens.size)
+        for start in range(0, tokens.size, rows):
+            yield torch.from_numpy(self._model.decode(tokens[start : start + rows], start))
+
+    def steps(
+        self, tokens: TokenIds, max_new_tokens: int, pick: Callable[[torch.Tensor], int]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Generate freely: (chosen token, the logits [V] it was chosen from), step by step.
+
+        Args:
+            tokens: [T] the prompt.
+            max_new_tokens: at most so many steps; fewer when the model ends its text.
+            pick: chooses the next token from [V] logits.
+        """
+        import torch
+
+        self._model.begin(tokens.size + max_new_tokens)
+        position = 0
+        logits = torch.empty(0)
+        for start in range(0, tokens.size, 512):
+            part = tokens[start : start + 512]
+            logits = torch.from_numpy(self._model.decode(part, start)[-1].copy())
+            position = start + part.size
+        for _ in range(max_new_tokens):
+            token = pick(logits)
+            yield token, logits
+            if self._model.ends(token):
+                return
+            step = np.array([token], dtype=np.int64)
+            logits = torch.from_numpy(self._model.decode(step, position)[-1].copy())
+            position += 1
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model.close()
