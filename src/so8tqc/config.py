@@ -175,6 +175,9 @@ class RunConfig(Options):
     name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: str = Field(description="Model directory, or builtin:smollm2-135m.")
     rotations: str = Field(description="Rotation file or directory, or builtin:NAME.")
+    rotation_options: RotationOptions = Field(
+        RotationOptions(), description="What the rotations are, where their file does not say."
+    )
     out: Path = Path("out")
     data: tuple[str, ...] = (QUALITY_TEXTS,)
     long_data: tuple[str, ...] = (LONG_TEXTS,)

@@ -135,6 +135,17 @@ def calibration_summary(table: TokenTable) -> dict[str, float]:
     return result
 
 
+def kl_histogram(table: TokenTable) -> dict[str, list[float]]:
+    """Tokens by log₁₀ of their KL, in bins of a quarter decade from 1e-14 to 1e2 nats."""
+    edges = np.linspace(-14, 2, 65)
+    logs = np.log10(np.clip(table.columns["kl"], 1e-14, 1e2))
+    counts, _ = np.histogram(logs, bins=edges)
+    return {
+        "log10_centres": ((edges[:-1] + edges[1:]) / 2).tolist(),
+        "counts": counts.astype(float).tolist(),
+    }
+
+
 def _values(table: TokenTable) -> dict[str, float]:
     summary = summarise(table)
     keys = {

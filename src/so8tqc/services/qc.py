@@ -35,6 +35,7 @@ from so8tqc.services.judging import (
     calibration_summary,
     effect_check,
     fidelity_checks,
+    kl_histogram,
     survival_check,
 )
 from so8tqc.services.profiles import Profile, load_profile
@@ -203,7 +204,11 @@ def _judge_logits(
             found.checks.append(survival_check(table, tables[(BASE, name)], name, bootstrap))
         candidates = found.metrics.setdefault("candidates", {})
         assert isinstance(candidates, dict)
-        candidates[name] = {**summarise(table), **calibration_summary(table)}
+        candidates[name] = {
+            **summarise(table),
+            **calibration_summary(table),
+            "kl_histogram": kl_histogram(table),
+        }
     if worst_floor is not None:
         found.metrics["noise_floor"] = summarise(worst_floor)
     if (REFERENCE, ARITHMETIC) in tables:

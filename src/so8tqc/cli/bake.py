@@ -1,0 +1,72 @@
+"""so8tqc bake"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from so8tqc.cli.options import (
+    ConfigOption,
+    ConventionOption,
+    JsonOption,
+    LayersOption,
+    OrthogonalizeOption,
+    ParametrizationOption,
+    QuietOption,
+    SetOption,
+    SiteOption,
+    given,
+)
+from so8tqc.cli.stage import Output, configure, run_stage
+
+
+def bake(
+    base: Annotated[Path, typer.Argument(help="Model directory (safetensors).")],
+    rotations: Annotated[Path, typer.Argument(help="Gate file, checkpoint, or OFT adapter.")],
+    out: Annotated[Path, typer.Option(help="Directory to write the baked model to.")],
+    convention: ConventionOption = None,
+    parametrization: ParametrizationOption = None,
+    site: SiteOption = None,
+    layers: LayersOption = None,
+    orthogonalize: OrthogonalizeOption = None,
+    baked_dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="keep, float32, float16 or bfloat16.", show_default=False),
+    ] = None,
+    force: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--force", help="Bake a directory that was already baked."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fold rotations into a checkpoint: W' = W·R; then re-read it and prove it.
+
+    The directory appears complete or not at all; only the rotated tensors change.
+
+    Examples:
+
+        so8tqc bake model/ gates.safetensors --out baked/
+
+        so8tqc bake model/ gates.pt --convention row --parametrization cayley --out baked/
+
+        so8tqc bake model/ oft-adapter/ --out baked/ --baked-dtype float32
+    """
+    from so8tqc.config import BakeConfig
+    from so8tqc.services.bake import bake as service
+
+    flags = given(
+        base=base, rotations=rotations, out=out, convention=convention,
+        parametrization=parametrization, site=site, layers=layers, orthogonalize=orthogonalize,
+        baked_dtype=baked_dtype, force=force,
+    )  # fmt: skip
+    run_stage(
+        service,
+        configure(BakeConfig, flags, config, set_),
+        Output(json, quiet),
+        lambda c: c.out.with_name(c.out.name + ".record.json"),
+    )

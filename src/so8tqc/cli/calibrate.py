@@ -1,0 +1,70 @@
+"""so8tqc calibrate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from so8tqc.cli.options import ConfigOption, JsonOption, QuietOption, SetOption, given
+from so8tqc.cli.stage import Output, configure, run_stage
+
+
+def calibrate(
+    gguf: Annotated[Path, typer.Argument(help="GGUF file to calibrate.")],
+    tokenizer: Annotated[Path, typer.Option(help="Model directory with the tokenizer.")],
+    out: Annotated[Path, typer.Option(help="Directory for the temperature and its report.")],
+    data: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Text file, or builtin:validation (default); repeatable.", show_default=False
+        ),
+    ] = None,
+    objective: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="nll (default), brier, ece, entropy, confidence-variance (degenerate: "
+            "tends to a bound).",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Model whose entropy to match (objective entropy)."),
+    ] = None,
+    apply: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="none (default), or metadata: a copy of the GGUF that carries T.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_small: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--allow-small", help="Accept fewer than 500 held-out tokens."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit one temperature on a GGUF's own logits, and judge it on held-out text.
+
+    Examples:
+
+        so8tqc calibrate model-Q5_K_M.gguf --tokenizer baked/ --data texts.jsonl --out cal/
+    """
+    from so8tqc.config import CalibrateConfig
+    from so8tqc.services.calibrate import calibrate as service
+
+    flags = given(
+        gguf=gguf, tokenizer=tokenizer, out=out, data=data, objective=objective,
+        reference=reference, apply=apply, allow_small=allow_small,
+    )  # fmt: skip
+    run_stage(
+        service,
+        configure(CalibrateConfig, flags, config, set_),
+        Output(json, quiet),
+        lambda c: c.out / "record.json",
+    )

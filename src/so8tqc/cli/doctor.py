@@ -1,0 +1,45 @@
+"""so8tqc doctor"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from so8tqc.cli.options import JsonOption
+
+
+def doctor(
+    path: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="Model directory, GGUF, or rotations to describe."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what is installed, what is missing and how to get it; or describe a file.
+
+    Examples:
+
+        so8tqc doctor
+
+        so8tqc doctor model-Q5_K_M.gguf
+    """
+    import json as json_module
+
+    from so8tqc.services.doctor import describe, examine
+
+    findings = examine() if path is None else describe(path)
+    if json:
+        typer.echo(json_module.dumps([finding._asdict() for finding in findings], indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    marks = {True: "[green]✓[/]", False: "[yellow]✗[/]", None: " "}
+    for finding in findings:
+        remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
+        table.add_row(marks[finding.ok], finding.name, escape(finding.value) + remedy)
+    Console().print(table)

@@ -1,0 +1,47 @@
+"""so8tqc export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from so8tqc.cli.options import ConfigOption, JsonOption, QuietOption, SetOption, given
+from so8tqc.cli.stage import Output, configure, run_stage
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    out: Annotated[Path, typer.Option(help="GGUF file to write.")],
+    type_: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--type", help="f16 (default), bf16, f32 or q8_0.", show_default=False),
+    ] = None,
+    llama_cpp: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A llama.cpp checkout to convert with."),
+    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Convert a model directory to GGUF and compare every tensor with its source.
+
+    Examples:
+
+        so8tqc export baked/ --out model-F16.gguf
+
+        so8tqc export baked/ --type bf16 --out model-BF16.gguf
+    """
+    from so8tqc.config import ExportConfig
+    from so8tqc.services.export import export as service
+
+    flags = given(model=model, out=out, type=type_, llama_cpp=llama_cpp)
+    run_stage(
+        service,
+        configure(ExportConfig, flags, config, set_),
+        Output(json, quiet),
+        lambda c: c.out.with_name(c.out.name + ".record.json"),
+    )

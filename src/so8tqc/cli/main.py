@@ -1,0 +1,66 @@
+"""Entry point: runs the app and turns every error into one paragraph and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from so8tqc.errors import ExitCode, So8tqcError
+
+INTERNAL_ERROR = 70
+"""sysexits' EX_SOFTWARE: a defect of this program, told apart from every planned exit code."""
+
+
+def main() -> None:
+    """Console script ``so8tqc``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the app with these arguments; return the exit code."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    # models and data are local: a mistyped path must not be asked of a hub
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # threads that spin while they wait for each other halve the speed of a shared machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from so8tqc.cli.app import app
+
+    try:
+        result = app(arguments, prog_name="so8tqc", standalone_mode=False)
+    except So8tqcError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("Interrupted; run the same command again to go on where it stopped.")
+        return int(ExitCode.INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  the last resort: say so and exit, never continue
+        return _other(error, debug)
+    return int(result or 0)
+
+
+def _other(error: Exception, debug: bool) -> int:
+    """Exit code of what click raised, or of a defect."""
+    if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own errors
+        error.show()  # type: ignore[attr-defined]
+        return int(ExitCode.USAGE)
+    if type(error).__name__ == "Abort":
+        _complain("Interrupted.")
+        return int(ExitCode.INTERRUPTED)
+    if debug:
+        raise error
+    _complain(
+        f"Internal error: {type(error).__name__}: {error}. Run again with --debug for its trace "
+        "and please report it."
+    )
+    return INTERNAL_ERROR
+
+
+def _complain(text: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True)
+    console.print(f"[bold red]error[/] {escape(text)}", soft_wrap=not console.is_terminal)

@@ -1,0 +1,30 @@
+"""so8tqc report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from so8tqc.cli.options import JsonOption, QuietOption
+from so8tqc.cli.stage import Output, finish
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write report.html, report.md and report.json of a run directory.
+
+    Examples:
+
+        so8tqc report out/demo
+    """
+    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.services.report import report as service
+
+    with terminal_progress(quiet=quiet) as progress:
+        record = service(directory, progress)
+    finish(record, Output(json, quiet))

@@ -1,0 +1,72 @@
+"""What every stage command does: configure, call the service, save and show the record, exit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from so8tqc.progress import Progress
+    from so8tqc.records import Record
+
+    _Config = TypeVar("_Config", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command talks: ``--json`` and ``--quiet``."""
+
+    json: bool
+    quiet: bool
+
+
+def configure(
+    model: type[_Config],
+    flags: Mapping[str, object],
+    file: Path | None,
+    overrides: Sequence[str] | None,
+) -> _Config:
+    """The config of a command from its flags, ``--set``, environment and file."""
+    from so8tqc.config_file import load_options
+
+    return load_options(
+        model, file=file, overrides=overrides or (), flags=flags, environment=os.environ
+    )
+
+
+def run_stage(
+    service: Callable[[_Config, Progress], Record],
+    config: _Config,
+    output: Output,
+    record_path: Callable[[_Config], Path],
+) -> None:
+    """Run a service with a progress display; write its record; show it; exit by its verdict."""
+    from so8tqc.artifacts import write_record
+    from so8tqc.cli.terminal import terminal_progress
+
+    with terminal_progress(quiet=output.quiet) as progress:
+        record = service(config, progress)
+    path = record_path(config)
+    write_record(path, record)
+    finish(record, output, path)
+
+
+def finish(record: Record, output: Output, path: Path | None = None) -> None:
+    """Show a record and exit: 1 if its verdict failed."""
+    from so8tqc.cli.terminal import show
+    from so8tqc.errors import ExitCode
+    from so8tqc.records import Verdict
+
+    if output.json:
+        typer.echo(record.model_dump_json(indent=2))
+    elif not output.quiet:
+        show(record, path)
+    if record.verdict is Verdict.FAIL:
+        raise typer.Exit(ExitCode.VERDICT_FAILED)

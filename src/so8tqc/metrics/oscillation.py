@@ -1,0 +1,182 @@
+"""How much a series of one number per token oscillates, and whether more than another.
+
+For a series x_t, t = 1 … T (maximum logit, entropy, …):
+
+* oscillation index: mean |Δ²x|, Δ²x_t = x_{t+1} − 2x_t + x_{t−1};
+* von Neumann ratio: mean (Δx)² / mean (x − x̄)² (von Neumann, Annals of Mathematical
+  Statistics 12, 1941): 2 for white noise, near 0 for a smooth series, 4 for pure alternation;
+* high-frequency share: power at periods below 4 tokens over all power, of the series
+  without its linear trend; 1/2 for white noise.
+
+Each is a ratio of sums over tokens, so two models' series on the same tokens are compared
+by a paired moving-block bootstrap: blocks of consecutive tokens are resampled for both at
+once (Künsch, Annals of Statistics 17, 1989).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.metrics.bootstrap import resample_weights
+
+FloatArray = npt.NDArray[np.float64]
+
+BLOCK_TOKENS = 64
+"""Long enough to hold the correlation of neighbouring tokens, short enough to have many."""
+
+HIGH_FREQUENCY = 0.25
+"""Cycles per token from which a frequency is high: periods below 4 tokens."""
+
+INDICES = ("index", "von_neumann", "high_frequency")
+
+
+def contributions(series: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Per-token numerators and denominators of the three indices: name → ([T], [T])."""
+    x = np.asarray(series, dtype=np.float64)
+    second = np.zeros_like(x)
+    second[1:-1] = np.abs(x[2:] - 2 * x[1:-1] + x[:-2])
+    first = np.zeros_like(x)
+    first[1:] = np.square(np.diff(x))
+    rest = detrended(x)
+    return {
+        "index": (second, np.ones_like(x)),
+        "von_neumann": (first, np.square(x - x.mean())),
+        "high_frequency": (np.square(_high_pass(rest)), np.square(rest)),
+    }
+
+
+def indices(series: FloatArray) -> dict[str, float]:
+    """The three indices of a series: [T] → name → value."""
+    return {
+        name: _ratio(float(top.sum()), float(bottom.sum()))
+        for name, (top, bottom) in contributions(series).items()
+    }
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much larger a candidate's index is than the reference's.
+
+    Attributes:
+        reference, candidate: the index of each.
+        relative: candidate / reference − 1.
+        ci95: 95 % interval of ``relative``.
+    """
+
+    reference: float
+    candidate: float
+    relative: float
+    ci95: tuple[float, float]
+
+
+def changes(
+    reference: FloatArray, candidate: FloatArray, *, resamples: int, seed: int
+) -> dict[str, Change]:
+    """Compare the indices of two series on the same tokens.
+
+    Args:
+        reference, candidate: [T], T ≥ 2 blocks.
+        resamples, seed: of the block bootstrap.
+    """
+    ours, theirs = contributions(candidate), contributions(reference)
+    result = {}
+    for name in INDICES:
+        sums = np.stack(
+            [_block_sums(part) for part in (*ours[name], *theirs[name])], axis=1
+        )  # [blocks, 4]
+        totals = resample_weights(sums.shape[0], resamples, seed) @ sums
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = _relative(totals)
+        low, high = np.nanquantile(relative, [0.025, 0.975])
+        whole = sums.sum(axis=0)
+        result[name] = Change(
+            reference=_ratio(whole[2], whole[3]),
+            candidate=_ratio(whole[0], whole[1]),
+            relative=float(_relative(whole)),
+            ci95=(float(low), float(high)),
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Linear trend of a series over position.
+
+    Attributes:
+        per_thousand: change for every 1,000 tokens.
+        ci95: 95 % interval, by resampling blocks of tokens.
+    """
+
+    per_thousand: float
+    ci95: tuple[float, float]
+
+
+def slope(series: FloatArray, *, resamples: int, seed: int) -> Slope:
+    """Least-squares slope of a series over its position, in units per 1,000 tokens."""
+    t = np.arange(series.size) / 1000.0
+    ones = np.ones_like(t)
+    sums = np.stack([_block_sums(v) for v in (ones, t, series, t * t, t * series)], axis=1)
+    totals = resample_weights(sums.shape[0], resamples, seed) @ sums
+    low, high = np.quantile(_least_squares(totals), [0.025, 0.975])
+    return Slope(float(_least_squares(sums.sum(axis=0))), (float(low), float(high)))
+
+
+def detrended(series: FloatArray) -> FloatArray:
+    """The series without its least-squares line."""
+    t = np.arange(series.size, dtype=np.float64)
+    coefficients = np.polynomial.polynomial.polyfit(t, series, 1)
+    rest: FloatArray = series - np.polynomial.polynomial.polyval(t, coefficients)
+    return rest
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> dict[str, float]:
+    """How repetitive a generated text is.
+
+    Returns:
+        ``repeated``: share of n-grams that occurred before; ``compression``: bytes of the
+        deflated token ids over their raw bytes (small when the text loops); ``tokens``.
+    """
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    repeated = sum(count - 1 for count in Counter(grams).values())
+    raw = np.asarray(tokens, dtype="<u4").tobytes()
+    return {
+        "repeated": repeated / len(grams) if grams else 0.0,
+        "compression": len(zlib.compress(raw, 9)) / len(raw) if raw else 1.0,
+        "tokens": float(len(tokens)),
+    }
+
+
+def _high_pass(series: FloatArray) -> FloatArray:
+    """The part of a series at or above ``HIGH_FREQUENCY``."""
+    spectrum = np.fft.rfft(series)
+    spectrum[np.fft.rfftfreq(series.size) < HIGH_FREQUENCY] = 0
+    return np.fft.irfft(spectrum, n=series.size)
+
+
+def _block_sums(values: FloatArray) -> FloatArray:
+    """Sums over consecutive blocks; a shorter last block joins the one before."""
+    edges = np.arange(0, max(values.size - BLOCK_TOKENS + 1, 1), BLOCK_TOKENS)
+    return np.add.reduceat(values, edges)
+
+
+def _relative(totals: FloatArray) -> FloatArray:
+    """[..., 4] (top, bottom of candidate; top, bottom of reference) → relative change."""
+    change: FloatArray = (totals[..., 0] * totals[..., 3]) / (totals[..., 1] * totals[..., 2]) - 1.0
+    return change
+
+
+def _least_squares(totals: FloatArray) -> FloatArray:
+    """[..., 5] sums of (1, t, y, t², ty) → slope."""
+    n, t, y, tt, ty = np.moveaxis(totals, -1, 0)
+    result: FloatArray = (n * ty - t * y) / (n * tt - t * t)
+    return result
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return float(top / bottom) if bottom else 0.0

@@ -1,0 +1,209 @@
+"""Every temperature at once: what one pass over the logits must keep.
+
+With inverse temperature β = 1/T, u_v = z_v − max z ≤ 0 and the log-partition function
+
+    G(β) = ln Σ_v e^{β u_v},
+
+p_v(T) = e^{β u_v − G(β)}, and all that calibration asks of a token follows from G alone:
+
+* NLL(T)      = G(β) − β u_y, y the token that follows;
+* max_v p_v   = e^{−G(β)};
+* Σ_v p_v²    = Σ_v e^{2β u_v} / (Σ_v e^{β u_v})² = e^{G(2β) − 2 G(β)};
+* entropy     = G(β) − β G'(β), since G'(β) = Σ_v p_v u_v.
+
+So G is sampled at knots β and interpolated. The knots are β_k = 2^{k/m}: 2β is a knot where β is
+one, T = 1 is one, and e^{β_{k+m} u} is the square of e^{β_k u}, so that only m of the K
+exponentials are computed. At each knot G' = E[u] and G'' = Var[u] come along for two dot
+products, and G is taken as the quintic Hermite interpolant in x = ln β,
+
+    dG/dx = β G',   d²G/dx² = β G' + β² G''.
+
+Its error falls as the sixth power of the knots' distance (ln 2)/m. The nearest singularity of
+G is a zero of the partition function; for one likely token against V equal others it lies
+π / ln V away in x, which at V = 262,144 and m = 4 still leaves errors below 1e-3 in G for that
+worst token. On a real model's logits the mean over tokens is good to about 1e-6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.metrics.calibration import brier_score, negative_log_likelihood
+
+if TYPE_CHECKING:
+    from scipy.interpolate import BPoly
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.intp]
+
+KNOTS_PER_OCTAVE = 4
+TILE_ROWS = 8
+TILE_COLUMNS = 4096
+"""A tile is 256 KiB in float64; the four that a pass works on are about 1 MiB."""
+
+
+def knots(bounds: tuple[float, float]) -> FloatArray:
+    """Inverse temperatures β_k = 2^{k/m} that cover 1/T and 2/T for every T within bounds: [K]."""
+    low, high = bounds
+    first = np.floor(KNOTS_PER_OCTAVE * np.log2(1.0 / high))
+    last = np.ceil(KNOTS_PER_OCTAVE * np.log2(2.0 / low))
+    betas: FloatArray = np.exp2(np.arange(first, last + 1) / KNOTS_PER_OCTAVE)
+    return betas
+
+
+def partition_rows(logits: npt.NDArray[np.floating], betas: FloatArray) -> FloatArray:
+    """G and its first two derivatives in ln β at every knot.
+
+    The rows are worked through in tiles that stay in the cache; numpy rather than torch,
+    because kernels this small lose more to a thread pool than they gain.
+
+    Args:
+        logits: [t, V] float32 or float64. A NaN or infinity in a row makes that row's results NaN.
+        betas: [K] from :func:`knots`.
+
+    Returns:
+        [t, K, 3] float64: G, dG/dx, d²G/dx² with x = ln β.
+    """
+    sums = np.zeros((logits.shape[0], betas.size, 3))
+    with np.errstate(invalid="ignore"):
+        top = logits.max(axis=1, keepdims=True).astype(np.float64)
+        for row in range(0, logits.shape[0], TILE_ROWS):
+            rows = slice(row, row + TILE_ROWS)
+            for column in range(0, logits.shape[1], TILE_COLUMNS):
+                tile = logits[rows, column : column + TILE_COLUMNS] - top[rows]
+                _add_moments(tile, betas, sums[rows])
+        mean, square = sums[..., 1] / sums[..., 0], sums[..., 2] / sums[..., 0]
+        slope = betas * mean
+        curvature = slope + betas**2 * (square - mean**2)
+        return np.stack([np.log(sums[..., 0]), slope, curvature], axis=-1)
+
+
+def _add_moments(u: FloatArray, betas: FloatArray, sums: FloatArray) -> None:
+    """Add Σ e^{βu}, Σ u e^{βu}, Σ u² e^{βu} over the columns of u to sums [t, K, 3]."""
+    squared = u * u
+    power = np.empty_like(u)
+    for base in range(min(KNOTS_PER_OCTAVE, betas.size)):
+        np.multiply(u, betas[base], out=power)
+        np.exp(power, out=power)
+        for k in range(base, betas.size, KNOTS_PER_OCTAVE):
+            if k > base:
+                np.multiply(power, power, out=power)
+            sums[:, k, 0] += power.sum(axis=1)
+            sums[:, k, 1] += np.vecdot(power, u)
+            sums[:, k, 2] += np.vecdot(power, squared)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Scores of n tokens at one temperature.
+
+    Attributes:
+        nll: [n] nats.
+        entropy: [n] nats, of the predicted distribution.
+        confidence: [n], the largest probability.
+        brier: [n].
+    """
+
+    nll: FloatArray
+    entropy: FloatArray
+    confidence: FloatArray
+    brier: FloatArray
+
+
+@dataclass(frozen=True)
+class TemperatureTable:
+    """All that is kept of n tokens: their scores at any temperature within the bounds.
+
+    Attributes:
+        log_partition: piecewise polynomial x = ln β → G, [n] values.
+        target: [n] u_y, the logit of the token that follows below the largest one.
+        correct: [n] whether the argmax is the token that follows.
+        text: [n] index into ``texts``.
+        texts: ids.
+        bounds: temperatures that can be asked for.
+    """
+
+    log_partition: BPoly
+    target: FloatArray
+    correct: BoolArray
+    text: IntArray
+    texts: tuple[str, ...]
+    bounds: tuple[float, float]
+
+    def __len__(self) -> int:
+        return int(self.target.size)
+
+    def at(self, temperature: float) -> TokenScores:
+        """Scores of every token at a temperature within the bounds."""
+        low, high = self.bounds
+        if not low <= temperature <= high:
+            raise ValueError(f"temperature {temperature} is not within {low} and {high}")
+        beta = 1.0 / temperature
+        x = np.log(beta)
+        value: FloatArray = self.log_partition(x)
+        nll = negative_log_likelihood(value, beta * self.target)
+        return TokenScores(
+            nll=nll,
+            entropy=value - self.log_partition(x, nu=1),
+            confidence=np.exp(-value),
+            brier=brier_score(
+                np.exp(self.log_partition(x + np.log(2.0)) - 2.0 * value), np.exp(-nll)
+            ),
+        )
+
+    def select(self, texts: IntArray) -> TemperatureTable:
+        """The tokens of the given texts (indices), which are numbered anew in that order."""
+        from scipy.interpolate import BPoly
+
+        number = np.full(len(self.texts), -1, dtype=np.intp)
+        number[texts] = np.arange(texts.size)
+        kept = np.flatnonzero(number[self.text] >= 0)
+        return TemperatureTable(
+            log_partition=BPoly(self.log_partition.c[..., kept], self.log_partition.x),
+            target=self.target[kept],
+            correct=self.correct[kept],
+            text=number[self.text[kept]],
+            texts=tuple(self.texts[i] for i in texts),
+            bounds=self.bounds,
+        )
+
+    def per_text(self, *columns: FloatArray) -> FloatArray:
+        """Sums of per-token columns over each text, then the token counts: [texts, k + 1]."""
+        n = len(self.texts)
+        sums = [np.bincount(self.text, column, minlength=n) for column in columns]
+        return np.stack([*sums, np.bincount(self.text, minlength=n).astype(np.float64)], axis=1)
+
+
+def temperature_table(
+    rows: FloatArray,
+    target: FloatArray,
+    correct: BoolArray,
+    text: IntArray,
+    texts: tuple[str, ...],
+    bounds: tuple[float, float],
+) -> TemperatureTable:
+    """A table from the rows of :func:`partition_rows`.
+
+    Args:
+        rows: [n, K, 3], at the knots of ``bounds``.
+        target: [n] logit of the token that follows minus the largest logit.
+        correct: [n] whether the argmax is the token that follows.
+        text: [n] index into ``texts``.
+        texts: ids.
+        bounds: temperatures that can be asked for.
+    """
+    from scipy.interpolate import BPoly
+
+    return TemperatureTable(
+        log_partition=BPoly.from_derivatives(np.log(knots(bounds)), rows.transpose(1, 2, 0)),
+        target=target,
+        correct=correct,
+        text=text,
+        texts=texts,
+        bounds=bounds,
+    )

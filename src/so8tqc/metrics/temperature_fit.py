@@ -1,0 +1,192 @@
+"""Fitting one temperature, and how sure one can be of it.
+
+Tokens of one text are not independent, so texts are resampled whole. A resample is a weighting
+of a measure's per-text sums, so the temperature is fitted anew in each of thousands of resamples
+by matrix products alone, without a token being looked at again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from so8tqc.metrics.bootstrap import resample_weights
+from so8tqc.metrics.temperature import FloatArray, TemperatureTable
+from so8tqc.metrics.temperature_measures import Measure
+
+GRID = 97
+"""Temperatures looked at before refining, log-spaced: steps of 1.9 % within 0.5–3.0."""
+
+TOLERANCE = 1e-6
+"""In ln T. A fit within 100 tolerances of a bound is at the bound."""
+
+
+def percentile_interval(values: FloatArray, texts: int) -> tuple[float, float]:
+    """95 % interval from bootstrap values of a statistic of few texts.
+
+    The plain 2.5 % and 97.5 % quantiles are too narrow for few texts: a resample's spread is
+    √((n−1)/n) of the true one, and its tails are normal where Student's are due. The levels are
+    therefore Φ(∓ √(n/(n−1)) t_{0.975, n−1}), the *expanded percentile* interval of Hesterberg
+    (What Teachers Should Know About the Bootstrap, The American Statistician 69:4, 2015). In
+    a simulation with a known temperature it raises the coverage from 80 % to 87 % with 6 texts,
+    and from 92 % to 96 % with 12.
+
+    Args:
+        values: [resamples].
+        texts: n, at least two.
+    """
+    from scipy.stats import norm, t
+
+    tail = float(norm.cdf(-np.sqrt(texts / (texts - 1)) * t.ppf(0.975, texts - 1)))
+    low, high = np.quantile(values, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A fitted temperature.
+
+    Attributes:
+        temperature: minimises the measure within the bounds.
+        ci95: 95 % interval over resampled texts; None for a single text.
+        at_bound: the minimum lies on a bound, so the bound chose it and not the data.
+        converged: what the minimiser reports.
+        value: of the measure at the temperature.
+        grid: [g] temperatures that were scanned.
+        curve: [g] the measure there.
+    """
+
+    temperature: float
+    ci95: tuple[float, float] | None
+    at_bound: bool
+    converged: bool
+    value: float
+    grid: FloatArray
+    curve: FloatArray
+
+
+def fit_temperature(
+    table: TemperatureTable, measure: Measure, *, resamples: int, seed: int
+) -> TemperatureFit:
+    """Minimise a measure over the table's bounds.
+
+    The log-spaced grid finds the right valley (ECE has many), ``scipy.optimize`` its floor.
+    """
+    from scipy.optimize import minimize_scalar
+
+    low, high = table.bounds
+    grid = np.geomspace(low, high, GRID)
+    grid[0], grid[-1] = low, high  # geomspace rounds its ends
+    sums = np.stack([measure.sums(table, table.at(float(t))) for t in grid])
+    curve = measure.value(sums.sum(axis=1))
+    best = int(curve.argmin())
+    valley = np.log(grid[[max(best - 1, 0), min(best + 1, GRID - 1)]])
+    result = minimize_scalar(
+        lambda x: measure.at(table, float(np.clip(np.exp(x), low, high))),
+        bounds=tuple(valley),
+        method="bounded",
+        options={"xatol": TOLERANCE},
+    )
+    temperature = float(np.exp(result.x)) if result.fun < curve[best] else float(grid[best])
+    for bound in (low, high):
+        if abs(np.log(temperature / bound)) < 100 * TOLERANCE:
+            temperature = bound
+    return TemperatureFit(
+        temperature=temperature,
+        ci95=_interval(sums, measure, grid, resamples, seed),
+        at_bound=temperature in (low, high),
+        converged=bool(result.success),
+        value=measure.at(table, temperature),
+        grid=grid,
+        curve=curve,
+    )
+
+
+def _interval(
+    sums: FloatArray, measure: Measure, grid: FloatArray, resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """Interval of the minimum's place over resampled texts; None for a single text.
+
+    Args:
+        sums: [g, texts, k] at each temperature of the grid.
+        measure: what was minimised.
+        grid: [g] those temperatures, log-spaced.
+    """
+    texts = sums.shape[1]
+    if texts < 2:
+        return None
+    weights = resample_weights(texts, resamples, seed)
+    curves = np.stack([measure.value(weights @ per_text) for per_text in sums], axis=1)
+    fitted = np.clip(np.exp(_valleys(curves, np.log(grid))), grid[0], grid[-1])
+    return percentile_interval(fitted, texts)
+
+
+def _valleys(curves: FloatArray, x: FloatArray) -> FloatArray:
+    """Where each curve is smallest: [r, g] → [r].
+
+    The vertex of the parabola through the smallest point and its two neighbours, at most
+    half a step away; at an end of the grid, the end.
+    """
+    best = curves.argmin(axis=1)
+    inner = np.clip(best, 1, x.size - 2)
+    each = np.arange(best.size)
+    left, middle, right = (curves[each, inner + i] for i in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = np.divide(left - right, 2 * bend, out=np.zeros_like(bend), where=bend > 0)
+    vertex = x[inner] + np.clip(shift, -0.5, 0.5) * (x[1] - x[0])
+    places: FloatArray = np.where(best == inner, vertex, x[best])
+    return places
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure at two temperatures, on the same tokens.
+
+    Attributes:
+        before, after: its values.
+        ci95: paired 95 % interval of after − before over resampled texts; None for one text.
+    """
+
+    before: float
+    after: float
+    ci95: tuple[float, float] | None
+
+    @property
+    def difference(self) -> float:
+        """after − before; negative is better."""
+        return self.after - self.before
+
+    @property
+    def better(self) -> bool:
+        """Whether the whole interval lies below zero."""
+        return self.ci95 is not None and self.ci95[1] < 0.0
+
+    @property
+    def margin(self) -> float:
+        """How much worse it could look by the choice of texts alone: difference − lower end."""
+        return 0.0 if self.ci95 is None else max(0.0, self.difference - self.ci95[0])
+
+
+def change(
+    table: TemperatureTable,
+    measure: Measure,
+    temperature: float,
+    *,
+    resamples: int,
+    seed: int,
+) -> Change:
+    """What a temperature does to a measure, against T = 1."""
+    before = measure.sums(table, table.at(1.0))
+    after = measure.sums(table, table.at(temperature))
+    texts = len(table.texts)
+    interval = None
+    if texts > 1:
+        weights = resample_weights(texts, resamples, seed)
+        differences = measure.value(weights @ after) - measure.value(weights @ before)
+        interval = percentile_interval(differences, texts)
+    return Change(
+        before=float(measure.value(before.sum(axis=0))),
+        after=float(measure.value(after.sum(axis=0))),
+        ci95=interval,
+    )

@@ -1,0 +1,51 @@
+"""How numbers are written in reports."""
+
+from __future__ import annotations
+
+from so8tqc.records import Check
+
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; small integers as they are; – for nothing."""
+    if value is None:
+        return "–"
+    if value != value:  # noqa: PLR0124  NaN
+        return "NaN"
+    if float(value).is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def interval(ci95: tuple[float, float] | None) -> str:
+    """``0.01 … 0.02``, empty if there is none."""
+    return "" if ci95 is None else f"{number(ci95[0])} … {number(ci95[1])}"
+
+
+def limit(check: Check) -> str:
+    """``≤ 0.01``."""
+    if check.limit is None:
+        return "–"
+    sign = {"<=": "≤", ">=": "≥", "==": "="}.get(check.comparison, check.comparison)
+    return f"{sign} {number(check.limit)}"
+
+
+def target(check: Check) -> str:
+    """``1e-06, met``, empty if there is no absolute target."""
+    if check.target is None:
+        return ""
+    return f"{number(check.target)}, {'met' if check.target_met else 'not met'}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``112.1 MB``."""
+    for factor, name in _UNITS:
+        if count >= factor:
+            return f"{count / factor:.1f} {name}"
+    return f"{count:.0f} bytes"
+
+
+def percent(share: float) -> str:
+    """0.9987 → ``99.87 %``."""
+    return f"{share:.2%}".replace("%", " %")

@@ -1,0 +1,101 @@
+"""One self-contained HTML file: no network, light and dark, phone and paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from so8tqc.records import Record
+from so8tqc.reports import format as fmt
+from so8tqc.reports.markdown import TEMPLATES, ranges
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its heading and a sentence on how to read it."""
+
+    title: str
+    note: str
+    figure: go.Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        name: heading and anchor.
+        record: the stage it shows.
+        plots: figures, in order.
+        tables: (title, header, rows) of strings.
+        links: (text, relative path) of other files of the run.
+    """
+
+    name: str
+    record: Record
+    plots: Sequence[Plot] = ()
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
+    links: Sequence[tuple[str, str]] = ()
+
+
+def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    """The whole page.
+
+    Args:
+        summary: see ``reports.summary.summarise_run``.
+        sections: in order.
+    """
+    from plotly.offline import get_plotlyjs
+
+    with_plots = any(section.plots for section in sections)
+    text: str = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            summary=summary,
+            sections=sections,
+            plotlyjs=get_plotlyjs() if with_plots else "",
+            draw=_draw,
+        )
+    )
+    return text
+
+
+def _draw(plot: Plot) -> str:
+    """A plot's div and script; plotly.js itself is in the page once."""
+    import plotly.io
+
+    html: str = plotly.io.to_html(
+        plot.figure,
+        full_html=False,
+        include_plotlyjs=False,
+        config={"displaylogo": False, "responsive": True},
+    )
+    return html
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": fmt.number,
+        "interval": fmt.interval,
+        "limit": fmt.limit,
+        "target": fmt.target,
+        "size": fmt.size,
+        "ranges": ranges,
+    }
+    return environment

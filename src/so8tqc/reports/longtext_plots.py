@@ -1,0 +1,256 @@
+"""Plots of long text: oscillation and entropy of each case, as HTML and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.artifacts import atomic_file, write_text
+from so8tqc.errors import MissingToolError
+from so8tqc.metrics.divergence import TokenTable
+from so8tqc.metrics.spectra import Spectrum, nearest_wavelength
+from so8tqc.progress import Task
+from so8tqc.reports.figures import BLUE, GREEN, GREY, ORANGE, style
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FloatArray = npt.NDArray[np.float64]
+
+WINDOW = 64
+"""Tokens of the rolling mean and standard deviation."""
+
+HEAT_COLUMNS = 256
+"""Positions are averaged into so many columns of the attention heat map."""
+
+_PNG_SIZE = {"width": 1200, "height": 1100, "scale": 1}
+
+
+@dataclass(frozen=True)
+class CasePlots:
+    """What the plots of one case show.
+
+    Attributes:
+        case: file name prefix.
+        table: candidate against reference (or against itself, if there is none).
+        has_reference: whether ``table`` compares with a reference.
+        attention: [layers, T] mean attention entropy of the candidate, nats; None if unknown.
+        spectra: ``candidate`` and ``reference`` spectra of mean attention entropy.
+        wavelengths: RoPE wavelengths, tokens.
+    """
+
+    case: str
+    table: TokenTable
+    has_reference: bool
+    attention: npt.NDArray[np.floating] | None
+    spectra: Mapping[str, Spectrum]
+    wavelengths: FloatArray
+
+
+def draw_case(plots: CasePlots, out: Path) -> None:
+    """Write ``CASE_oscillation.html`` and ``CASE_entropy.html``, each self-contained."""
+    for name, figure in _figures(plots).items():
+        write_text(out / f"{plots.case}_{name}.html", _page(f"{plots.case}: {name}", figure))
+
+
+def draw_png(plots: Sequence[CasePlots], out: Path, task: Task) -> None:
+    """Write the same figures as PNG.
+
+    Raises:
+        MissingToolError: kaleido or a Chrome is missing, or Chrome does not start.
+    """
+    try:
+        import kaleido
+    except ImportError:
+        raise MissingToolError(
+            "kaleido is not installed", remedy="Run: pip install 'so8tqc[png]'"
+        ) from None
+    for case in plots:
+        for name, figure in _figures(case).items():
+            figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#1b2330")
+            image = _render(kaleido, figure)
+            with atomic_file(out / f"{case.case}_{name}.png") as temporary:
+                temporary.write_bytes(image)
+            task.advance(1, item=f"{case.case} {name}")
+
+
+def _render(kaleido: Any, figure: go.Figure) -> bytes:
+    try:
+        image: bytes = kaleido.calc_fig_sync(figure.to_dict(), opts={"format": "png", **_PNG_SIZE})
+    except (RuntimeError, OSError, ValueError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()
+        raise MissingToolError(
+            f"no Chrome that starts: {reason[0] if reason else type(error).__name__}",
+            remedy="Run: apt-get install -y chromium (or set BROWSER_PATH).",
+        ) from None
+    return image
+
+
+def _figures(plots: CasePlots) -> dict[str, go.Figure]:
+    return {"oscillation": _oscillation(plots), "entropy": _entropy(plots)}
+
+
+def _oscillation(plots: CasePlots) -> go.Figure:
+    """Maximum logit, its first and second difference, and KL, against position."""
+    from plotly.subplots import make_subplots
+
+    c, x = plots.table.columns, plots.table.position
+    titles = ["maximum logit", "Δ", "Δ²"] + (["KL, nats"] if plots.has_reference else [])
+    figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles,
+                           vertical_spacing=0.06)  # fmt: skip
+    for name, colour in _sides(plots):
+        series = c[f"max_logit_{name}"]
+        for row, values in enumerate((series, np.diff(series), np.diff(series, n=2)), start=1):
+            _line(figure, row, x[: values.size], values, name, colour, show=row == 1)
+    if plots.has_reference:
+        kl = np.maximum(c["kl"], 1e-14)
+        figure.add_scatter(x=x, y=kl, mode="markers", marker={"size": 2, "color": GREY},
+                           name="KL", row=4, col=1)  # fmt: skip
+        rolling = np.exp(_rolling(np.log(kl))[0])
+        _line(figure, 4, x, rolling, "KL, rolling", GREEN, show=True)
+        figure.update_yaxes(type="log", exponentformat="power", row=4, col=1)
+    figure.update_xaxes(title="position, tokens", row=len(titles), col=1)
+    return style(figure, height=1000)
+
+
+def _entropy(plots: CasePlots) -> go.Figure:
+    """Next-token entropy, its change, attention entropy by layer, and its spectrum."""
+    from plotly.subplots import make_subplots
+
+    c, x = plots.table.columns, plots.table.position
+    titles = ["next-token entropy, nats: rolling mean ± sd", "change rate of the rolling mean"]
+    if plots.attention is not None:
+        titles += [
+            "attention entropy, nats (layer × position)",
+            "spectrum of mean attention entropy",
+        ]
+    figure = make_subplots(rows=len(titles), cols=1, subplot_titles=titles, vertical_spacing=0.08)
+    for name, colour in _sides(plots):
+        mean, deviation = _rolling(c[f"entropy_{name}"])
+        if name == "candidate":
+            _band(figure, x, mean, deviation)
+        _line(figure, 1, x, mean, name, colour, show=True)
+        _line(figure, 2, x, np.gradient(mean), name, colour, show=False)
+    figure.update_xaxes(title="position, tokens", row=2, col=1)
+    if plots.attention is not None:
+        _heat(figure, plots.attention)
+        _spectrum(figure, plots)
+    return style(figure, height=1150)
+
+
+def _sides(plots: CasePlots) -> list[tuple[str, str]]:
+    sides = [("reference", ORANGE)] if plots.has_reference else []
+    return [*sides, ("candidate", BLUE)]
+
+
+def _line(
+    figure: go.Figure, row: int, x: Any, y: Any, name: str, colour: str, *, show: bool
+) -> None:
+    figure.add_scattergl(
+        x=x, y=y, mode="lines", name=name, legendgroup=name, showlegend=show,
+        line={"color": colour, "width": 1}, row=row, col=1,
+    )  # fmt: skip
+
+
+def _band(figure: go.Figure, x: Any, mean: FloatArray, deviation: FloatArray) -> None:
+    """mean ± one standard deviation as a filled area."""
+    figure.add_scatter(x=x, y=mean + deviation, mode="lines", line={"width": 0},
+                       showlegend=False, hoverinfo="skip", row=1, col=1)  # fmt: skip
+    figure.add_scatter(x=x, y=mean - deviation, mode="lines", line={"width": 0}, fill="tonexty",
+                       fillcolor="rgba(76,141,255,0.18)", name="± sd", hoverinfo="skip",
+                       row=1, col=1)  # fmt: skip
+
+
+def _heat(figure: go.Figure, attention: npt.NDArray[np.floating]) -> None:
+    """[layers, T] averaged into columns."""
+    length = attention.shape[1]
+    edges = np.linspace(0, length, min(HEAT_COLUMNS, length) + 1).astype(int)[:-1]
+    counts = np.diff(np.append(edges, length))
+    z = np.add.reduceat(attention, edges, axis=1) / counts
+    figure.add_heatmap(z=z, x=edges, colorscale="Viridis", row=3, col=1,
+                       colorbar={"len": 0.2, "y": 0.38, "thickness": 12})  # fmt: skip
+    figure.update_xaxes(title="position, tokens", row=3, col=1)
+    figure.update_yaxes(title="layer", row=3, col=1)
+
+
+def _spectrum(figure: go.Figure, plots: CasePlots) -> None:
+    """Power against period, significant peaks marked, RoPE wavelengths as lines."""
+    for name, colour in _sides(plots):
+        if name not in plots.spectra:
+            continue
+        s = plots.spectra[name]
+        _line(figure, 4, s.period, s.power, name, colour, show=False)
+        if name == "candidate" and s.significant.any():
+            labels = [_label(period, plots.wavelengths) for period in s.period[s.significant]]
+            figure.add_scatter(
+                x=s.period[s.significant], y=s.power[s.significant], mode="markers",
+                marker={"color": GREEN, "size": 7}, name="significant", text=labels,
+                hovertemplate="%{text}<extra></extra>", row=4, col=1,
+            )  # fmt: skip
+    shown = [s.period for s in plots.spectra.values()]
+    low = min(float(p.min()) for p in shown)
+    high = max(float(p.max()) for p in shown)
+    for wavelength in plots.wavelengths[(plots.wavelengths > low) & (plots.wavelengths < high)]:
+        figure.add_vline(x=float(wavelength), line={"color": GREY, "width": 1, "dash": "dot"},
+                         row=4, col=1)  # fmt: skip
+    figure.update_xaxes(type="log", title="period, tokens (dotted: RoPE wavelengths)", row=4, col=1)
+    figure.update_yaxes(title="power", row=4, col=1)
+
+
+def _label(period: float, wavelengths: FloatArray) -> str:
+    near = nearest_wavelength(period, wavelengths)
+    return f"{period:.1f} tokens" + (f", RoPE wavelength {near:.1f}" if near else "")
+
+
+def _rolling(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Centred rolling mean and standard deviation, shorter windows at the ends."""
+    kernel = np.ones(min(WINDOW, values.size))
+    count = np.convolve(np.ones_like(values), kernel, mode="same")
+    mean = np.convolve(values, kernel, mode="same") / count
+    square = np.convolve(np.square(values), kernel, mode="same") / count
+    return mean, np.sqrt(np.maximum(square - np.square(mean), 0.0))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>{title}</title>
+<style>
+:root {{ --ground: #fff; --ink: #1b2330; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ground: #12161d; --ink: #e6eaf0; }} }}
+body {{ margin: 1rem auto; max-width: 80rem; background: var(--ground); color: var(--ink);
+  font-family: system-ui, sans-serif; }}
+h1 {{ font-size: 1.2rem; font-weight: 600; padding: 0 1rem; }}
+</style></head><body><h1>{title}</h1>
+{plot}
+<script>
+(function () {{
+  var query = window.matchMedia("(prefers-color-scheme: dark)");
+  function paint() {{
+    var ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+    document.querySelectorAll(".js-plotly-plot").forEach(function (plot) {{
+      Plotly.relayout(plot, {{"font.color": ink}});
+    }});
+  }}
+  window.addEventListener("load", paint);
+  query.addEventListener("change", paint);
+}})();
+</script></body></html>
+"""
+
+
+def _page(title: str, figure: go.Figure) -> str:
+    from html import escape
+
+    import plotly.io
+
+    plot = plotly.io.to_html(
+        figure, full_html=False, include_plotlyjs=True,
+        config={"displaylogo": False, "responsive": True},
+    )  # fmt: skip
+    return _PAGE.format(title=escape(title), plot=plot)

@@ -1,0 +1,22 @@
+"""The demo: the whole pipeline on SmolLM2-135M with the gates that come along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from so8tqc.config import LongTextOptions, QCOptions, RunConfig
+from so8tqc.services.builtin import DEMO_MODEL, DEMO_ROTATIONS
+
+DEMO_OUT = Path("out/demo")
+
+
+def demo_config(out: Path | None = None) -> RunConfig:
+    """The pipeline of ``configs/demo.yaml``, without a file (a test keeps the two equal)."""
+    return RunConfig(
+        name="smollm2-135m",
+        base=DEMO_MODEL,
+        rotations=DEMO_ROTATIONS,
+        out=out or DEMO_OUT,
+        qc=QCOptions(max_tokens=256),
+        longtext=LongTextOptions(min_tokens=2048, max_new_tokens=128),
+    )

@@ -1,0 +1,206 @@
+"""Doctor: what is installed, what is missing and how to get it; or what a file is."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from so8tqc.checkpoints.provenance import read_provenance
+from so8tqc.checkpoints.safetensors_index import open_checkpoint
+from so8tqc.checkpoints.sites import text_layers
+from so8tqc.errors import InputError, So8tqcError
+from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.llama.pin import INSTALL_COMMAND
+from so8tqc.llama.vendor import find_converter, is_vendored
+from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.rotation_set import orthogonality_error
+from so8tqc.services.builtin import demo_gguf
+
+_PACKAGES = (
+    "so8tqc", "torch", "transformers", "safetensors", "gguf", "numpy", "scipy", "plotly",
+    "pydantic", "typer",
+)  # fmt: skip
+_LOAD_TIMEOUT_SECONDS = 60
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+class Finding(NamedTuple):
+    """One line of a diagnosis.
+
+    Attributes:
+        name: what was looked at.
+        value: what was found.
+        ok: True, False, or None where there is nothing to judge.
+        remedy: the command that mends it, "" if none is needed.
+    """
+
+    name: str
+    value: str
+    ok: bool | None = None
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Versions, machine, libllama, converter, browser, demo model."""
+    import psutil
+
+    packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    memory = psutil.virtual_memory()
+    return [
+        Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
+        Finding("packages", packages, "absent" not in packages),
+        Finding("cpu", f"{os.cpu_count()} cores, {_cpu_features()}"),
+        Finding(
+            "memory",
+            f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
+            memory.available > 2 * 2**30,
+        ),
+        Finding("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"),
+        _libllama(),
+        _converter(),
+        _png(),
+        _demo_model(),
+    ]
+
+
+def describe(path: Path) -> list[Finding]:
+    """What a GGUF file, model directory, or rotation source is.
+
+    Raises:
+        InputError: it is none of them, or cannot be read.
+    """
+    if path.suffix.lower() == ".gguf":
+        return _describe_gguf(path)
+    if (path / "config.json").is_file():
+        return _describe_model(path)
+    if path.exists():
+        return _describe_rotations(path)
+    raise InputError("no such file or directory", where=str(path))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _cpu_features() -> str:
+    """The features that decide which kernels run."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return platform.machine()
+    known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "native bf16", "amx_bf16": "AMX"}
+    found = [label for flag, label in known.items() if flag in flags]
+    return ", ".join(found) or platform.machine()
+
+
+def _libllama() -> Finding:
+    """Load it in a process of its own: a broken build may take the process with it."""
+    code = "import llama_cpp; print(llama_cpp.__version__)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True,
+            timeout=_LOAD_TIMEOUT_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Finding("libllama", "does not load in time", False, INSTALL_COMMAND)
+    if done.returncode == 0:
+        return Finding("libllama", f"llama-cpp-python {done.stdout.strip()}", True)
+    reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    return Finding("libllama", reason, False, INSTALL_COMMAND)
+
+
+def _converter() -> Finding:
+    try:
+        converter = find_converter()
+    except So8tqcError as error:
+        return Finding("converter", error.what, False, "so8tqc vendor")
+    pinned = "pinned revision" if is_vendored() else "not the pinned revision"
+    return Finding("converter", f"{converter.script} ({pinned})", is_vendored())
+
+
+def _png() -> Finding:
+    if _version("kaleido") == "absent":
+        return Finding("png", "kaleido is not installed", False, "pip install 'so8tqc[png]'")
+    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        return Finding("png", "no Chrome or Chromium", False, "apt-get install -y chromium")
+    return Finding("png", f"kaleido {_version('kaleido')} with {found}", True)
+
+
+def _demo_model() -> Finding:
+    try:
+        return Finding("demo model", str(demo_gguf()), True)
+    except So8tqcError as error:
+        return Finding("demo model", error.what, False, "pip install 'so8tqc[demo]'")
+
+
+def _describe_gguf(path: Path) -> list[Finding]:
+    gguf = open_gguf(path)
+    types = ", ".join(f"{name} × {count}" for name, count in gguf.types.items())
+    ours = {k: v for k, v in gguf.fields.items() if k.startswith(("so8t.", "general.sampling."))}
+    return [
+        Finding("kind", f"GGUF, architecture {gguf.architecture}, {gguf.file_type or 'mixed'}"),
+        Finding("name", str(gguf.fields.get("general.name", ""))),
+        Finding("tensors", f"{len(gguf.tensors)}: {types}"),
+        Finding("size", f"{path.stat().st_size / 1e6:.1f} MB, {gguf.bits_per_weight:.2f} bits "
+                "per weight"),
+        *(Finding(key, str(value)) for key, value in ours.items()),
+    ]  # fmt: skip
+
+
+def _describe_model(path: Path) -> list[Finding]:
+    checkpoint = open_checkpoint(path)
+    layers = text_layers(checkpoint.tensors.keys())
+    dtypes = sorted({entry.dtype for entry in checkpoint.tensors.values()})
+    findings = [
+        Finding("kind", f"model directory, {checkpoint.model_type}"),
+        Finding("layers", str(len(layers))),
+        Finding("tensors", f"{len(checkpoint.tensors)} in {len(checkpoint.files)} file(s), "
+                f"{', '.join(dtypes)}"),
+        Finding("size", f"{checkpoint.bytes / 1e6:.1f} MB"),
+    ]  # fmt: skip
+    provenance = read_provenance(path)
+    if provenance is None:
+        findings.append(Finding("baked", "no so8tqc.json: not baked by so8tqc"))
+    else:
+        findings.append(
+            Finding("baked", f"from {provenance.rotations}, {provenance.parametrization}, "
+                    f"{provenance.convention}, {len(provenance.tensors)} tensors")
+        )  # fmt: skip
+    return findings
+
+
+def _describe_rotations(path: Path) -> list[Finding]:
+    rotations = read_rotations(path)
+    drift = max(float(orthogonality_error(rotations.blocks[t]).max()) for t in rotations)
+    shapes = sorted({str(list(rotations.blocks[t].shape)) for t in rotations})
+    return [
+        Finding("kind", f"rotations, {rotations.parametrization}, {rotations.convention}, "
+                f"{rotations.site}"),
+        Finding("targets", f"{len(rotations)}, layers {rotations.layers[0]} to "
+                f"{rotations.layers[-1]}, blocks {', '.join(shapes)}"),
+        Finding("drift", f"largest ‖RᵀR − I‖ {drift:.1e}"),
+        *(Finding(k, _shorten(v)) for k, v in sorted(rotations.metadata.items())),
+        *(Finding("assumed", notice) for notice in rotations.notices),
+    ]  # fmt: skip
+
+
+def _shorten(text: str) -> str:
+    """JSON metadata as ``key=value`` pairs; anything else as it is."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(content, dict):
+        return ", ".join(f"{key}={value}" for key, value in content.items())
+    return text

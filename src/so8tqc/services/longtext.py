@@ -1,0 +1,284 @@
+"""Long text: what only shows after thousands of tokens, teacher-forced and free-running."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.artifacts import atomic_file, file_ref
+from so8tqc.config import LongTextConfig
+from so8tqc.errors import DataError, InputError, MissingToolError
+from so8tqc.metrics.spectra import rope_wavelengths, spectrum
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import (
+    FileRef,
+    Record,
+    Stopwatch,
+    jsonable,
+    overall,
+    versions,
+)
+from so8tqc.reports.longtext_plots import CasePlots, draw_case, draw_png
+from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.longtext_judging import (
+    BASE,
+    CANDIDATE,
+    REFERENCE,
+    Case,
+    case_checks,
+    case_metrics,
+    repetition_check,
+)
+from so8tqc.sources.compare import compare
+from so8tqc.sources.generate import greedy, hf_steps
+from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.hf import HFModel
+from so8tqc.sources.probe import ProbedSource, probe
+from so8tqc.sources.protocol import LogitSource
+from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
+
+
+@dataclass
+class _Models:
+    """The models of a run; reference and base share one set of weights."""
+
+    candidate: HFModel | GGUFSource
+    base: HFModel | None
+    rotations: RotationSet | None
+
+
+def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
+    """Compare a model with its reference on long text.
+
+    With ``reference`` and ``rotations`` the reference is the gated base model; with
+    ``reference`` alone it is that model. Without, only the candidate's own statistics are
+    reported and every comparing check is skipped. Attention entropy and hidden-state
+    energies need a transformers candidate.
+
+    Record metrics: ``cases``: id → {tokens, indices, changes, slope, dips, attention_entropy,
+    energy, generation}; ``gates_pet``: the gate file's PET record. Writes
+    ``CASE_oscillation.html``, ``CASE_entropy.html`` (and ``.png``) and ``series.npz``.
+
+    Raises:
+        DataError: a text is shorter than ``min_tokens``, or that exceeds a model's context.
+        InputError: the models do not fit together.
+    """
+    watch = Stopwatch()
+    texts = load_texts(config.data)
+    cases = _encode(config, texts)
+    models = _load(config)
+    notices: list[str] = []
+    try:
+        for case in cases:
+            _measure(case, models, config, progress)
+            _generate(case, models, config, progress)
+    finally:
+        _close(models)
+    checks = [check for case in cases for check in case_checks(case, config)]
+    checks += repetition_check(cases)
+    config.out.mkdir(parents=True, exist_ok=True)
+    _write_series(config.out / "series.npz", cases)
+    notices += _draw(cases, config, models, progress)
+    inputs = {"model": file_ref(config.model)}
+    for name in ("reference", "rotations"):
+        if (path := getattr(config, name)) is not None:
+            inputs[name] = file_ref(path)
+    return Record(
+        kind="longtext",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "cases": jsonable({case.encoded.id: case_metrics(case) for case in cases}),
+            "gates_pet": models.rotations.metadata.get("pet", "none") if models.rotations else None,
+        },
+        notices=tuple(notices),
+        inputs=inputs,
+        outputs=_outputs(config.out),
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "transformers", "llama-cpp-python", "plotly"),
+        run=watch.info(),
+    )
+
+
+def _encode(config: LongTextConfig, texts: Sequence[Text]) -> list[Case]:
+    directory = config.tokenizer or (config.reference if _is_gguf(config.model) else config.model)
+    if directory is None or _is_gguf(directory):
+        raise InputError("a GGUF file gives no tokenizer", remedy="Give --tokenizer MODEL_DIR.")
+    encoded = encode(texts, load_tokenizer(directory), config.min_tokens)
+    for item in encoded:
+        if item.tokens.size < config.min_tokens:
+            raise DataError(
+                f"has {item.tokens.size} tokens, {config.min_tokens} are asked for",
+                where=item.id,
+                remedy="Give longer text, or a smaller --min-tokens.",
+            )
+    return [Case(item) for item in encoded]
+
+
+def _load(config: LongTextConfig) -> _Models:
+    if config.rotations is not None and config.reference is None:
+        raise InputError("rotations need the base model they are applied to: give --reference")
+    candidate: HFModel | GGUFSource
+    if _is_gguf(config.model):
+        candidate = GGUFSource(
+            config.model, CANDIDATE, threads=config.threads, context=config.min_tokens
+        )
+    else:
+        candidate = HFModel.load(config.model)
+    rotations = None
+    if config.rotations is not None:
+        rotations = read_rotations(config.rotations, config.rotation_options)
+    base = HFModel.load(config.reference) if config.reference is not None else None
+    return _Models(candidate, base, rotations)
+
+
+def _close(models: _Models) -> None:
+    models.candidate.close()
+    if models.base is not None:
+        models.base.close()
+
+
+def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Progress) -> None:
+    """One forward pass of each model, then the logits of both in step."""
+    tokens = case.encoded.tokens
+    runs = 1 + (models.base is not None) * (1 + (models.rotations is not None))
+    sources: list[LogitSource] = []
+    with progress.task(
+        f"{case.encoded.id}: forward passes", total=runs * tokens.size, unit="tokens"
+    ) as task:
+        if isinstance(models.candidate, HFModel):
+            case.candidate = probe(models.candidate, tokens)
+            source = ProbedSource(models.candidate, CANDIDATE)
+            source.hidden = case.candidate.hidden
+            sources.append(source)
+        else:
+            sources.append(models.candidate)
+        task.advance(tokens.size, item=CANDIDATE)
+        if models.base is not None:
+            if models.rotations is not None:
+                case.base = probe(models.base, tokens)
+                task.advance(tokens.size, item=BASE)
+            case.reference = probe(models.base, tokens, models.rotations)
+            task.advance(tokens.size, item=REFERENCE)
+            source = ProbedSource(models.base, REFERENCE)
+            source.hidden = case.reference.hidden
+            sources.append(source)
+    pair = (REFERENCE if len(sources) > 1 else CANDIDATE, CANDIDATE)
+    case.table = compare(sources, [pair], [case.encoded], progress, f"{case.encoded.id}: logits")[
+        pair
+    ]
+    for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
+        if run is not None and run.entropy is not None:
+            case.spectra[name] = spectrum(run.entropy.mean(axis=(0, 1)), seed=config.seed)
+
+
+def _generate(case: Case, models: _Models, config: LongTextConfig, progress: Progress) -> None:
+    """Greedy continuation of the prompt, by the candidate and by the reference."""
+    if config.max_new_tokens == 0:
+        return
+    # the first part of the text stands for the prompt: it holds it, if there is one
+    prompt = case.encoded.tokens[: min(128, case.encoded.tokens.size // 2)]
+    runs: list[tuple[str, HFModel | GGUFSource, RotationSet | None]] = [
+        (CANDIDATE, models.candidate, None)
+    ]
+    if models.base is not None:
+        runs.append((REFERENCE, models.base, models.rotations))
+    with progress.task(
+        f"{case.encoded.id}: generating", total=len(runs) * config.max_new_tokens, unit="tokens"
+    ) as task:
+        for name, model, rotations in runs:
+            tokens: list[int] = []
+            for token, _ in _steps(model, rotations, prompt, config.max_new_tokens):
+                tokens.append(token)
+                task.advance(1, item=name)
+            case.generated[name] = tokens
+
+
+def _steps(
+    model: HFModel | GGUFSource,
+    rotations: RotationSet | None,
+    prompt: npt.NDArray[np.int64],
+    count: int,
+) -> Any:
+    from contextlib import nullcontext
+
+    from so8tqc.sources.gated import gated
+
+    if isinstance(model, GGUFSource):
+        yield from model.steps(prompt, count, greedy)
+        return
+    with gated(model, rotations) if rotations is not None else nullcontext():
+        yield from hf_steps(model, prompt, count, greedy)
+
+
+def _draw(
+    cases: Sequence[Case], config: LongTextConfig, models: _Models, progress: Progress
+) -> list[str]:
+    """HTML for every case, PNG where the tools are there; returns notices."""
+    plots: list[CasePlots] = []
+    with progress.task("drawing plots", total=len(cases), unit="cases") as task:
+        for case in cases:
+            assert case.table is not None
+            run = case.candidate
+            plot = CasePlots(
+                case=case.encoded.id.replace("/", "_"),
+                table=case.table,
+                has_reference=case.reference is not None,
+                attention=run.entropy.mean(axis=1) if run and run.entropy is not None else None,
+                spectra=case.spectra,
+                wavelengths=_wavelengths(models),
+            )
+            draw_case(plot, config.out)
+            plots.append(plot)
+            task.advance(1, item=case.encoded.id)
+    if not config.png:
+        return []
+    try:
+        with progress.task("drawing images", total=2 * len(plots), unit="images") as task:
+            draw_png(plots, config.out, task)
+    except MissingToolError as error:
+        return [f"Images were not drawn: {error}"]
+    return []
+
+
+def _wavelengths(models: _Models) -> npt.NDArray[np.float64]:
+    """RoPE wavelengths of the model, none if it has no RoPE or is a GGUF without reference."""
+    model = models.candidate if isinstance(models.candidate, HFModel) else models.base
+    if model is None:
+        return np.empty(0)
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    base = parameters.get("rope_theta") or getattr(model.config, "rope_theta", None)
+    if base is None:
+        return np.empty(0)
+    heads = model.config.num_attention_heads
+    width = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
+    return rope_wavelengths(float(base), int(width))
+
+
+def _write_series(path: Path, cases: Sequence[Case]) -> None:
+    """Every case's series as one npz: ``CASE/COLUMN`` and ``CASE/attention_entropy``."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for case in cases:
+        assert case.table is not None
+        arrays |= {f"{case.encoded.id}/{k}": v for k, v in case.table.columns.items()}
+        if case.candidate is not None and case.candidate.entropy is not None:
+            arrays[f"{case.encoded.id}/attention_entropy"] = case.candidate.entropy.mean(axis=1)
+        for name, tokens in case.generated.items():
+            arrays[f"{case.encoded.id}/generated_{name}"] = np.asarray(tokens, dtype=np.int64)
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def _outputs(out: Path) -> dict[str, FileRef]:
+    files = sorted([*out.glob("*_*.html"), *out.glob("*_*.png"), out / "series.npz"])
+    return {file.name: file_ref(file) for file in files}
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"

@@ -1,0 +1,226 @@
+"""Checks and metrics of one long text, from what was measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from so8tqc.config import LongTextConfig
+from so8tqc.metrics import oscillation as osc
+from so8tqc.metrics.divergence import TokenTable
+from so8tqc.metrics.spectra import Spectrum
+from so8tqc.records import Check, judge, skipped
+from so8tqc.sources.probe import Probe
+from so8tqc.sources.protocol import EncodedText
+
+CANDIDATE, REFERENCE, BASE = "candidate", "reference", "base"
+
+LAYER0_LIMIT_NATS = 1e-3
+"""Layer 0's attention sees only embeddings, which no fold touches: only float32 noise remains."""
+
+INCREASE_LIMIT = 0.05
+"""An index may be five per cent above the reference's; the interval must lie above that to fail."""
+
+DRIFT_LIMIT = float(np.log(2.0))
+"""Error against position: doubling for every 1,000 tokens, in log KL per 1,000 tokens."""
+
+REPETITION_LIMIT = 0.5
+"""Half of the 4-grams more than in the reference's text: gross looping."""
+
+ENERGY_LIMIT = 0.05
+"""Second-difference energy of a layer may be five per cent above the gated reference's."""
+
+_POWER_FACTOR = 2.0
+_SMALLEST_KL = 1e-14
+
+
+@dataclass
+class Case:
+    """One text: what was measured on it."""
+
+    encoded: EncodedText
+    candidate: Probe | None = None
+    reference: Probe | None = None
+    base: Probe | None = None
+    table: TokenTable | None = None
+    spectra: dict[str, Spectrum] = field(default_factory=dict)
+    generated: dict[str, list[int]] = field(default_factory=dict)
+
+
+def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
+    subject = case.encoded.id
+    if case.reference is None:
+        reason = "there is no reference to compare with"
+        ids = ("phase.layer0", "phase.dips", "phase.position", "oscillation.index", "pet.energy")
+        return [skipped(check_id, reason, subject=subject) for check_id in ids]
+    checks = [_position_check(case, config)]
+    checks += _oscillation_checks(case, config)
+    if case.candidate is None:
+        reason = "a GGUF file gives no hidden states and no attention weights"
+        return checks + [
+            skipped(check_id, reason, subject=subject)
+            for check_id in ("phase.layer0", "phase.dips", "pet.energy")
+        ]
+    checks.append(_energy_check(case))
+    if case.candidate.entropy is None or case.reference.entropy is None:
+        reason = "the attention of this architecture cannot be measured"
+        return checks + [
+            skipped(check_id, reason, subject=subject)
+            for check_id in ("phase.layer0", "phase.dips")
+        ]
+    return [*checks, _layer0_check(case), _dips_check(case)]
+
+
+def _layer0_check(case: Case) -> Check:
+    assert case.candidate is not None
+    assert case.reference is not None
+    other = case.base or case.reference
+    assert case.candidate.entropy is not None
+    assert other.entropy is not None
+    gap = float(np.abs(case.candidate.entropy[0] - other.entropy[0]).max())
+    return judge(
+        "phase.layer0",
+        gap,
+        LAYER0_LIMIT_NATS,
+        subject=case.encoded.id,
+        unit="nats",
+        detail="Largest difference of layer 0's attention entropy from the base model's. No fold "
+        "of an output projection can change it: a self-test of the measurement.",
+    )
+
+
+def _dips_check(case: Case) -> Check:
+    extra = _extra_peaks(case)
+    listed = ", ".join(f"{period:.1f}" for period in extra[:5])
+    return judge(
+        "phase.dips",
+        len(extra),
+        0,
+        subject=case.encoded.id,
+        detail="Periods (tokens) at which the candidate's mean attention entropy dips "
+        f"significantly, with twice the reference's power: {listed or 'none'}.",
+    )
+
+
+def _extra_peaks(case: Case) -> list[float]:
+    """Significant periods that the reference lacks.
+
+    Significance alone would flip at its threshold between two nearly equal series, so
+    the candidate's power must also be twice the reference's.
+    """
+    ours, theirs = case.spectra[CANDIDATE], case.spectra[REFERENCE]
+    extra = ours.significant & (ours.power > _POWER_FACTOR * theirs.power)
+    return [float(period) for period in ours.period[extra]]
+
+
+def _position_check(case: Case, config: LongTextConfig) -> Check:
+    assert case.table is not None
+    logs = np.log(np.maximum(case.table.columns["kl"], _SMALLEST_KL))
+    trend = osc.slope(logs, resamples=config.resamples, seed=config.seed)
+    return judge(
+        "phase.position",
+        trend.ci95[0],
+        DRIFT_LIMIT,
+        subject=case.encoded.id,
+        unit="log nats / 1000 tokens",
+        ci95=trend.ci95,
+        detail=f"Lower end of the slope of ln KL over position ({trend.per_thousand:+.3f} per "
+        "1,000 tokens): does the error grow along the text? The limit is a doubling.",
+    )
+
+
+def _oscillation_checks(case: Case, config: LongTextConfig) -> list[Check]:
+    assert case.table is not None
+    c = case.table.columns
+    checks = []
+    names = {"index": "mean |Δ²|", "von_neumann": "von Neumann ratio",
+             "high_frequency": "high-frequency share"}  # fmt: skip
+    changes = osc.changes(
+        c["max_logit_reference"], c["max_logit_candidate"],
+        resamples=config.resamples, seed=config.seed,
+    )  # fmt: skip
+    for name, change in changes.items():
+        checks.append(
+            judge(
+                f"oscillation.{name}",
+                change.ci95[0],
+                INCREASE_LIMIT,
+                subject=case.encoded.id,
+                ci95=change.ci95,
+                detail=f"Lower end of the relative increase of the maximum logit's {names[name]} "
+                f"over the reference ({change.reference:.4g} → {change.candidate:.4g}).",
+            )
+        )
+    return checks
+
+
+def _energy_check(case: Case) -> Check:
+    assert case.candidate is not None
+    assert case.reference is not None
+    increase = case.candidate.energy / case.reference.energy - 1
+    layer = int(np.argmax(increase))
+    return judge(
+        "pet.energy",
+        float(increase[layer]),
+        ENERGY_LIMIT,
+        subject=case.encoded.id,
+        detail="Largest relative increase of a layer's second-difference energy over the "
+        f"reference, in layer {layer}.",
+    )
+
+
+def repetition_check(cases: Sequence[Case]) -> list[Check]:
+    both = [case for case in cases if {CANDIDATE, REFERENCE} <= case.generated.keys()]
+    if not both:
+        return []
+    shares = {
+        name: float(np.mean([osc.repetition(case.generated[name])["repeated"] for case in both]))
+        for name in (CANDIDATE, REFERENCE)
+    }
+    return [
+        judge(
+            "oscillation.repetition",
+            shares[CANDIDATE] - shares[REFERENCE],
+            REPETITION_LIMIT,
+            detail=f"Share of repeated 4-grams in greedy text, {shares[CANDIDATE]:.2f} against "
+            f"{shares[REFERENCE]:.2f} of the reference. A looping model looks stable to every "
+            "other index.",
+        )
+    ]
+
+
+def case_metrics(case: Case) -> dict[str, Any]:
+    assert case.table is not None
+    c = case.table.columns
+    metrics: dict[str, Any] = {
+        "tokens": int(case.encoded.tokens.size),
+        "kl_mean": float(c["kl"].mean()),
+        "indices": {
+            name: {
+                "max_logit": osc.indices(c[f"max_logit_{name}"]),
+                "entropy": osc.indices(c[f"entropy_{name}"]),
+            }
+            for name in (CANDIDATE, REFERENCE)
+            if name == CANDIDATE or case.reference is not None
+        },
+    }
+    for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference), (BASE, case.base)):
+        if run is None:
+            continue
+        metrics.setdefault("energy", {})[name] = run.energy
+        if run.entropy is not None:
+            metrics.setdefault("attention_entropy", {})[name] = run.entropy.mean(axis=(1, 2))
+    if case.base is not None and case.candidate is not None:
+        metrics["energy_relative_to_base"] = float(
+            case.candidate.energy[-1] / case.base.energy[-1] - 1
+        )
+    if CANDIDATE in case.spectra:
+        found = case.spectra[CANDIDATE]
+        metrics["significant_periods"] = [float(p) for p in found.period[found.significant]]
+    metrics["generation"] = {
+        name: osc.repetition(tokens) for name, tokens in case.generated.items()
+    }
+    return metrics

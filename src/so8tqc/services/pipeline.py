@@ -1,0 +1,240 @@
+"""The pipeline: every stage in order, each reused when nothing it depends on has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from so8tqc.artifacts import (
+    RunDirectory,
+    code_fingerprint,
+    read_record,
+    remove_leftovers,
+    sha256_json,
+    write_record,
+)
+from so8tqc.config import (
+    STAGES,
+    BakeConfig,
+    CalibrateConfig,
+    ExportConfig,
+    LongTextConfig,
+    QCConfig,
+    QuantizeConfig,
+    RotationOptions,
+    RunConfig,
+)
+from so8tqc.errors import ConfigError
+from so8tqc.llama.libllama import library
+from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import Check, FileRef, Record, Stopwatch, Verdict, overall, versions
+from so8tqc.services.bake import bake
+from so8tqc.services.builtin import resolve_model, resolve_rotations
+from so8tqc.services.calibrate import calibrate
+from so8tqc.services.export import export
+from so8tqc.services.longtext import longtext
+from so8tqc.services.qc import qc
+from so8tqc.services.quantize import quantize
+from so8tqc.services.report import report, write_stage_reports
+from so8tqc.sources.texts import data_paths
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: which.
+        config: what the service is given; part of the fingerprint.
+        inputs: files and directories it depends on.
+        outputs: what it writes, besides its record.
+        service: does the work.
+        reports: whether Markdown, HTML and JUnit are written beside the record.
+    """
+
+    name: str
+    config: BaseModel
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    service: Callable[[Progress], Record]
+    reports: bool = False
+
+
+def run(
+    config: RunConfig,
+    progress: Progress = SILENT,
+    *,
+    only: str | None = None,
+    from_stage: str | None = None,
+) -> Record:
+    """Run a pipeline in ``config.out``.
+
+    Args:
+        config: what to run.
+        progress: told about every stage.
+        only: run this stage alone; earlier ones must have been made.
+        from_stage: run this stage and all later ones even if they could be reused.
+
+    Returns:
+        Record of kind ``run``; its checks are those of all stages, its verdict the worst,
+        ``metrics.stages`` has a row for each stage.
+
+    Raises:
+        ConfigError: unknown stage name.
+        So8tqcError: whatever a stage raises; what was finished before it stays.
+    """
+    watch = Stopwatch()
+    for name in (only, from_stage):
+        if name is not None and name not in STAGES:
+            raise ConfigError(f"no stage {name!r}", remedy=f"Stages are {', '.join(STAGES)}.")
+    library()  # fails early, before minutes of work, if libllama is missing
+    directory = RunDirectory(config.out)
+    remove_leftovers(config.out)
+    base = resolve_model(config.base, progress)
+    rotations = resolve_rotations(config.rotations)
+    if config.llama_cpp is None and not is_vendored():
+        fetch_converter(progress)
+    records: dict[str, Record] = {}
+    for stage in _stages(config, base, rotations):
+        if only is not None and stage.name != only:
+            continue
+        forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
+        records[stage.name] = _perform(stage, directory, progress, forced or only is not None)
+    summary = _summary(config, records, watch)
+    write_record(config.out / "record.json", summary)
+    if only is None or only == "report":
+        page = report(config.out, progress)
+        return summary.model_copy(update={"outputs": {**summary.outputs, **page.outputs}})
+    return summary
+
+
+def _stages(config: RunConfig, base: Path, rotations: Path) -> Sequence[_Stage]:
+    """All stages but the report, with what each reads and writes."""
+    out = config.out
+    baked = out / "bake" / "baked_model"
+    exported = out / "export" / f"{config.name}-{config.export.type.upper()}.gguf"
+    folder = out / "quantize"
+    quantized = {t: folder / f"{config.name}-{t.upper()}.gguf" for t in config.quantize.types}
+    data = data_paths(config.data)
+    long_data = data_paths(config.long_data)
+    # The reference is the model that was trained: what the rotations are stated to be, never what
+    # the bake was told. Else a wrong choice in the bake would be wrong on both sides, and pass.
+    trained = config.rotation_options
+
+    bake_config = BakeConfig(base=base, rotations=rotations, out=baked, **_bake_options(config))
+    export_config = ExportConfig(
+        model=baked, out=exported, llama_cpp=config.llama_cpp, **config.export.model_dump()
+    )
+    quantize_config = QuantizeConfig(gguf=exported, out=folder, **config.quantize.model_dump())
+    calibrate_config = CalibrateConfig(
+        gguf=quantized[config.calibrate_type], tokenizer=baked, data=config.data,
+        out=out / "calibrate", **config.calibrate.model_dump(),
+    )  # fmt: skip
+    qc_config = QCConfig(
+        reference=base, rotations=rotations, rotation_options=trained,
+        candidates=(baked, exported, *quantized.values()), data=config.data, out=out / "qc",
+        **config.qc.model_dump(),
+    )  # fmt: skip
+    long_config = LongTextConfig(
+        model=baked, reference=base, rotations=rotations,
+        rotation_options=trained, data=config.long_data, out=out / "longtext",
+        **config.longtext.model_dump(),
+    )  # fmt: skip
+    return (
+        _Stage("bake", bake_config, (base, rotations), (baked,),
+               lambda p: bake(bake_config, p), reports=True),
+        _Stage("export", export_config, (baked, find_converter(config.llama_cpp).script),
+               (exported,), lambda p: export(export_config, p)),
+        _Stage("quantize", quantize_config, (exported,), tuple(quantized.values()),
+               lambda p: quantize(quantize_config, p)),
+        _Stage("calibrate", calibrate_config, (calibrate_config.gguf, baked, *data),
+               (out / "calibrate" / "temperature_config.json",),
+               lambda p: calibrate(calibrate_config, p)),
+        _Stage("qc", qc_config, (base, rotations, *qc_config.candidates, *data),
+               (out / "qc" / "tokens.npz",), lambda p: qc(qc_config, p), reports=True),
+        _Stage("longtext", long_config, (base, rotations, baked, *long_data), (),
+               lambda p: longtext(long_config, p), reports=True),
+    )  # fmt: skip
+
+
+def _bake_options(config: RunConfig) -> dict[str, object]:
+    """The bake's options: what the rotations are, overlaid with what the bake was told."""
+    told = config.bake.model_dump(exclude_unset=True)
+    return {**config.rotation_options.model_dump(), **config.bake.model_dump(
+        exclude=set(RotationOptions.model_fields)), **told}  # fmt: skip
+
+
+def _perform(stage: _Stage, directory: RunDirectory, progress: Progress, forced: bool) -> Record:
+    """Reuse or run one stage."""
+    folder = directory.root / stage.name
+    path = folder / "record.json"
+    fingerprint = _fingerprint(stage, directory)
+    if not forced and directory.reusable(stage.name, fingerprint):
+        record = read_record(path)
+        progress.message(f"{stage.name}: reused, nothing it depends on has changed")
+        return record.model_copy(update={"run": record.run.model_copy(update={"reused": True})})
+    directory.forget(stage.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    progress.message(f"{stage.name}:")
+    record = stage.service(progress)
+    write_record(path, record)
+    if stage.reports:
+        write_stage_reports(record, folder)
+    directory.commit(stage.name, fingerprint, [path, *stage.outputs])
+    return record
+
+
+def _fingerprint(stage: _Stage, directory: RunDirectory) -> str:
+    return sha256_json(
+        {
+            "stage": stage.name,
+            "config": stage.config.model_dump(mode="json"),
+            "inputs": [directory.ref(path).sha256 for path in stage.inputs],
+            "code": code_fingerprint(),
+            "versions": versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+        }
+    )
+
+
+def _summary(config: RunConfig, records: dict[str, Record], watch: Stopwatch) -> Record:
+    checks: list[Check] = [check for record in records.values() for check in record.checks]
+    outputs: dict[str, FileRef] = {}
+    for record in records.values():
+        if record.kind in ("bake", "quantize"):
+            outputs |= record.outputs
+    return Record(
+        kind="run",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "name": config.name,
+            "stages": {
+                name: {
+                    "verdict": str(record.verdict),
+                    "reused": record.run.reused,
+                    "seconds": record.run.seconds,
+                    **_counts(record.checks),
+                }
+                for name, record in records.items()
+            },
+        },
+        diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
+        notices=tuple(dict.fromkeys(n for record in records.values() for n in record.notices)),
+        outputs=outputs,
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+        run=watch.info(),
+    )
+
+
+def _counts(checks: Sequence[Check]) -> dict[str, int]:
+    verdicts = [check.verdict for check in checks]
+    return {
+        "passed": verdicts.count(Verdict.PASS),
+        "failed": verdicts.count(Verdict.FAIL),
+        "skipped": verdicts.count(Verdict.SKIP),
+    }

@@ -1,0 +1,105 @@
+"""One forward pass that leaves everything the long-text stage looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.sources.attention import attention_entropy, supports_entropy
+from so8tqc.sources.gated import decoder_layers, gated
+from so8tqc.sources.hf import HFModel, head_blocks
+from so8tqc.sources.protocol import TokenIds
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one model did on one text.
+
+    Attributes:
+        hidden: [T, D] after the final norm.
+        energy: [layers] relative second-difference energy mean(Δ²h²)/mean(h²) of each
+            layer's output.
+        entropy: [layers, heads, T] attention entropy in nats, None where the architecture's
+            attention cannot be measured.
+    """
+
+    hidden: torch.Tensor
+    energy: npt.NDArray[np.float64]
+    entropy: npt.NDArray[np.float32] | None
+
+
+def probe(model: HFModel, tokens: TokenIds, rotations: RotationSet | None = None) -> Probe:
+    """Run a model once (with gates, if given) and measure.
+
+    Raises:
+        DataError: the text is longer than the model's context.
+    """
+    with ExitStack() as stack:
+        if rotations is not None:
+            stack.enter_context(gated(model, rotations))
+        collector = (
+            stack.enter_context(attention_entropy(model)) if supports_entropy(model) else None
+        )
+        energies = stack.enter_context(_layer_energies(model))
+        hidden = model.hidden(tokens)
+    entropy = collector.array() if collector is not None and collector.layers else None
+    return Probe(hidden, np.array([energies[i] for i in sorted(energies)]), entropy)
+
+
+class ProbedSource:
+    """The logits of a model whose hidden states were already computed, text by text.
+
+    Args:
+        model: gives the output head.
+        name: label for reports.
+    """
+
+    def __init__(self, model: HFModel, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.vocab_size = model.vocab_size
+        self.hidden: torch.Tensor | None = None
+
+    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+        """See :class:`so8tqc.sources.protocol.LogitSource`; ``hidden`` must be of these tokens."""
+        if self.hidden is None or self.hidden.shape[0] != tokens.size:
+            raise ValueError("the hidden states are not those of this text")
+        yield from head_blocks(self.model, self.hidden, rows)
+
+    def close(self) -> None:
+        """Release the model."""
+        self.hidden = None
+        self.model.close()
+
+
+@contextmanager
+def _layer_energies(model: HFModel) -> Iterator[dict[int, float]]:
+    """Relative second-difference energy of every layer's output, computed as it passes."""
+    energies: dict[int, float] = {}
+
+    def hook(index: int) -> Any:
+        def measure(_module: Any, _args: Any, output: Any) -> None:
+            h = (output[0] if isinstance(output, tuple) else output).double()
+            h = h[0] if h.ndim == 3 else h
+            second = h[2:] - 2 * h[1:-1] + h[:-2]
+            energies[index] = float(second.square().mean() / h.square().mean())
+
+        return measure
+
+    handles = [
+        layer.register_forward_hook(hook(i)) for i, layer in enumerate(decoder_layers(model))
+    ]
+    try:
+        yield energies
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,110 @@
+"""One pass of a logit source over the texts, for every temperature at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.errors import DataError
+from so8tqc.metrics.temperature import (
+    BoolArray,
+    FloatArray,
+    TemperatureTable,
+    knots,
+    partition_rows,
+    temperature_table,
+)
+from so8tqc.progress import SILENT, Progress
+from so8tqc.sources.protocol import EncodedText, LogitSource
+
+MOST_ROWS = 128
+BLOCK_BYTES = 64 << 20
+"""A block asked of a source has at most this many bytes of float32 logits, and MOST_ROWS rows."""
+
+
+def walk_temperatures(
+    source: LogitSource,
+    texts: Sequence[EncodedText],
+    bounds: tuple[float, float],
+    progress: Progress = SILENT,
+    description: str = "measuring",
+) -> TemperatureTable:
+    """The temperature table of a source: every position but a text's last is scored.
+
+    Args:
+        source: the model.
+        texts: token ids, each at least two.
+        bounds: temperatures that will be asked for.
+        progress: told about each text, in tokens.
+        description: what the progress says.
+
+    Raises:
+        DataError: a token id is outside the vocabulary, or logits are not finite; both name
+            text and position.
+    """
+    betas = knots(bounds)
+    total = sum(text.tokens.size for text in texts)
+    rows: list[FloatArray] = []
+    targets: list[FloatArray] = []
+    correct: list[BoolArray] = []
+    with progress.task(description, total=total, unit="tokens") as task:
+        for text in texts:
+            _check_ids(text, source)
+            for start, logits in _blocks(source, text):
+                following = text.tokens[start + 1 : start + 1 + logits.shape[0]]
+                part = partition_rows(logits, betas)
+                _check_finite(part, text, start, source)
+                top = logits.argmax(axis=1)
+                each = np.arange(following.size)
+                rows.append(part)
+                targets.append(
+                    logits[each, following].astype(np.float64) - logits[each, top]
+                )  # fmt: skip
+                correct.append(top == following)
+            task.advance(text.tokens.size, item=text.id)
+    lengths = [text.tokens.size - 1 for text in texts]
+    return temperature_table(
+        np.concatenate(rows),
+        np.concatenate(targets),
+        np.concatenate(correct),
+        np.repeat(np.arange(len(texts)), lengths),
+        tuple(text.id for text in texts),
+        bounds,
+    )
+
+
+def _blocks(
+    source: LogitSource, text: EncodedText
+) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:
+    """(first position, logits) of each block, without the last position: nothing follows it."""
+    rows = max(1, min(MOST_ROWS, BLOCK_BYTES // (4 * source.vocab_size)))
+    start = 0
+    for block in source.logits(text.tokens, rows):
+        scored = min(block.shape[0], text.tokens.size - 1 - start)
+        if scored > 0:
+            yield start, block[:scored].numpy()
+        start += block.shape[0]
+
+
+def _check_ids(text: EncodedText, source: LogitSource) -> None:
+    outside = np.flatnonzero((text.tokens < 0) | (text.tokens >= source.vocab_size))
+    if outside.size:
+        raise DataError(
+            f"token {int(text.tokens[outside[0]])} at position {int(outside[0])} is outside the "
+            f"vocabulary of {source.name} ({source.vocab_size} entries)",
+            where=text.id,
+            remedy="Give the tokenizer that belongs to the model.",
+        )
+
+
+def _check_finite(rows: FloatArray, text: EncodedText, start: int, source: LogitSource) -> None:
+    # a NaN anywhere in a row, or an infinity of either sign, leaves its mark on the moments
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2)))
+    if broken.size:
+        raise DataError(
+            f"{source.name} yields non-finite logits at position {start + int(broken[0])}",
+            where=text.id,
+            remedy="The weights hold NaN or infinity, or overflow in the compute dtype.",
+        )
