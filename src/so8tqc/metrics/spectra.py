@@ -22,6 +22,8 @@ SURROGATES = 400
 SHORTEST_PERIOD, SHARE_OF_LONGEST = 3.0, 0.25
 """Periods looked at: from 3 tokens to a quarter of the text, below which a trend is no period."""
 
+_FLAT = 1e-12  # a deviation that rounding alone leaves of a constant series
+
 NAME_TOLERANCE = 0.1
 """A period is named after a RoPE wavelength if they are within ten per cent."""
 
@@ -52,7 +54,7 @@ def spectrum(series: FloatArray, *, seed: int, surrogates: int = SURROGATES) -> 
     """
     x = detrended(series)
     scale = float(x.std())
-    if scale == 0.0:
+    if scale <= _FLAT * float(np.abs(series).max()):
         x, scale = np.zeros_like(x), 1.0
     x = x / scale
     frequency = np.fft.rfftfreq(x.size)

@@ -9,14 +9,19 @@ import numpy as np
 
 from so8tqc.artifacts import write_text
 from so8tqc.records import Record
+from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
+from so8tqc.reports.html import Plot, Section, page
+from so8tqc.reports.summary import summarise_run
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# Mid-tones that stand out on white and on near-black alike; text and grid follow the page's
-# colour scheme by CSS (see _PAGE).
-_BEFORE, _AFTER, _NEUTRAL = "#d97a1f", "#3f86d6", "#8a8f98"
-_INTERVAL = "rgba(63, 134, 214, 0.18)"
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header, rows: what a section of the report page shows."""
+
+_MEASURES = {"nll": "NLL, nats", "ece": "ECE", "adaptive_ece": "ECE, equal mass", "brier": "Brier"}
+_INTERVAL = "rgba(76, 141, 255, 0.2)"
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
 
 _SMALLEST_VIEW = 0.05
 """nats; a flat curve is not magnified beyond this height."""
@@ -27,9 +32,6 @@ def reliability_figure(record: Record) -> Figure:
 
     Args:
         record: of kind ``calibrate``.
-
-    Returns:
-        A plotly figure with transparent background.
     """
     from plotly.subplots import make_subplots
 
@@ -46,18 +48,15 @@ def reliability_figure(record: Record) -> Figure:
     )
     _add_reliability(figure, metrics)
     _add_curve(figure, metrics)
+    style(figure, height=584)
     figure.update_layout(
-        height=560,
-        margin={"l": 70, "r": 30, "t": 50, "b": 90},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": _NEUTRAL},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.13, "x": 0},
+        margin={"l": 70, "r": 20, "t": 64, "b": 100},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.14, "x": 0},
         barmode="group",
         bargap=0.15,
     )
-    figure.update_xaxes(gridcolor=_NEUTRAL, zeroline=False)
-    figure.update_yaxes(gridcolor=_NEUTRAL, zeroline=False)
+    figure.update_xaxes(zeroline=False)
+    figure.update_yaxes(zeroline=False)
     return figure
 
 
@@ -68,15 +67,15 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
         x=[0, 1],
         y=[0, 1],
         mode="lines",
-        line={"color": _NEUTRAL, "dash": "dash", "width": 1},
+        line={"color": GREY, "dash": "dash", "width": 1},
         name="perfect",
         hoverinfo="skip",
         row=1,
         col=1,
     )
     sides = (
-        ("before", "T = 1", _BEFORE, "circle"),
-        ("fitted", f"T = {metrics['fitted']:.3f}", _AFTER, "diamond"),
+        ("before", "T = 1", ORANGE, "circle"),
+        ("fitted", f"T = {metrics['fitted']:.3f}", BLUE, "diamond"),
     )
     for key, name, colour, symbol in sides:
         data = metrics["reliability"][key]
@@ -129,7 +128,7 @@ def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
             x=grid,
             y=relative,
             mode="lines",
-            line={"color": _AFTER, "dash": dash, "width": 2},
+            line={"color": BLUE, "dash": dash, "width": 2},
             name=f"NLL, {name}",
             hovertemplate="T %{x:.3f}<br>%{y:+.4f} nats",
             **place,
@@ -137,9 +136,9 @@ def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
     if metrics["ci95"] is not None:
         figure.add_vrect(*metrics["ci95"], fillcolor=_INTERVAL, line_width=0, **place)
     for bound in metrics["bounds"]:
-        figure.add_vline(bound, line={"color": _NEUTRAL, "dash": "dash", "width": 1}, **place)
-    figure.add_vline(1.0, line={"color": _BEFORE, "width": 1.5}, **place)
-    figure.add_vline(metrics["fitted"], line={"color": _AFTER, "width": 1.5}, **place)
+        figure.add_vline(bound, line={"color": GREY, "dash": "dash", "width": 1}, **place)
+    figure.add_vline(1.0, line={"color": ORANGE, "width": 1.5}, **place)
+    figure.add_vline(metrics["fitted"], line={"color": BLUE, "width": 1.5}, **place)
     view = max(_SMALLEST_VIEW, -6.0 * lowest)
     low, high = (float(np.log10(bound)) for bound in metrics["bounds"])
     ticks = [
@@ -150,7 +149,7 @@ def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
         range=[low - 0.02, high + 0.02],
         tickvals=ticks,
         ticktext=[f"{t:g}" for t in ticks],
-        title_text="temperature T (dashed: bounds; shaded: 95 % interval)",
+        title_text="temperature T",
         **place,
     )
     figure.update_yaxes(
@@ -160,82 +159,63 @@ def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
     )
 
 
+def calibration_tables(record: Record) -> list[Table]:
+    """Held-out measures before and after, and the same by language and category."""
+    return [_measures(record.metrics), _groups(record.metrics)]
+
+
+def _measures(metrics: dict[str, Any]) -> Table:
+    reference = metrics["reference"]
+    header = ["measure", "T = 1", f"T = {metrics['fitted']:.3f}", "change", "95 % interval"]
+    rows = []
+    for key, title in _MEASURES.items():
+        change = metrics["change"][key]
+        ci95 = change["ci95"]
+        row = [
+            title,
+            f"{metrics['before'][key]:.4f}",
+            f"{metrics['at_fitted'][key]:.4f}",
+            f"{change['difference']:+.4f}",
+            f"{ci95[0]:+.4f} … {ci95[1]:+.4f}" if ci95 else "–",
+        ]
+        rows.append([*row, f"{reference[key]:.4f}"] if reference else row)
+    return "Held-out texts", [*header, "reference"] if reference else header, rows
+
+
+def _groups(metrics: dict[str, Any]) -> Table:
+    header = ["group", "texts", "tokens"]
+    for key in ("nll", "ece", "brier"):
+        header += [f"{_MEASURES[key]}, T = 1", "fitted"]
+    rows = []
+    for group in metrics["groups"]:
+        name = " / ".join(filter(None, (group["language"], group["category"]))) or "all"
+        row = [name, str(group["texts"]), str(group["tokens"])]
+        for key in ("nll", "ece", "brier"):
+            row += [f"{group['before'][key]:.4f}", f"{group['fitted'][key]:.4f}"]
+        rows.append(row)
+    return "By language and category", header, rows
+
+
 def write_reliability(record: Record, path: Path) -> None:
-    """Write the page: figure, verdict and tables; plotly.js is inside, nothing is fetched."""
-    from jinja2 import Environment
-
-    plot = reliability_figure(record).to_html(
-        full_html=False,
-        include_plotlyjs=True,
-        div_id="reliability",
-        config={"displaylogo": False, "responsive": True},
+    """Write a page of its own: verdict, figure and tables; plotly.js is inside."""
+    section = Section(
+        record.kind,
+        record,
+        plots=[
+            Plot("Reliability and temperature", _note(record.metrics), reliability_figure(record))
+        ],
+        tables=calibration_tables(record),
     )
-    page = Environment(autoescape=True).from_string(_PAGE)
-    write_text(path, page.render(plot=plot, m=record.metrics, record=record))
+    write_text(path, page(summarise_run("Calibration", {record.kind: record}), [section]))
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Calibration: T = {{ "%.3f" | format(m.temperature) }}</title>
-<style>
-:root { color-scheme: light dark; --ink: #1d2228; --soft: #59616b; --grid: #e3e6ea; --page: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --soft: #a3abb5; --grid: #33393f; --page: #14171a; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-       max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin: 0 0 .3rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
-p { margin: .2rem 0; color: var(--soft); } strong { color: var(--ink); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--grid);
-         white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-#reliability .xtick text, #reliability .ytick text, #reliability .xtitle, #reliability .ytitle,
-#reliability .x2title, #reliability .y2title, #reliability .x3title, #reliability .y3title,
-#reliability .legendtext, #reliability .annotation-text { fill: var(--ink) !important; }
-#reliability .gridlayer path { stroke: var(--grid) !important; }
-</style>
-</head>
-<body>
-<h1>Temperature {{ "%.3f" | format(m.temperature) }}</h1>
-<p>Fitted <strong>{{ "%.3f" | format(m.fitted) }}</strong>
-{%- if m.ci95 %} (95 % interval {{ "%.3f" | format(m.ci95[0]) }} to
-{{ "%.3f" | format(m.ci95[1]) }}){% endif %}
-by {{ m.objective }} on {{ m.split.fit | length }} texts ({{ m.tokens.fit }} tokens),
-judged on {{ m.split.holdout | length }} others ({{ m.tokens.holdout }} tokens):
-<strong>{{ "used" if m.significant else "not used" }}</strong>.
-Verdict: <strong>{{ record.verdict.value }}</strong>.</p>
-{% for notice in record.notices %}<p>{{ notice }}</p>{% endfor %}
-<div class="wide">{{ plot | safe }}</div>
-<h2>Held-out texts</h2>
-<div class="wide"><table>
-<tr><th>measure</th><th>T = 1</th><th>T = {{ "%.3f" | format(m.fitted) }}</th>
-<th>change</th><th>95 % interval</th>{% if m.reference %}<th>reference</th>{% endif %}</tr>
-{% for name, title in [("nll", "NLL, nats"), ("ece", "ECE"), ("adaptive_ece", "ECE, equal mass"),
-("brier", "Brier score")] %}
-<tr><td>{{ title }}</td><td>{{ "%.4f" | format(m.before[name]) }}</td>
-<td>{{ "%.4f" | format(m.at_fitted[name]) }}</td>
-<td>{{ "%+.4f" | format(m.change[name].difference) }}</td>
-<td>{% if m.change[name].ci95 %}{{ "%+.4f" | format(m.change[name].ci95[0]) }} to
-{{ "%+.4f" | format(m.change[name].ci95[1]) }}{% else %}none{% endif %}</td>
-{% if m.reference %}<td>{{ "%.4f" | format(m.reference[name]) }}</td>{% endif %}</tr>
-{% endfor %}
-</table></div>
-<h2>By language and category</h2>
-<div class="wide"><table>
-<tr><th>group</th><th>texts</th><th>tokens</th><th>NLL, T = 1</th><th>fitted</th>
-<th>ECE, T = 1</th><th>fitted</th><th>Brier, T = 1</th><th>fitted</th></tr>
-{% for row in m.groups %}
-<tr><td>{{ [row.language, row.category] | select | join(" / ") or "all" }}</td>
-<td>{{ row.texts }}</td><td>{{ row.tokens }}</td>
-{% for name in ["nll", "ece", "brier"] %}<td>{{ "%.4f" | format(row.before[name]) }}</td>
-<td>{{ "%.4f" | format(row.fitted[name]) }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-</body>
-</html>
-"""
+def _note(metrics: dict[str, Any]) -> str:
+    ci95, split, tokens = metrics["ci95"], metrics["split"], metrics["tokens"]
+    interval = f" (95 % interval {ci95[0]:.3f} to {ci95[1]:.3f})" if ci95 else ""
+    return (
+        f"T = {metrics['fitted']:.3f}{interval}, fitted by {metrics['objective']} on "
+        f"{len(split['fit'])} texts ({tokens['fit']} tokens) and judged on {len(split['holdout'])} "
+        f"others ({tokens['holdout']} tokens): {'used' if metrics['significant'] else 'not used'}. "
+        "On the dashed diagonal, confidence equals accuracy. In the curve, dashed lines are the "
+        "bounds, the shaded band is the interval."
+    )

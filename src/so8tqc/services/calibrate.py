@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import numpy as np
 from pydantic import JsonValue
 
 from so8tqc.artifacts import file_ref, remove_leftovers, write_text
@@ -18,20 +17,15 @@ from so8tqc.llama.gguf_rewrite import (
     SAMPLING_TEMPERATURE,
     set_float_values,
 )
-from so8tqc.metrics.calibration import reliability_bins
-from so8tqc.metrics.temperature import TemperatureTable
-from so8tqc.metrics.temperature_fit import Change
-from so8tqc.metrics.temperature_measures import NLL
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.reports.reliability import write_reliability
 from so8tqc.services.holdout import Split, split_texts
+from so8tqc.services.temperature_metrics import temperature_details, temperature_summary
 from so8tqc.services.temperature_verdict import (
     Calibration,
     calibrate_source,
-    group_rows,
     temperature_checks,
-    values,
 )
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
@@ -79,21 +73,21 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
             source, texts, split, config, reference=reference, progress=progress
         )
         vocab_size = source.vocab_size
-    metrics = {
-        **_summary(calibration, config),
-        **_details(calibration, texts, split, config),
-        "vocab_size": vocab_size,
-    }
+    summary = temperature_summary(calibration, config)
+    details = temperature_details(calibration, texts, split, config)
     inputs = {"gguf": file_ref(config.gguf)}
     if config.reference is not None:
         inputs["reference"] = file_ref(config.reference)
-    outputs = _write(config, calibration, metrics, inputs["gguf"], progress)
+    outputs = _write(config, calibration, summary, inputs["gguf"], progress)
     checks = temperature_checks(calibration)
     record = Record(
         kind="calibrate",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={key: jsonable(value) for key, value in metrics.items()},
+        metrics={
+            key: jsonable(value)
+            for key, value in {**summary, **details, "vocab_size": vocab_size}.items()
+        },
         notices=tuple(_notices(calibration, config)),
         inputs=inputs,
         outputs=outputs,
@@ -143,82 +137,10 @@ def _open(path: Path, config: CalibrateConfig) -> LogitSource:
     return GGUFSource(path, path.name, context=config.max_tokens)
 
 
-def _summary(calibration: Calibration, config: CalibrateConfig) -> dict[str, object]:
-    """What ``temperature_config.json`` and the record share."""
-    fit = calibration.fit
-    fitted, used = calibration.fitted, calibration.used
-    return {
-        "temperature": calibration.temperature,
-        "fitted": fit.temperature,
-        "ci95": fit.ci95,
-        "significant": calibration.significant,
-        "objective": config.objective,
-        "judged_by": calibration.judged_by,
-        "at_bound": fit.at_bound,
-        "converged": fit.converged,
-        "bounds": config.bounds,
-        "before": {name: used[name].before for name in used},
-        "after": {name: used[name].after for name in used},
-        "at_fitted": {name: fitted[name].after for name in fitted},
-        "change": {name: _change(fitted[name]) for name in fitted},
-        "tokens": {"fit": len(calibration.fit_table), "holdout": len(calibration.holdout_table)},
-    }
-
-
-def _change(change: Change) -> dict[str, object]:
-    return {"difference": change.difference, "ci95": change.ci95}
-
-
-def _details(
-    calibration: Calibration, texts: Sequence[EncodedText], split: Split, config: CalibrateConfig
-) -> dict[str, object]:
-    """What only the record holds."""
-    held, fit = calibration.holdout_table, calibration.fit
-    reference = calibration.reference
-    return {
-        "entropy": {
-            "before": float(held.at(1.0).entropy.mean()),
-            "fitted": float(held.at(fit.temperature).entropy.mean()),
-            "reference": None if reference is None else float(reference.at(1.0).entropy.mean()),
-        },
-        "reference": None if reference is None else values(reference, 1.0, config.bins),
-        "curve": {
-            "temperature": fit.grid,
-            "objective": fit.curve,
-            "nll_fit": [NLL.at(calibration.fit_table, float(t)) for t in fit.grid],
-            "nll_holdout": [NLL.at(held, float(t)) for t in fit.grid],
-        },
-        "reliability": {
-            "before": _reliability(held, 1.0, config.bins),
-            "fitted": _reliability(held, fit.temperature, config.bins),
-        },
-        "groups": group_rows(calibration, texts, split, config.bins),
-        "split": {
-            "fit": list(calibration.fit_table.texts),
-            "holdout": list(held.texts),
-        },
-    }
-
-
-def _reliability(table: TemperatureTable, temperature: float, bins: int) -> dict[str, object]:
-    data = reliability_bins(table.at(temperature).confidence, table.correct, bins)
-    return {
-        "edges": data.edges,
-        "count": data.count,
-        "confidence": _or_null(data.confidence),
-        "accuracy": _or_null(data.accuracy),
-    }
-
-
-def _or_null(means: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[float | None]:
-    """Means of empty bins are NaN, which JSON does not have."""
-    return [None if np.isnan(mean) else float(mean) for mean in means]
-
-
 def _write(
     config: CalibrateConfig,
     calibration: Calibration,
-    metrics: dict[str, object],
+    summary: dict[str, object],
     gguf: FileRef,
     progress: Progress,
 ) -> dict[str, FileRef]:
@@ -232,11 +154,10 @@ def _write(
                 keys[SAMPLING_TEMPERATURE] = calibration.temperature
             set_float_values(config.gguf, calibrated, keys, progress)
             outputs["calibrated"] = file_ref(calibrated)
-    shared = {key: metrics[key] for key in _summary(calibration, config)}
     document: JsonValue = jsonable(
         {
             "schema_version": 1,
-            **shared,
+            **summary,
             "model": {"file": config.gguf.name, "sha256": gguf.sha256},
             "applied_to": calibrated.name if "calibrated" in outputs else None,
         }
@@ -255,8 +176,8 @@ def _notices(calibration: Calibration, config: CalibrateConfig) -> list[str]:
         )
     elif not calibration.significant:
         notices.append(
-            f"T = {fit.temperature:.3f} is not used: its held-out gain in {calibration.judged_by} "
-            "may be chance."
+            f"T = {fit.temperature:.3f} is not used: on held-out text it does not improve "
+            f"{calibration.judged_by} beyond what the choice of texts could do."
         )
     if not calibration.significant and config.apply == "metadata":
         notices.append("No calibrated GGUF was written, since there is no temperature to apply.")

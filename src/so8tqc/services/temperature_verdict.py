@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from so8tqc.config import CalibrateOptions
 from so8tqc.errors import InputError
 from so8tqc.metrics.temperature import FloatArray, TemperatureTable
@@ -156,7 +154,6 @@ def _check(name: str, calibration: Calibration) -> Check:
         unit=_UNITS.get(name, ""),
         ci95=used.ci95,
         target=0.0,
-        noise_floor=used.margin,
         detail=detail,
     )
 
@@ -189,32 +186,3 @@ def _changes(
         )
         for measure in held_out_measures(options.bins)
     }
-
-
-def group_rows(
-    calibration: Calibration, texts: Sequence[EncodedText], split: Split, bins: int
-) -> list[dict[str, object]]:
-    """Held-out measures of each language and category, before and at the fitted temperature."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for number, index in enumerate(split.holdout):
-        text = texts[int(index)]
-        groups.setdefault((text.language, text.category), []).append(number)
-    rows: list[dict[str, object]] = []
-    for (language, category), members in sorted(groups.items()):
-        table = calibration.holdout_table.select(np.array(members, dtype=np.intp))
-        rows.append(
-            {
-                "language": language,
-                "category": category,
-                "texts": len(members),
-                "tokens": len(table),
-                "before": values(table, 1.0, bins),
-                "fitted": values(table, calibration.fit.temperature, bins),
-            }
-        )
-    return rows
-
-
-def values(table: TemperatureTable, temperature: float, bins: int) -> dict[str, float]:
-    """Every held-out measure of a table at a temperature, by name."""
-    return {measure.name: measure.at(table, temperature) for measure in held_out_measures(bins)}
