@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import gguf
@@ -147,7 +146,7 @@ def test_interrupted_leaves_nothing(
 
 def test_refuses_its_own_source(model: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.gguf"
-    os.symlink(model, link)
+    link.symlink_to(model)
     with pytest.raises(ModelError, match="may not replace its source"):
         set_float_values(model, link, {CALIBRATION_TEMPERATURE: 1.5})
 

@@ -33,12 +33,12 @@ def run(arguments: list[str]) -> int:
             raise
         _complain(str(error))
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("Interrupted; run the same command again to go on where it stopped.")
-        return int(ExitCode.INTERRUPTED)
     except Exception as error:  # noqa: BLE001  the last resort: say so and exit, never continue
         return _other(error, debug)
-    return int(result or 0)
+    code = int(result or 0)
+    if code == ExitCode.INTERRUPTED:  # Typer has turned Ctrl-C into this exit code
+        _complain("Interrupted; run the same command again to go on where it stopped.")
+    return code
 
 
 def _other(error: Exception, debug: bool) -> int:
@@ -46,9 +46,6 @@ def _other(error: Exception, debug: bool) -> int:
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own errors
         error.show()  # type: ignore[attr-defined]
         return int(ExitCode.USAGE)
-    if type(error).__name__ == "Abort":
-        _complain("Interrupted.")
-        return int(ExitCode.INTERRUPTED)
     if debug:
         raise error
     _complain(

@@ -140,7 +140,8 @@ def _check(name: str, calibration: Calibration) -> Check:
     if calibration.significant:
         detail = (
             f"Held-out {label} {used.before:.4f} → {used.after:.4f} at T = "
-            f"{calibration.temperature:.3f}; it may not be worse with its whole interval."
+            f"{calibration.temperature:.3f}; it fails if the whole interval of the change is above "
+            "zero."
         )
     else:
         detail = (
