@@ -115,7 +115,7 @@ def _oscillation(plots: CasePlots) -> go.Figure:
         _line(figure, 4, x, rolling, "KL, rolling", GREEN, show=True)
         figure.update_yaxes(type="log", exponentformat="power", row=4, col=1)
     figure.update_xaxes(title="position, tokens", row=len(titles), col=1)
-    return style(figure, height=1000)
+    return _tall(figure, 1000)
 
 
 def _entropy(plots: CasePlots) -> go.Figure:
@@ -140,7 +140,14 @@ def _entropy(plots: CasePlots) -> go.Figure:
     if plots.attention is not None:
         _heat(figure, plots.attention)
         _spectrum(figure, plots)
-    return style(figure, height=1150)
+    return _tall(figure, 1150)
+
+
+def _tall(figure: go.Figure, height: int) -> go.Figure:
+    """The house style, with the legend close above the first of many rows."""
+    style(figure, height=height)
+    figure.update_layout(legend_y=1.06, margin_t=40)
+    return figure
 
 
 def _sides(plots: CasePlots) -> list[tuple[str, str]]:

@@ -60,8 +60,8 @@ def _kl_item(check: Check) -> dict[str, str]:
     note = f"limit {fmt.number(check.limit)}"
     if check.noise_floor is not None:
         note += f", noise floor {fmt.number(check.noise_floor)}"
-    if check.ci95 is not None:
-        note += f", 95 % {fmt.interval(check.ci95)}"
+    if check.target is not None and not check.target_met:
+        note += f"; absolute target {fmt.number(check.target)} not met"
     return {
         "label": f"KL to the gated model, {check.subject}",
         "value": f"{fmt.number(check.value)} nats",
@@ -90,8 +90,10 @@ def _next_steps(records: Mapping[str, Record]) -> list[str]:
     steps: list[str] = []
     for stage, record in records.items():
         steps += [diagnosis.remedy for diagnosis in record.diagnosis]
-        if record.verdict is Verdict.FAIL and not record.diagnosis:
-            steps.append(_STAGE_REMEDIES.get(stage, f"See the failed checks of {stage}."))
+        failed = [check for check in record.checks if check.verdict is Verdict.FAIL]
+        if failed and not record.diagnosis:
+            listed = ", ".join(f"{c.id} of {c.subject}" if c.subject else c.id for c in failed[:4])
+            steps.append(f"{stage}: {listed}. {_STAGE_REMEDIES[stage]}")
     return list(dict.fromkeys(steps))
 
 
