@@ -183,7 +183,8 @@ def test_the_whole_pipeline_and_its_second_run(
     (tmp_path / "long.txt").write_text(long_text["texts"][0], encoding="utf-8")
     # random weights have flat distributions: what is close for a real model flips their top token
     (tmp_path / "loose.yaml").write_text(
-        "loose:\n  models: {kl.mean: {target: 1.0e-6}}\n  gguf: {default: {kl.mean: {limit: 0.5}}}\n"
+        "loose:\n  models: {kl.mean: {target: 1.0e-6}}\n"
+        "  gguf: {default: {kl.mean: {limit: 0.5}}}\n"
     )
     config = tmp_path / "run.yaml"
     config.write_text(
