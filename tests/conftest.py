@@ -37,7 +37,18 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     # heads × head_dim differs from hidden_size in these two
     "qwen3": {"head_dim": 32},
     "gemma3_text": {"head_dim": 32, "sliding_window": 64, "query_pre_attn_scalar": 32},
-}
+    "qwen2_vl": {
+        "text_config": {
+            **_COMMON,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3],
+            },
+        },
+        "vision_config": {
+            "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2,
+        },
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -98,11 +109,13 @@ def _build(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer_files: Path,
 ) -> Path:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    config = AutoConfig.for_model(architecture, **{**_COMMON, **ARCHITECTURES[architecture]})
+    own = ARCHITECTURES[architecture]
+    config = AutoConfig.for_model(architecture, **(own if "text_config" in own else _COMMON | own))
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    auto = AutoModelForImageTextToText if "text_config" in own else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():  # livelier than the default 0.02: attention must matter
         if parameter.ndim == 2:
             parameter.data.normal_(std=parameter.shape[1] ** -0.5)
@@ -167,5 +180,6 @@ def texts_file(tmp_path: Path) -> Path:
 def attention_width(model: Path) -> int:
     """Input width of the attention output projection: heads × head_dim."""
     config = json.loads((model / "config.json").read_text())
+    config = config.get("text_config", config)
     heads = int(config["num_attention_heads"])
     return heads * int(config.get("head_dim") or config["hidden_size"] // heads)

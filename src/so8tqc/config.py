@@ -78,7 +78,6 @@ class QuantizeOptions(Options):
     """Quantization by libllama."""
 
     types: tuple[str, ...] = Field(("Q8_0", "Q5_K_M"), min_length=1)
-    imatrix: Path | None = Field(None, description="Importance matrix in GGUF format.")
     threads: int | None = Field(None, ge=1)
 
 

@@ -15,7 +15,12 @@ from so8tqc.metrics.temperature import (
     partition_rows,
     temperature_table,
 )
-from so8tqc.metrics.temperature_fit import change, fit_temperature, percentile_interval
+from so8tqc.metrics.temperature_fit import (
+    Change,
+    change,
+    fit_temperature,
+    percentile_interval,
+)
 from so8tqc.metrics.temperature_measures import (
     BRIER,
     CONFIDENCE_VARIANCE,
@@ -205,11 +210,15 @@ def test_a_temperature_beyond_the_bounds_is_reported_at_the_bound() -> None:
     assert fit.ci95 == (1.2, 1.2)
 
 
-def test_a_single_text_has_no_interval() -> None:
-    z, y, text = _sampled(11, 1.0, texts=1, tokens=200)
+@pytest.mark.parametrize("texts", [1, 4])
+def test_too_few_texts_have_no_interval(texts: int) -> None:
+    z, y, text = _sampled(11, 1.0, texts=texts, tokens=200)
     table = _table(z, y, text)
     assert fit_temperature(table, NLL, resamples=100, seed=0).ci95 is None
-    assert change(table, NLL, 1.1, resamples=100, seed=0).ci95 is None
+    unsure = change(table, NLL, 1.1, resamples=100, seed=0)
+    assert unsure.ci95 is None
+    assert not unsure.better
+    assert unsure.margin == 0.0
 
 
 def test_interval_covers_the_known_temperature() -> None:
@@ -263,3 +272,14 @@ def test_change_is_paired_and_signed() -> None:
     assert worse.difference > worse.margin  # worse with its whole interval
     none = change(table, NLL, 1.0, resamples=500, seed=0)
     assert (none.difference, none.ci95, none.margin) == (0.0, (0.0, 0.0), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ci95", "beyond"), [((0.002, 0.05), True), ((-0.002, 0.011), False), ((0.0, 0.02), False)]
+)
+def test_margin_is_exceeded_exactly_when_the_interval_is_above_zero(
+    ci95: tuple[float, float], beyond: bool
+) -> None:
+    worse = Change(before=0.0, after=0.01, ci95=ci95)
+    assert (worse.difference > worse.margin) is beyond
+    assert not worse.better

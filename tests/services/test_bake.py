@@ -40,10 +40,12 @@ def logits(directory: Path) -> np.ndarray:
 
 def gated_logits_by_hand(directory: Path, gates: Path, attribute: str) -> np.ndarray:
     """Logits with dense block-diagonal matrices in a hook written here, not our gate code."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     rotations = read_rotations(gates)
-    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float64)
+    vision = "qwen2_vl" in directory.name
+    auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    model = auto.from_pretrained(str(directory), dtype=torch.float64)
 
     def hook(matrix: torch.Tensor) -> Callable[..., object]:
         return lambda _module, args: (args[0] @ matrix.T,)
@@ -56,7 +58,7 @@ def gated_logits_by_hand(directory: Path, gates: Path, attribute: str) -> np.nda
         return model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen2_vl"])
 @pytest.mark.parametrize("convention", list(Convention))
 def test_a_float32_bake_has_the_gated_models_logits(
     architecture: str,

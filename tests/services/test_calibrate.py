@@ -393,7 +393,32 @@ def test_little_text_is_refused_unless_allowed(config: CalibrateConfig, texts_fi
     with pytest.raises(DataError, match=r"held-out tokens are too few .* --allow-small") as error:
         service.calibrate(small)
     assert error.value.exit_code is ExitCode.BAD_INPUT
-    service.calibrate(small.model_copy(update={"allow_small": True}))
+    record = service.calibrate(small.model_copy(update={"allow_small": True}))
+    assert record.metrics["ci95"] is None  # three texts: fitted and shown, never used
+    assert record.metrics["temperature"] == 1.0
+    assert any("an interval needs at least" in notice for notice in record.notices)
+
+
+def test_a_model_directory_as_reference(
+    config: CalibrateConfig, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the config fixture replaced _open altogether
+    real = service._open
+    monkeypatch.setattr(
+        service, "_open", lambda path, c: real(path, c) if path.is_dir() else _Overconfident(512)
+    )
+    record = service.calibrate(
+        config.model_copy(update={"objective": "entropy", "reference": llama})
+    )
+    entropy, reference = record.metrics["entropy"], record.metrics["reference"]
+    assert isinstance(entropy, dict)
+    assert isinstance(reference, dict)
+    assert entropy["before"] < entropy["reference"]
+    assert abs(entropy["fitted"] - entropy["reference"]) < abs(
+        entropy["before"] - entropy["reference"]
+    )
+    assert set(reference) == {"nll", "ece", "adaptive_ece", "brier"}
+    assert record.inputs["reference"].path == str(llama)
 
 
 def test_entropy_without_a_reference_is_a_config_error(config: CalibrateConfig) -> None:

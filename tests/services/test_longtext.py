@@ -23,7 +23,7 @@ from so8tqc.sources.hf import HFModel
 TOKENS = np.random.default_rng(0).integers(3, 500, size=300)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen2_vl"])
 def test_entropies_are_those_of_eager_attention(
     architecture: str, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

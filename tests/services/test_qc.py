@@ -62,7 +62,7 @@ def baked(llama: Path, make_gates: Callable[..., Path], tmp_path: Path) -> tuple
     return llama, gates, out
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen2_vl"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_correct_bake_passes(
     architecture: str,

@@ -21,6 +21,10 @@ GRID = 97
 TOLERANCE = 1e-6
 """In ln T. A fit within 100 tolerances of a bound is at the bound."""
 
+LEAST_TEXTS = 5
+"""With fewer, the resamples repeat a handful of values (35 for four texts) that lie within the
+few that were seen, and no interval of them covers what it should."""
+
 
 def percentile_interval(values: FloatArray, texts: int) -> tuple[float, float]:
     """95 % interval from bootstrap values of a statistic of few texts.
@@ -34,7 +38,7 @@ def percentile_interval(values: FloatArray, texts: int) -> tuple[float, float]:
 
     Args:
         values: [resamples].
-        texts: n, at least two.
+        texts: n, at least LEAST_TEXTS.
     """
     from scipy.stats import norm, t
 
@@ -49,7 +53,7 @@ class TemperatureFit:
 
     Attributes:
         temperature: minimises the measure within the bounds.
-        ci95: 95 % interval over resampled texts; None for a single text.
+        ci95: 95 % interval over resampled texts; None for fewer than LEAST_TEXTS.
         at_bound: the minimum lies on a bound, so the bound chose it and not the data.
         converged: what the minimiser reports.
         value: of the measure at the temperature.
@@ -106,7 +110,7 @@ def fit_temperature(
 def _interval(
     sums: FloatArray, measure: Measure, grid: FloatArray, resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """Interval of the minimum's place over resampled texts; None for a single text.
+    """Interval of the minimum's place over resampled texts; None for too few.
 
     Args:
         sums: [g, texts, k] at each temperature of the grid.
@@ -114,7 +118,7 @@ def _interval(
         grid: [g] those temperatures, log-spaced.
     """
     texts = sums.shape[1]
-    if texts < 2:
+    if texts < LEAST_TEXTS:
         return None
     weights = resample_weights(texts, resamples, seed)
     curves = np.stack([measure.value(weights @ per_text) for per_text in sums], axis=1)
@@ -145,7 +149,8 @@ class Change:
 
     Attributes:
         before, after: its values.
-        ci95: paired 95 % interval of after − before over resampled texts; None for one text.
+        ci95: paired 95 % interval of after − before over resampled texts; None for fewer than
+            LEAST_TEXTS.
     """
 
     before: float
@@ -181,7 +186,7 @@ def change(
     after = measure.sums(table, table.at(temperature))
     texts = len(table.texts)
     interval = None
-    if texts > 1:
+    if texts >= LEAST_TEXTS:
         weights = resample_weights(texts, resamples, seed)
         differences = measure.value(weights @ after) - measure.value(weights @ before)
         interval = percentile_interval(differences, texts)

@@ -108,7 +108,7 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
             col=1,
         )
     figure.update_xaxes(range=[0, 1], showticklabels=False, row=1, col=1)
-    figure.update_yaxes(range=[0, 1], title_text="accuracy", row=1, col=1)
+    figure.update_yaxes(range=[-0.03, 1.03], title_text="accuracy", row=1, col=1)
     figure.update_xaxes(range=[0, 1], title_text="confidence", row=2, col=1)
     figure.update_yaxes(title_text="tokens", rangemode="tozero", nticks=4, row=2, col=1)
 

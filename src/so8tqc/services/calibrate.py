@@ -17,6 +17,7 @@ from so8tqc.llama.gguf_rewrite import (
     SAMPLING_TEMPERATURE,
     set_float_values,
 )
+from so8tqc.metrics.temperature_fit import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.reports.reliability import write_reliability
@@ -174,6 +175,10 @@ def _notices(calibration: Calibration, config: CalibrateConfig) -> list[str]:
         notices.append(
             f"The fit ended at the bound T = {fit.temperature:g}: the bound chose it, not the data."
         )
+    elif calibration.fitted[calibration.judged_by].ci95 is None:
+        notices.append(
+            f"T = {fit.temperature:.3f} is not used: its gain cannot be told from chance."
+        )
     elif not calibration.significant:
         notices.append(
             f"T = {fit.temperature:.3f} is not used: on held-out text it does not improve "
@@ -181,10 +186,13 @@ def _notices(calibration: Calibration, config: CalibrateConfig) -> list[str]:
         )
     if not calibration.significant and config.apply == "metadata":
         notices.append("No calibrated GGUF was written, since there is no temperature to apply.")
-    if fit.ci95 is None:
-        notices.append("One text to fit on: the temperature has no interval.")
-    if len(calibration.holdout_table.texts) == 1:
-        notices.append("One held-out text: no gain can be told from chance.")
+    for role, table in (
+        ("to fit on", calibration.fit_table),
+        ("held out", calibration.holdout_table),
+    ):
+        count = len(table.texts)
+        if count < LEAST_TEXTS:
+            notices.append(f"{count} text(s) {role}; an interval needs at least {LEAST_TEXTS}.")
     if not fit.converged:
         notices.append("The minimiser did not converge.")
     return notices

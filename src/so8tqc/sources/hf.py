@@ -52,10 +52,10 @@ class HFModel:
             attention: transformers' attention implementation, None for its default.
 
         Raises:
-            ModelError: missing, unreadable, or not a causal language model.
+            ModelError: missing, unreadable, or no language model.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         if not (path / "config.json").is_file():
             raise ModelError("not a model directory: config.json is missing", where=str(path))
@@ -65,7 +65,7 @@ class HFModel:
                 config = AutoConfig.from_pretrained(
                     str(path), local_files_only=True, trust_remote_code=False
                 )
-                module, report = AutoModelForCausalLM.from_pretrained(
+                module, report = _auto_class(config).from_pretrained(
                     str(path),
                     config=config,
                     dtype=getattr(torch, dtype),
@@ -143,6 +143,18 @@ class HFModel:
         """Drop the weights."""
         self.module = None
         self._head = None
+
+
+def _auto_class(config: Any) -> Any:
+    """The Auto class that has this config: a causal language model, or a vision-language one.
+
+    Of the latter only the text tower is ever run.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 class HFSource:

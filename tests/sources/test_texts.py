@@ -1,0 +1,94 @@
+"""Reading texts of every kind, and the data that comes along."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from so8tqc.errors import DataError, MissingToolError, ModelError
+from so8tqc.resources import data_file
+from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+
+
+def test_the_shipped_texts_are_what_they_should_be() -> None:
+    texts = load_texts(["builtin:validation"])
+    english = [t for t in texts if t.language == "en"]
+    japanese = [t for t in texts if t.language == "ja"]
+    assert (len(english), len(japanese)) == (10, 15)
+    assert all(150 <= len(t.text.split()) <= 400 for t in english)
+    assert all(t.prompt and t.category and t.description for t in texts)
+    assert len({t.id for t in texts}) == 25
+    long = load_texts(["builtin:longtext"])
+    assert [t.id.split("/")[1] for t in long] == [
+        "scientific_explanation", "mathematical_proof", "technical_implementation",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["validation_en", "validation_ja", "longtext_en"])
+def test_expected_tokens_are_smollm2s(name: str) -> None:
+    from so8tqc.services.builtin import demo_gguf
+
+    try:
+        gguf = demo_gguf()
+    except MissingToolError:
+        pytest.skip("the demo model is not installed")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    path = data_file(f"{name}.json")
+    expected = json.loads(path.read_text(encoding="utf-8"))["expected_tokens"]
+    encoded = encode(load_texts([str(path)]), tokenizer, None)
+    assert [e.tokens.size for e in encoded] == expected
+
+
+def test_every_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(["one text", "another"]))
+    (tmp_path / "b.jsonl").write_text(
+        '{"text": "x", "id": "own", "category": "c"}\n\n{"text": "y", "prompt": "p"}\n'
+    )
+    (tmp_path / "c.txt").write_text("plain\ntext", encoding="utf-8-sig")
+    texts = load_texts([str(tmp_path / n) for n in ("a.json", "b.jsonl", "c.txt", "c.txt")])
+    assert [t.id for t in texts] == ["a-1", "a-2", "own", "b-3", "c", "c#2"]
+    assert texts[3].full == "p\n\ny"
+    assert texts[4].full == "plain\ntext"
+    assert texts[2].category == "c"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"{", "not JSON"),
+        ("a.json", b'{"texts": "x"}', "list of strings"),
+        ("a.json", b'{"texts": ["x"], "ids": []}', "'ids' must be a list of 1"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}', "a.jsonl:2"),
+        ("a.txt", b"\xff\xfe\xfa", "not UTF-8"),
+        ("a.txt", b"  \n", "no text"),
+        ("a.json", b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_unusable_data(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_texts([str(tmp_path / name)])
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such data file"):
+        load_texts([str(tmp_path / "absent.txt")])
+    with pytest.raises(DataError, match="no built-in data set"):
+        load_texts(["builtin:nothing"])
+
+
+def test_encoding_cuts_and_refuses(llama: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    (tmp_path / "t.txt").write_text("The quick brown fox jumps over the lazy dog.")
+    texts = load_texts([str(tmp_path / "t.txt")])
+    whole = encode(texts, tokenizer, None)[0].tokens
+    np.testing.assert_array_equal(encode(texts, tokenizer, 5)[0].tokens, whole[:5])
+    with pytest.raises(ModelError, match="not a model directory"):
+        load_tokenizer(tmp_path / "absent")
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,119 @@
+"""Atomic files, fingerprints, and what a manifest lets a run reuse."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from so8tqc.artifacts import (
+    RunDirectory,
+    atomic_directory,
+    atomic_file,
+    file_ref,
+    read_record,
+    remove_leftovers,
+    sha256_json,
+)
+from so8tqc.errors import InputError
+
+
+def test_a_file_is_absent_or_complete(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with atomic_directory(path) as temporary:
+        (temporary / "a").write_text("1")
+    with pytest.raises(ValueError, match="boom"), atomic_directory(path) as temporary:
+        (temporary / "b").write_text("2")
+        raise ValueError("boom")
+    assert [p.name for p in path.iterdir()] == ["a"]
+    with atomic_directory(path) as temporary:
+        (temporary / "c").write_text("3")
+    assert [p.name for p in path.iterdir()] == ["c"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_killed_process_leaves_only_what_the_next_run_removes(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, pathlib; from so8tqc.artifacts import atomic_directory\n"
+        f"with atomic_directory(pathlib.Path({str(tmp_path / 'model')!r})) as t:\n"
+        "    (t / 'config.json').write_text('{}')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -9
+    assert not (tmp_path / "model").exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digests_are_cached_until_the_file_changes(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    path = tmp_path / "data.bin"
+    path.write_bytes(b"one")
+    first = directory.ref(path).sha256
+    assert first == hashlib.sha256(b"one").hexdigest()
+    stat = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert directory.ref(path).sha256 != first
+    assert directory.ref(path) == file_ref(path)
+    with pytest.raises(InputError, match="no such file"):
+        directory.ref(tmp_path / "absent")
+
+
+def test_directory_digests_depend_on_names_and_contents(tmp_path: Path) -> None:
+    def digest(**files: str) -> str:
+        folder = tmp_path / sha256_json(files)
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return file_ref(folder).sha256
+
+    digests = {digest(a="1", b="2"), digest(a="2", b="1"), digest(a="1"), digest(c="1", b="2")}
+    assert len(digests) == 4
+
+
+def test_a_stage_is_reused_only_if_its_outputs_are_unchanged(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    output = tmp_path / "out.txt"
+    output.write_text("made")
+    directory.commit("bake", "fingerprint", [output])
+    again = RunDirectory(tmp_path)
+    assert again.reusable("bake", "fingerprint")
+    assert not again.reusable("bake", "another")
+    assert not again.reusable("export", "fingerprint")
+    output.write_text("edited")
+    assert not RunDirectory(tmp_path).reusable("bake", "fingerprint")
+    output.unlink()
+    assert not RunDirectory(tmp_path).reusable("bake", "fingerprint")
+    again.forget("bake")
+    assert not RunDirectory(tmp_path).reusable("bake", "fingerprint")
+
+
+def test_damaged_manifests_and_records_are_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest.json.*unreadable.*Delete it"):
+        RunDirectory(tmp_path)
+    (tmp_path / "record.json").write_text('{"kind": "qc"}')
+    with pytest.raises(InputError, match="not a record"):
+        read_record(tmp_path / "record.json")
+    with pytest.raises(InputError, match="no record here"):
+        read_record(tmp_path / "absent.json")
