@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from so8tqc.config import QCOptions, RunConfig
+from so8tqc.config import QCConfig, QCOptions, RunConfig
 from so8tqc.config_file import load_options
 from so8tqc.errors import ConfigError, ExitCode
 from so8tqc.services.demo import demo_config
@@ -64,6 +64,10 @@ def test_nested_overrides(tmp_path: Path) -> None:
         ("- a\n- b\n", ("expected a mapping",)),
         ("rotations: r\n", ("base is missing",)),
         ("base: m\nrotations: r\ncalibrate_type: Q2_K\n", ("Q2_K", "quantize.types")),
+        ("base: m\nrotations: r\n7: x\n", (":3", "key 7")),
+        ("base: m\nrotations: r\nname: 2024-13-45\n", ("not YAML", "month")),
+        ("base: m\nrotations: r\ndata: [a, {b: " + "c" * 500 + "}]\n", (":3", "data.1", "ccc…")),
+        ("base: m\nrotations: r\n? [a]\n: x\n", (":3", "not YAML")),
     ],
 )
 def test_errors_name_file_line_and_key(
@@ -74,6 +78,27 @@ def test_errors_name_file_line_and_key(
     assert caught.value.exit_code == ExitCode.USAGE
     for part in expected:
         assert part in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "rotations: r\nexport:\n  typ: f16\nqc:\n  seed: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load_options(RunConfig, file=path, overrides=["name=-"])
+    message = str(caught.value)
+    assert message.startswith(f"{path}:3: unknown key export.typ")
+    for part in ("Did you mean type?", f"{path}:5: key qc.seed", "--set name=-: key name",
+                 "key base is missing"):  # fmt: skip
+        assert part in message
+
+
+def test_a_flag_leaves_its_neighbours_in_the_file_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "rotation_options: {parametrization: cayley, convention: column}\n")
+    flags = {"reference": "m", "candidates": ["c"], "out": "o",
+             "rotation_options": {"convention": "row"}}  # fmt: skip
+    got = load_options(QCConfig, file=path, flags=flags).rotation_options
+    assert (got.parametrization, got.convention) == ("cayley", "row")
 
 
 def test_errors_name_the_override_they_came_from() -> None:
@@ -83,6 +108,12 @@ def test_errors_name_the_override_they_came_from() -> None:
         load_options(RunConfig, overrides=["nonsense"])
     with pytest.raises(ConfigError, match=r"SO8TQC_SEED.*seed"):
         load_options(QCOptions, environment={"SO8TQC_SEED": "many"})
+    with pytest.raises(ConfigError, match=r"command line.*key seed.*many"):
+        load_options(QCOptions, flags={"seed": "many"})
+    with pytest.raises(ConfigError, match=r"--set seed=2024-13-45: .*not a YAML value"):
+        load_options(QCOptions, overrides=["seed=2024-13-45"])
+    with pytest.raises(ConfigError, match=r"--set qc\.seed\.x=1: key qc\.seed"):
+        load_options(RunConfig, overrides=["base=m", "rotations=r", "qc.seed.x=1"])
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -92,8 +123,29 @@ def test_unreadable_files(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_options(RunConfig, file=binary)
-    bomb = "a: &a [x, x]\n" + "".join(
-        f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(12)
-    )
-    with pytest.raises(ConfigError, match="aliases"):
-        load_options(RunConfig, file=write(tmp_path, bomb))
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        load_options(RunConfig, file=write(tmp_path, "#" * (1 << 20) + "\n"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_options(RunConfig, file=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # 2^40 values in forty lines, in values and in merged keys
+        ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 41)),
+         "more than 10,000 values"),
+        ("a0: &a0 {k: x}\n"
+         + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 41)),
+         "more than 10,000 values"),
+        ("data: &a [*a]\n", ":1: an alias stands inside what it names"),
+        ("data: " + "[" * 20_000 + "]" * 20_000, "recursion"),
+        ("name: !!python/object/apply:os.system [true]\n", ":1: not YAML: could not determine"),
+    ],
+    ids=["aliases", "merges", "itself", "depth", "object"],
+)  # fmt: skip
+def test_a_hostile_file_is_refused_before_it_is_built(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_options(RunConfig, file=write(tmp_path, text))

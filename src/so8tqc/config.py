@@ -51,6 +51,7 @@ class BakeOptions(RotationOptions):
         "keep", description="Storage dtype of the baked tensors; all others keep theirs."
     )
     force: bool = Field(False, description="Bake a directory that was already baked.")
+    verify: bool = Field(True, description="Re-read the result from disk and prove it.")
 
 
 class BakeConfig(BakeOptions):

@@ -17,9 +17,13 @@ from so8tqc.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "SO8TQC_"
 _MAX_BYTES = 1 << 20
-_MAX_ALIASES = 64
+_MAX_VALUES = 10_000
+"""Values of a file, aliases expanded: forty short lines of aliases can stand for 2^40 values."""
 
-Key = tuple[str | int, ...]
+_SHOWN_CHARACTERS = 60
+COMMAND_LINE = "command line"
+
+Key = tuple[str, ...]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -37,7 +41,8 @@ def load_options(
         model: which config.
         file: YAML file, or None.
         overrides: ``key.subkey=value`` of ``--set``; values are read as YAML.
-        flags: field → value of the command line; absent flags must not be in it.
+        flags: field → value of the command line; absent flags must not be in it. A mapping
+            changes the keys it names and leaves its neighbours.
         environment: variables ``SO8TQC_KEY__SUBKEY``; others are ignored.
 
     Raises:
@@ -59,8 +64,8 @@ def load_options(
         if not separator or not name:
             raise ConfigError("expected KEY=VALUE", where=where)
         _put(values, tuple(name.split(".")), _parse(text, where), origins, where)
-    for name, value in (flags or {}).items():
-        _put(values, (name,), value, origins, f"--{name.replace('_', '-')}")
+    for path, value in _leaves(flags or {}):
+        _put(values, path, value, origins, COMMAND_LINE)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -71,8 +76,8 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     """A YAML mapping as plain data, and the line (from 1) of every key.
 
     Raises:
-        ConfigError: missing, larger than 1 MiB, not UTF-8, not YAML, a key given twice,
-            too many aliases, or not a mapping.
+        ConfigError: missing, larger than 1 MiB, not UTF-8, not YAML, a key given twice, an
+            alias inside itself, more than 10,000 values, or not a mapping.
     """
     try:
         if file.stat().st_size > _MAX_BYTES:
@@ -84,58 +89,79 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         raise ConfigError(f"not UTF-8: byte {error.start}", where=str(file)) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(file)) from None
-    if text.count("*") > _MAX_ALIASES and sum(1 for _ in _aliases(text, file)) > _MAX_ALIASES:
-        raise ConfigError(f"more than {_MAX_ALIASES} aliases", where=str(file))
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        # before anything is built from them: what is counted here is what a reader would walk
+        lines = {} if root is None else dict(_lines(root, (), file))
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         what = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"not YAML: {what}", where=where) from None
-    if values is None or root is None:
+        raise ConfigError(f"not YAML: {' '.join(what.split())}", where=where) from None
+    if values is None:
         return {}, {}
     if not isinstance(values, dict):
         raise ConfigError("expected a mapping of keys to values", where=str(file))
-    return values, dict(_lines(root, (), file))
+    return values, lines
 
 
-def _aliases(text: str, file: Path) -> Iterator[yaml.AliasEvent]:
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                yield event
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {error}", where=str(file)) from None
+def _lines(root: yaml.Node, path: Key, file: Path) -> Iterator[tuple[Key, int]]:
+    """The line of every key and list item, aliases expanded."""
+    count = 0
+    open_nodes: set[int] = set()
+
+    def walk(node: yaml.Node, path: Key) -> Iterator[tuple[Key, int]]:
+        nonlocal count
+        count += 1
+        where = f"{file}:{node.start_mark.line + 1}"
+        if count > _MAX_VALUES:
+            raise ConfigError(f"more than {_MAX_VALUES:,} values, aliases expanded", where=where)
+        if id(node) in open_nodes:
+            raise ConfigError("an alias stands inside what it names", where=where)
+        open_nodes.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated_keys(node, file)
+            for key, value in node.value:
+                yield (*path, str(key.value)), key.start_mark.line + 1
+                yield from walk(value, (*path, str(key.value)))
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                yield (*path, str(i)), value.start_mark.line + 1
+                yield from walk(value, (*path, str(i)))
+        open_nodes.remove(id(node))
+
+    return walk(root, path)
 
 
-def _lines(node: yaml.Node, path: Key, file: Path) -> Iterator[tuple[Key, int]]:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise ConfigError(
-                    f"key {key.value} is given twice", where=f"{file}:{key.start_mark.line + 1}"
-                )
-            seen.add(key.value)
-            yield (*path, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*path, key.value), file)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield (*path, i), value.start_mark.line + 1
-            yield from _lines(value, (*path, i), file)
+def _refuse_repeated_keys(node: yaml.MappingNode, file: Path) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        name = str(key.value)
+        if name in seen:
+            raise ConfigError(
+                f"key {name} is given twice", where=f"{file}:{key.start_mark.line + 1}"
+            )
+        seen.add(name)
+
+
+def _leaves(flags: Mapping[str, object], path: Key = ()) -> Iterator[tuple[Key, object]]:
+    for name, value in flags.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
 
 
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError, ValueError):
         raise ConfigError(f"{text!r} is not a YAML value", where=where) from None
 
 
 def _put(
-    values: dict[str, Any], path: tuple[str, ...], value: Any, origins: dict[Key, str], origin: str
+    values: dict[str, Any], path: Key, value: Any, origins: dict[Key, str], origin: str
 ) -> None:
     """Set a nested value and its origin."""
     inner = values
@@ -150,33 +176,52 @@ def _put(
 def _config_error(
     error: ValidationError, model: type[BaseModel], origins: Mapping[Key, str], file: Path | None
 ) -> ConfigError:
-    """The first problem that pydantic found, in our words and with its place."""
-    problems = error.errors()
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    key = tuple(first["loc"])
-    name = ".".join(str(part) for part in key)
-    where = _origin(key, origins) or (str(file) if file else None)
-    remedy = None
-    if first["type"] == "extra_forbidden":
-        what = f"unknown key {name}"
-        close = difflib.get_close_matches(str(key[-1]), _fields(model, key[:-1]), n=1)
-        if close:
-            remedy = f"Did you mean {close[0]}?"
-    elif first["type"] == "missing":
-        what = f"{name} is missing"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] == "value_error" and not key else f" (got {first['input']!r})"
-        what = f"{name}: {message}{given}" if name else message
-    return ConfigError(what, where=where, remedy=remedy)
+    """What pydantic found, in our words and with its place; the others are named after it."""
+    # a wrong name is the likely cause of "missing" elsewhere, so it is told first
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    place = str(file) if file else None
+    first, *others = (
+        (_message(p["type"], _key(p["loc"]), p["msg"], p["input"]), _key(p["loc"]))
+        for p in problems
+    )
+    remedies = []
+    if problems[0]["type"] == "extra_forbidden":
+        *parents, name = first[1]
+        close = difflib.get_close_matches(name, _fields(model, tuple(parents)), n=1)
+        remedies += [f"Did you mean {close[0]}?"] if close else []
+    if others:
+        listed = "; ".join(f"{_origin(key, origins) or place}: {text}" for text, key in others)
+        remedies.append(f"Also: {listed}.")
+    return ConfigError(
+        first[0], where=_origin(first[1], origins) or place, remedy=" ".join(remedies) or None
+    )
+
+
+def _message(kind: str, key: Key, message: str, given: object) -> str:
+    name = ".".join(key)
+    if kind == "extra_forbidden":
+        return f"unknown key {name}"
+    if kind == "missing":
+        return f"key {name} is missing"
+    text = message.removeprefix("Value error, ")
+    if kind != "value_error":  # ours already say what was given
+        shown = repr(given)
+        cut = shown[:_SHOWN_CHARACTERS] + "…" if len(shown) > _SHOWN_CHARACTERS else shown
+        text += f" (got {cut})"
+    return f"key {name}: {text}" if name else text
+
+
+def _key(location: Sequence[str | int]) -> Key:
+    """pydantic's location as a path of keys; ``[key]`` marks a fault of the key itself."""
+    return tuple(str(part) for part in location if part != "[key]")
 
 
 def _origin(key: Key, origins: Mapping[Key, str]) -> str | None:
-    """Where the key or its nearest parent was given."""
+    """Where the key was given: itself, its nearest parent, or what was set inside it."""
     for length in range(len(key), 0, -1):
         if key[:length] in origins:
             return origins[key[:length]]
-    return None
+    return next((origin for path, origin in origins.items() if path[: len(key)] == key), None)
 
 
 def _fields(model: type[BaseModel], path: Key) -> list[str]:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from so8tqc.artifacts import write_record
 from so8tqc.cli.app import app
+from so8tqc.cli.main import paragraph
 from so8tqc.cli.main import run as run_main
-from so8tqc.cli.terminal import number, scaled
+from so8tqc.errors import InputError
 from so8tqc.llama.vendor import is_vendored
+from so8tqc.records import Check, Record, RunInfo, judge, overall
 
 COMMANDS = (
     "run", "demo", "bake", "export", "quantize", "calibrate", "qc", "longtext", "report",
     "doctor", "vendor",
 )  # fmt: skip
+
+
+def record_of(kind: str, *checks: Check) -> Record:
+    started = datetime(2026, 1, 1, tzinfo=UTC)
+    return Record(kind=kind, verdict=overall(checks), checks=checks,
+                  run=RunInfo(started=started, seconds=0.5))  # fmt: skip
 
 
 def so8tqc(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -158,6 +169,63 @@ def test_an_interrupted_run_exits_130(
     monkeypatch.setattr("so8tqc.services.doctor.examine", interrupt)
     assert run_main(["doctor"]) == 130
     assert "Interrupted" in capfd.readouterr().err
+    monkeypatch.setattr("so8tqc.cli.app.app", interrupt)  # before Typer could see it
+    assert run_main(["doctor"]) == 130
+    assert "Interrupted" in capfd.readouterr().err
+
+
+def test_a_forbidden_folder_is_no_defect_of_ours(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "qc"
+    folder.mkdir()
+    write_record(folder / "record.json", record_of("qc", judge("kl.mean", 0.0, 1.0, detail="")))
+    (tmp_path / "report").write_text("a file where a folder is to be made")
+    assert run_main(["report", str(tmp_path), "--quiet"]) == 4
+    message = capfd.readouterr().err
+    assert f"{tmp_path / 'report'}: File exists." in message
+    assert "Traceback" not in message
+
+
+def test_a_defect_says_how_to_get_its_trace(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("of something")
+
+    monkeypatch.setattr("so8tqc.services.doctor.examine", broken)
+    assert run_main(["doctor"]) == 70
+    message = capfd.readouterr().err
+    assert "Internal error: ZeroDivisionError: of something" in message
+    assert "--debug" in message
+    assert "Traceback" not in message
+
+
+def test_errors_are_sentences() -> None:
+    full = InputError("no such file", where="a.pt", remedy="Give another.")
+    assert paragraph(full) == "a.pt: no such file. Give another."
+    assert paragraph(InputError("Is that all?")) == "Is that all?"
+
+
+def test_a_reader_that_leaves_early_changes_no_verdict(tmp_path: Path) -> None:
+    (tmp_path / "qc").mkdir()
+    checks = [judge("kl.mean", 0.5, 1.0, detail="x" * 100, subject=str(i)) for i in range(3000)]
+    write_record(tmp_path / "qc" / "record.json", record_of("qc", *checks))
+    code = "import sys; from so8tqc.cli.main import main; sys.argv[0] = 'so8tqc'; main()"
+    command = [sys.executable, "-c", code, "report", str(tmp_path), "--json", "--quiet"]
+    # unbuffered, Python takes a write that was cut short for done and never sees the closed pipe
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    # Typer's own answer to a closed pipe is exit 1, which here would be a false verdict
+    assert process.returncode == 0
+    assert errors == b""
 
 
 def test_doctor_describes_what_it_is_given(
@@ -227,8 +295,3 @@ def test_the_whole_pipeline_and_its_second_run(
     assert run_main(wrong) == 1
     assert "transposed" in capsys.readouterr().out
     assert run_main(["run", str(config), "--only", "nonsense"]) == 2
-
-
-def test_numbers_for_people() -> None:
-    assert [number(v) for v in (None, 3.0, 0.123456, 1.5e-9)] == ["–", "3", "0.1235", "1.5e-09"]
-    assert [scaled(v) for v in (12.0, 1234.0, 5.6e6)] == ["12.0", "1.2 k", "5.6 M"]

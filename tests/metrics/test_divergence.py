@@ -94,17 +94,16 @@ def test_summary_of_a_table_with_known_values() -> None:
     np.testing.assert_array_equal(table.per_text("kl"), [[1.0, 2.0], [5.0, 2.0]])
 
 
-def test_bootstrap_agrees_with_scipy() -> None:
-    generator = np.random.default_rng(0)
-    values = generator.normal(5, 2, size=40)
-    counts = np.ones(40)
+@pytest.mark.parametrize("texts", [6, 12, 40])
+def test_the_interval_of_a_mean_is_about_students(texts: int) -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=texts)
     ours = paired_bootstrap(
-        np.stack([values, counts], axis=1), ratio_of_sums, resamples=8000, seed=1
+        np.stack([values, np.ones(texts)], axis=1), ratio_of_sums, resamples=8000, seed=1
     )
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=8000, method="percentile", rng=2
-    ).confidence_interval
-    np.testing.assert_allclose(ours, theirs, atol=0.06)
+    theirs = scipy.stats.t.interval(
+        0.95, texts - 1, loc=values.mean(), scale=scipy.stats.sem(values)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=0.15 * (theirs[1] - theirs[0]))
 
 
 def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
@@ -125,7 +124,8 @@ def test_resamples_draw_every_text_equally_often() -> None:
     np.testing.assert_allclose(weights.mean(axis=0), 1.0, atol=0.06)
 
 
-def test_one_text_has_no_interval() -> None:
-    low, high = paired_bootstrap(np.ones((1, 2)), ratio_of_sums, resamples=100, seed=0)
+@pytest.mark.parametrize("texts", [1, 4])
+def test_few_texts_have_no_interval(texts: int) -> None:
+    low, high = paired_bootstrap(np.ones((texts, 2)), ratio_of_sums, resamples=100, seed=0)
     assert np.isnan(low)
     assert np.isnan(high)

@@ -12,14 +12,18 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from so8tqc.artifacts import read_record, write_record
+from so8tqc.config import STAGES
 from so8tqc.errors import InputError
 from so8tqc.records import Check, Diagnosis, Record, RunInfo, Verdict, judge, overall, skipped
+from so8tqc.reports import format as fmt
 from so8tqc.reports.junit import junit_xml
+from so8tqc.reports.summary import summarise_run
 from so8tqc.services.report import report, write_stage_reports
 
 CHROME = shutil.which("chromium") or shutil.which("google-chrome")
 STATISTICS = {
-    "kl_mean": 1e-5, "kl_percentiles": {"99": 1e-4}, "kl_max": 1e-3, "top1": 0.998,
+    "texts": 25, "tokens": 6375, "kl_mean": 1e-5,
+    "kl_percentiles": {"99": 1e-4}, "kl_max": 1e-3, "top1": 0.998,
     "ln_ppl_ratio": 1e-4, "dp_rms": 0.001, "max_abs": 0.1, "ece_reference": 0.02,
     "ece_candidate": 0.021, "brier_reference": 0.6, "brier_candidate": 0.6,
     "kl_histogram": {"log10_centres": [-6.0, -5.0, -4.0], "counts": [3.0, 9.0, 2.0]},
@@ -82,7 +86,15 @@ def test_the_report_says_what_failed_and_what_to_do(run_directory: Path) -> None
     assert result.verdict is Verdict.FAIL
     markdown = (run_directory / "report" / "report.md").read_text(encoding="utf-8")
     page = (run_directory / "report" / "report.html").read_text(encoding="utf-8")
+    assert result.metrics["stages"]["qc"]["failed"] == 1
     for text in (markdown, page):
+        assert "4 checks in 2 stages: 2 passed, 1 failed, 1 skipped." in text
+        # the first screen: value, interval, floor, the effect for scale, top tokens
+        assert "95 % interval 0.1 … 0.3" in text
+        assert "rounding alone costs 1e-05" in text
+        assert "the gates change 0.2 nats" in text
+        assert "absolute target 1e-06 not met" in text
+        assert "25 texts, 6,375 tokens" in text
         assert "Bake again with --convention row." in text
         assert "transposed" in text
         assert "0–2, 5" in text
@@ -116,6 +128,66 @@ def test_one_stage_alone(run_directory: Path) -> None:
         assert (run_directory / "qc" / name).stat().st_size > 500
 
 
+def test_a_stage_page_links_to_what_lies_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "any name"
+    folder.mkdir()
+    for name in ("case_entropy.html", "a#b_entropy.html"):
+        (folder / name).write_text("")
+    case = {"tokens": 2048, "generation": {"candidate": {"repeated": 0.25}}}
+    write_stage_reports(record("longtext", metrics={"cases": {"proof": case}}), folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'href="case_entropy.html"' in page
+    assert 'href="a%23b_entropy.html"' in page
+    assert 'href="report.html"' not in page
+    assert "1 long text, 2,048 tokens" in page
+    assert "Nothing was checked." in page
+
+
+@pytest.mark.parametrize("stage", [*STAGES[:-1], "attest"])
+def test_a_record_that_measured_nothing_is_shown_all_the_same(tmp_path: Path, stage: str) -> None:
+    write_stage_reports(record(stage, skipped("x.y", "no text")), tmp_path)
+    assert "1 check: 1 skipped." in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_stage_without_tables_of_its_own_is_shown_generically(run_directory: Path) -> None:
+    metrics = {"links": 4, "compared": {"bake": {"same": True, "bytes": 7}, "export": {"bytes": 8}}}
+    (run_directory / "attest").mkdir()
+    write_record(run_directory / "attest" / "record.json", record("attest", metrics=metrics))
+    report(run_directory)
+    markdown = (run_directory / "report" / "report.md").read_text(encoding="utf-8")
+    assert "| links | 4 |" in markdown
+    assert "| bake | True | 7 |" in markdown
+    assert "| export |  | 8 |" in markdown
+
+
+def test_names_from_outside_cannot_break_out(tmp_path: Path) -> None:
+    hostile = "</script><script>alert(1)</script>|`\x1b[31m\x00.gguf"
+    (tmp_path / "qc").mkdir()
+    qc = record(
+        "qc",
+        judge("kl.mean", float("nan"), 1.0, subject=hostile, detail=hostile),
+        metrics={"candidates": {hostile: STATISTICS}},
+        notices=(hostile,),
+    )
+    write_record(tmp_path / "qc" / "record.json", qc)
+    report(tmp_path)
+    out = tmp_path / "report"
+    assert "<script>alert" not in (out / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in (out / "report.md").read_text(encoding="utf-8")
+    case = ET.parse(out / "junit.xml").find(".//testcase")
+    assert case is not None
+    assert case.get("name", "").endswith("|`\ufffd[31m\ufffd.gguf]")
+
+
+def test_the_worst_stage_decides(tmp_path: Path) -> None:
+    good = record("bake", judge("x.y", 0.0, 1.0, detail=""))
+    silent = record("longtext", skipped("x.y", "no text"))
+    bad = good.model_copy(update={"kind": "qc", "verdict": Verdict.FAIL})
+    assert summarise_run("r", {"bake": good, "longtext": silent})["verdict"] == "pass"
+    assert summarise_run("r", {"longtext": silent})["verdict"] == "skip"
+    assert summarise_run("r", {"bake": good, "qc": bad})["verdict"] == "fail"
+
+
 def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no stage has left a record"):
         report(tmp_path)
@@ -139,3 +211,11 @@ def test_every_plot_is_drawn_in_a_browser(run_directory: Path, tmp_path: Path) -
     assert "CONSOLE" not in done.stderr
     expected = page.read_text(encoding="utf-8").count("Plotly.newPlot(")
     assert done.stdout.count('class="main-svg"') >= expected > 0
+
+
+def test_numbers_for_people() -> None:
+    values = (None, 3.0, 0.123456, 1.5e-9, float("nan"))
+    assert [fmt.number(v) for v in values] == ["–", "3", "0.1235", "1.5e-09", "NaN"]
+    assert [fmt.size(v) for v in (7, 1500, 2.5e6, 3e9)] == ["7 bytes", "1.5 kB", "2.5 MB", "3.0 GB"]
+    assert [fmt.counted(n, "text") for n in (1, 6375)] == ["1 text", "6,375 texts"]
+    assert fmt.ranges((0, 1, 2, 5)) == "0–2, 5"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import mpmath
 import numpy as np
 import pytest
@@ -34,21 +36,31 @@ def test_exp_agrees_with_scipy(scale: float, size: int) -> None:
     np.testing.assert_allclose(rotation_blocks(t, EXP), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 0.1, 2.0])
-def test_exp_and_cayley_are_the_exact_value_rounded_once(scale: float) -> None:
-    t = theta(1, 2, scale)
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("scale", [1e-200, 1e-9, 1e-3, 0.1, 2.0, 1e3])
+def test_exp_and_cayley_are_the_exact_value_rounded_once(scale: float, size: int) -> None:
+    t = theta(1, 2, scale, size)
     for block, exp, cayley in zip(
         t, rotation_blocks(t, EXP), rotation_blocks(t, CAYLEY), strict=True
     ):
         with mpmath.workdps(60):
             m = mpmath.matrix(block.tolist())
             a = m - m.T
-            exact_exp = mpmath.expm(a, method="taylor")
-            one = mpmath.eye(8)
+            exact_exp = expm_by_halving(a)
+            one = mpmath.eye(size)
             exact_cayley = mpmath.inverse(one - a / 2) * (one + a / 2)
             for exact, ours in ((exact_exp, exp), (exact_cayley, cayley)):
-                rounded = np.array([[float(exact[i, j]) for j in range(8)] for i in range(8)])
+                rounded = np.array(exact.tolist(), dtype=np.float64)
                 np.testing.assert_array_equal(ours, rounded)
+
+
+def expm_by_halving(a: mpmath.matrix) -> mpmath.matrix:
+    """exp(A) = exp(A/2^16)^(2^16) at the working precision, 60 digits and more."""
+    with mpmath.workdps(90):
+        r = mpmath.expm(a / 2**16, method="taylor")
+        for _ in range(16):
+            r = r * r
+        return r
 
 
 def test_cayley_agrees_with_numpy_solve() -> None:
@@ -77,9 +89,9 @@ def legacy_restated(t: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("scale", [1e-3, 0.05, 0.5])
 def test_legacy_taylor_agrees_with_its_description(scale: float) -> None:
     t = theta(3, 4, scale)
-    np.testing.assert_allclose(
-        rotation_blocks(t, LEGACY), legacy_restated(t), rtol=0, atol=1e-12 * np.exp(8)
-    )
+    expected = legacy_restated(t)
+    tolerance = 1e-14 * np.abs(expected).max()
+    np.testing.assert_allclose(rotation_blocks(t, LEGACY), expected, rtol=0, atol=tolerance)
 
 
 def test_one_large_block_squares_its_whole_layer_in_legacy_taylor() -> None:
@@ -125,3 +137,17 @@ def test_exp_and_cayley_turn_in_the_same_direction() -> None:
 def test_matrix_is_taken_as_it_is() -> None:
     t = theta(9, 2, 1.0)
     np.testing.assert_array_equal(rotation_blocks(t, MATRIX), t)
+
+
+@pytest.mark.parametrize("parametrization", list(Parametrization))
+def test_no_blocks_and_overflow_pass_silently(parametrization: Parametrization) -> None:
+    assert rotation_blocks(np.zeros((0, 8, 8)), parametrization).shape == (0, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rotation_blocks(theta(10, 2, 1e300), parametrization)
+
+
+def test_legacy_taylor_of_nothing_learned_is_no_rotation() -> None:
+    """A_r = 1e-6·I has n = 1e-6·√8, so R is e^(1/√8)·I: the reader must refuse it."""
+    r = rotation_blocks(np.zeros((1, 8, 8)), LEGACY)[0]
+    np.testing.assert_allclose(r, np.exp(1 / np.sqrt(8)) * np.eye(8), rtol=2e-3)

@@ -1,25 +1,24 @@
-"""Reading rotations: every source, with PEFT's own forward as the oracle for adapters."""
+"""Reading gate files and training checkpoints, and every way in which they can be wrong."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from so8tqc.config import RotationOptions
-from so8tqc.errors import ExitCode, RotationError
+from so8tqc.errors import ConfigError, ExitCode, RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.native import write_native
-from so8tqc.rotations.peft_oft import neumann_series
-from so8tqc.rotations.read import parse_layers, read_rotations
-from so8tqc.rotations.rotation_set import RotationSet, Target, orthogonality_error, rotation_angles
+from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.rotation_set import Target
 
 
 def theta(layers: int = 2, blocks: int = 3, scale: float = 0.2) -> dict[Target, np.ndarray]:
@@ -191,141 +190,175 @@ def test_layers_can_be_selected_and_must_exist(tmp_path: Path) -> None:
     assert read_rotations(path, RotationOptions(layers="0-1,3")).layers == (0, 1, 3)
     with pytest.raises(RotationError, match=r"no gate for layer\(s\) 7"):
         read_rotations(path, RotationOptions(layers="2,7"))
-    assert parse_layers("0-2,5") == {0, 1, 2, 5}
+    with pytest.raises(RotationError, match=r"no gate for layer\(s\) 4, 5, .* …"):
+        read_rotations(path, RotationOptions(layers="0-99999999999"))
+    with pytest.raises(ConfigError, match=r"3-1 runs backwards.*1-3"):
+        read_rotations(path, RotationOptions(layers="0,3-1"))
 
 
-def test_a_rotation_set_is_immutable_and_has_a_fingerprint(tmp_path: Path) -> None:
-    path = native(tmp_path / "g.safetensors")
-    one = read_rotations(path)
-    other = read_rotations(path, RotationOptions(convention=Convention.ROW))
-    assert one.fingerprint == read_rotations(path).fingerprint != other.fingerprint
-    with pytest.raises(TypeError):
-        one.blocks[Target(9)] = np.eye(8)[None]  # type: ignore[index]
-
-
-def test_angles_of_a_known_rotation() -> None:
-    block = np.eye(8)
-    c, s = np.cos(0.7), np.sin(0.7)
-    block[:2, :2] = [[c, -s], [s, c]]
-    angles = np.sort(rotation_angles(block[None])[0])
-    np.testing.assert_allclose(angles, [0, 0, 0, 0, 0, 0, 0.7, 0.7], atol=1e-12)
-
-
-def test_an_empty_set_is_refused() -> None:
-    with pytest.raises(RotationError, match="no rotations"):
-        RotationSet({}, Convention.COLUMN, Site.INPUT, Parametrization.EXP, "nothing")
-
-
-# --- PEFT -------------------------------------------------------------------------------------
-
-
-def oft_adapter(model: Path, directory: Path, **options: object) -> tuple[Path, object]:
-    """A trained-looking OFT adapter, saved by PEFT; returns the live PEFT model too."""
-    from peft import OFTConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float64)
-    config = OFTConfig(r=0, **{"oft_block_size": 8, "target_modules": ["o_proj"], **options})
-    live = get_peft_model(base, config)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in live.named_parameters():
-        if "oft_R" in name:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data = (noise * 0.01).to(torch.float32).double()
-    live.save_pretrained(str(directory))
-    return directory, live
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_cayley_neumann": False},
-        {"use_cayley_neumann": True},
-        {"use_cayley_neumann": True, "num_cayley_neumann_terms": 3},
-        {"use_cayley_neumann": True, "num_cayley_neumann_terms": 7, "oft_block_size": 16},
-        {"use_cayley_neumann": False, "target_modules": ["q_proj", "down_proj"]},
-        {"use_cayley_neumann": False, "coft": True, "eps": 0.05},
-    ],
-)
-def test_adapters_give_what_pefts_forward_computes(
-    llama: Path, tmp_path: Path, options: dict[str, object]
-) -> None:
-    directory, live = oft_adapter(llama, tmp_path / "adapter", **options)
-    got = read_rotations(directory)
-    assert got.convention is Convention.ROW
-    modules = dict(live.named_modules())  # type: ignore[attr-defined]
-    for target in got:
-        layer = modules[f"base_model.model.model.layers.{target.layer}.{target.module}"]
-        rotate = layer.oft_R["default"].double()
-        width = layer.base_layer.in_features
-        with torch.no_grad():
-            dense = rotate(torch.eye(width, dtype=torch.float64)).numpy()  # row i is e_i · R
-        blocks = got.blocks[target]
-        size = blocks.shape[1]
-        expected = np.stack([dense[k : k + size, k : k + size] for k in range(0, width, size)])
-        np.testing.assert_allclose(blocks, expected, rtol=0, atol=1e-12)
-    assert len(got) == 3 * len(options.get("target_modules", ["o_proj"]))  # type: ignore[arg-type]
-
-
-def test_the_two_branches_turn_in_opposite_directions(llama: Path, tmp_path: Path) -> None:
-    exact = read_rotations(oft_adapter(llama, tmp_path / "exact", use_cayley_neumann=False)[0])
-    series = read_rotations(oft_adapter(llama, tmp_path / "series", use_cayley_neumann=True)[0])
-    for target in exact:
-        np.testing.assert_allclose(
-            exact.blocks[target], series.blocks[target].transpose(0, 2, 1), atol=1e-4
+def test_polar_refuses_a_singular_block_and_a_reflection(tmp_path: Path) -> None:
+    polar = RotationOptions(orthogonalize="polar")
+    for value, message in ((0.0, "singular"), (-1.0, "reflection")):
+        block = np.diag([value] + [1.0] * 7)
+        path = native(
+            tmp_path / "g.safetensors",
+            {Target(0): np.stack([np.eye(8), block])},
+            parametrization=Parametrization.MATRIX,
         )
+        with pytest.raises(RotationError, match=f"layer 0.*block 1 is .*{message}"):
+            read_rotations(path, polar)
 
 
-def test_older_adapters_use_the_older_series(llama: Path, tmp_path: Path) -> None:
-    directory, _ = oft_adapter(llama, tmp_path / "a", use_cayley_neumann=True)
-    config = json.loads((directory / "adapter_config.json").read_text())
-    new = read_rotations(directory)
-    config["peft_version"] = "0.17.1"
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    old = read_rotations(directory)
-    assert "twice the last power" in old.notices[0]
-    # last term Q⁴ once or twice: the difference is Q⁴, about (0.02)⁴
-    gap = max(float(np.abs(new.blocks[t] - old.blocks[t]).max()) for t in new)
-    assert 0 < gap < 1e-4
+def test_theta_too_large_for_its_rotation_is_named_without_numpy_warnings(tmp_path: Path) -> None:
+    values = theta()
+    values[Target(1)][2, 0, 1] = 1e300
+    path = native(tmp_path / "g.safetensors", values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RotationError, match=r"layer 1.*block 2 is non-finite.*1\.0e\+300"):
+            read_rotations(path)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), terms=st.integers(5, 9))
-def test_series_drift_grows_with_its_first_missing_power(seed: int, terms: int) -> None:
-    q = np.random.default_rng(seed).normal(size=(2, 8, 8)) * 0.02
-    q = q - q.transpose(0, 2, 1)
-    r = neumann_series(q, terms, last_term_halved=False)
-    exact = np.linalg.solve(np.eye(8) - q, np.eye(8) + q)
-    missing = 2 * np.linalg.norm(np.linalg.matrix_power(q, terms), axis=(1, 2))
-    error = np.linalg.norm(r - exact, axis=(1, 2))
-    np.testing.assert_allclose(error, missing, rtol=0.2, atol=1e-15)
-    assert (orthogonality_error(r) < 3 * missing + 1e-14).all()
+def raw_native(path: Path, tensors: dict[str, np.ndarray], **header: str) -> Path:
+    """A file as another program might write it."""
+    words = {"format_version": "1", "parametrization": "exp", "convention": "column"}
+    words |= {"site": "input", **header}
+    save_file(tensors, str(path), metadata={f"so8t.{k}": v for k, v in words.items()})
+    return path
+
+
+KEY = "model.layers.0.self_attn.o_proj.theta"
+
+
+def test_a_sparing_header_is_enough(tmp_path: Path) -> None:
+    path = raw_native(tmp_path / "g.safetensors", {KEY: np.zeros((2, 8, 8), np.float32)})
+    got = read_rotations(path)
+    np.testing.assert_array_equal(got.blocks[Target(0)], np.stack([np.eye(8)] * 2))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("tensors", "header", "message"),
     [
-        ({"peft_type": "BOFT"}, "'BOFT'"),
-        ({"peft_type": "LORA"}, "'LORA'"),
-        ({"bias": "all"}, "biases"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"block_share": True}, "block_share"),
+        ({KEY: np.zeros((2, 8, 8))}, {"block_size": "4"}, r"so8t\.block_size is '4'"),
+        ({KEY: np.zeros((2, 8, 8))}, {"pet": "{strong"}, r"so8t\.pet is '\{strong'"),
+        ({KEY: np.zeros((2, 8, 8))}, {"pet": "[1]"}, r"so8t\.pet"),
+        ({KEY: np.zeros((2, 8, 8))}, {"parametrization": "matrix"}, r"does not fit .*\.rotation"),
+        ({KEY: np.zeros((2, 8, 8), np.int32)}, {}, "int32, expected a float"),
+        ({KEY: np.zeros((2, 8, 4))}, {}, r"shape \[2, 8, 4\]"),
+        ({KEY: np.zeros((0, 8, 8))}, {}, r"shape \[0, 8, 8\]"),
+        ({KEY: np.zeros((2, 0, 0))}, {}, r"shape \[2, 0, 0\]"),
+        ({KEY: np.zeros((8, 8))}, {}, r"shape \[8, 8\]"),
+        ({}, {}, "contains no rotations"),
+        ({"lm_head.weight": np.zeros((2, 2))}, {}, "unexpected key 'lm_head.weight'"),
+        (
+            {KEY: np.zeros((1, 8, 8)), KEY.replace("0", "00"): np.zeros((1, 8, 8))},
+            {},
+            "two gates for layer 0",
+        ),
     ],
 )
-def test_adapters_with_other_parts_are_refused_by_name(
-    llama: Path, tmp_path: Path, change: dict[str, object], message: str
+def test_native_files_that_contradict_themselves(
+    tmp_path: Path, tensors: dict[str, np.ndarray], header: dict[str, str], message: str
 ) -> None:
-    directory, _ = oft_adapter(llama, tmp_path / "a")
-    path = directory / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path = raw_native(tmp_path / "g.safetensors", tensors, **header)
+    with pytest.raises(RotationError, match=message) as caught:
+        read_rotations(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "one block size is needed"),
+        ({Target(0): np.zeros((1, 8, 8)), Target(1): np.zeros((1, 4, 4))}, r"\[4, 8\]"),
+        ({Target(0): np.zeros((8, 8))}, r"shape \[8, 8\]"),
+        ({Target(0): np.zeros((1, 8, 8), np.float16)}, "float16"),
+        (
+            {t: np.zeros((1, 8, 8)) for t in (Target(0), Target(0, "self_attn.o_proj"))},
+            "two gates for self_attn.o_proj",
+        ),
+    ],
+)
+def test_what_is_no_gate_file_is_not_written(
+    tmp_path: Path, values: dict[Target, np.ndarray], message: str
+) -> None:
+    path = tmp_path / "g.safetensors"
     with pytest.raises(RotationError, match=message):
-        read_rotations(directory)
+        write_native(
+            path,
+            values,
+            parametrization=Parametrization.EXP,
+            convention=Convention.COLUMN,
+            site=Site.INPUT,
+            pet=None,
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_lora_tensors_among_the_rotations_are_refused(llama: Path, tmp_path: Path) -> None:
-    directory, _ = oft_adapter(llama, tmp_path / "a")
-    weights = directory / "adapter_model.safetensors"
-    extra = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((2, 2))}
-    save_file({**load_file(str(weights)), **extra}, str(weights))
-    with pytest.raises(RotationError, match=r"lora_A.*no OFT rotation"):
-        read_rotations(directory)
+def test_other_modules_and_the_dtype_survive_a_round_trip(tmp_path: Path) -> None:
+    values = {Target(3, "self_attn.q_proj"): np.full((2, 4, 4), 0.1, np.float32)}
+    path = native(tmp_path / "g.safetensors", values, metadata={"trained_by": "us"})
+    assert load_file(str(path))["model.layers.3.self_attn.q_proj.theta"].dtype == np.float32
+    got = read_rotations(path)
+    assert list(got) == list(values)
+    assert got.metadata["trained_by"] == "us"
+
+
+GATE = "model.layers.{}.self_attn.rotation_gate.theta"
+ONE = torch.zeros(1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "no rotation gates.*found nothing"),
+        ([1, 2], "no rotation gates.*found nothing"),
+        ({f"w{i}": ONE for i in range(9)}, r"found w0, w1, w2 and 6 more"),
+        ({"vision_tower.encoder.layers.0.self_attn.rotation_gate.theta": ONE}, "vision_tower"),
+        ({"model.layers.0.mlp.rotation_gate.theta": ONE}, r"layers\.0\.mlp.*elsewhere"),
+        ({GATE.format(0): ONE, "state_dict": {GATE.format(0): ONE}}, "two gates for layer 0"),
+        (
+            {"state_dict": {GATE.format(0): ONE}, "model_state_dict": {GATE.format(0): ONE}},
+            "two gates for layer 0",
+        ),
+        ({GATE.format(0): [1.0]}, "theta is list"),
+        ({GATE.format(0): torch.zeros(1, 8, 8, dtype=torch.int64)}, "int64"),
+        ({GATE.format(0): ONE.to_sparse()}, "expected a float tensor"),
+        ({GATE.format(0): torch.zeros(1, 8, 4)}, r"shape \[1, 8, 4\]"),
+        ({GATE.format(0): torch.zeros(0, 8, 8)}, r"shape \[0, 8, 8\]"),
+    ],
+)
+def test_training_checkpoints_that_cannot_be_baked(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    path = tmp_path / "c.pt"
+    torch.save(content, path)
+    with pytest.raises(RotationError, match=message) as caught:
+        read_rotations(path)
+    assert str(path) in str(caught.value)
+
+
+def test_buffers_of_a_gate_are_named_in_a_notice(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    buffer = "model.layers.0.self_attn.rotation_gate.step"
+    torch.save({GATE.format(0): ONE, buffer: torch.zeros(1)}, path)
+    assert buffer in read_rotations(path).notices[0]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_truncated_checkpoint_is_an_error_wherever_it_ends(tmp_path: Path, zipped: bool) -> None:
+    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    torch.save({GATE.format(0): ONE}, whole, _use_new_zipfile_serialization=zipped)
+    content = whole.read_bytes()
+    for length in range(0, len(content) - 1, 7):
+        cut.write_bytes(content[:length])
+        with pytest.raises(RotationError, match=re.escape(str(cut))):
+            read_rotations(cut)
+
+
+@pytest.mark.parametrize("name", ["gates.npz", "gates"])
+def test_other_kinds_of_files_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(RotationError, match=r"unknown kind.*Give a \.safetensors"):
+        read_rotations(tmp_path / name)

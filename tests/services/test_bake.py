@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 from so8tqc.config import BakeConfig
-from so8tqc.errors import InputError, ModelError, RotationError, ShapeError
+from so8tqc.errors import InputError, ModelError, RotationError, ShapeError, ToolError
 from so8tqc.records import Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.native import write_native
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import Target
-from so8tqc.services.bake import bake
+from so8tqc.services.bake import bake, plan
 from so8tqc.sources.gated import gated
 from so8tqc.sources.hf import HFModel
 
+O_PROJ = "model.layers.{}.self_attn.o_proj.weight"
 TOKENS = np.random.default_rng(0).integers(3, 500, size=40)
 
 
@@ -315,3 +319,233 @@ def test_unbaked_twins_are_left_behind(
     record = bake(BakeConfig(base=base, rotations=make_gates(llama), out=tmp_path / "out"))
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
     assert any("pytorch_model.bin" in notice for notice in record.notices)
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(
+    llama: Path, make_gates: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = BakeConfig(
+        base=llama, rotations=make_gates(llama), out=tmp_path / "out", baked_dtype="float32"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    record = plan(config)
+    assert sorted(tmp_path.rglob("*")) == before
+    tensors = record.metrics["tensors"]
+    assert [t["name"] for t in tensors] == [O_PROJ.format(i) for i in range(3)]
+    assert (tensors[0]["dtype"], tensors[0]["baked_dtype"]) == ("BF16", "F32")
+    written = bake(config).metrics["bytes_written"]
+    assert record.metrics["bytes_written"] == written
+    assert len(record.metrics["layers"]) == 3
+
+
+def test_without_verification_nothing_is_claimed_about_the_result(
+    llama: Path, make_gates: Callable[..., Path], tmp_path: Path
+) -> None:
+    record = bake(
+        BakeConfig(base=llama, rotations=make_gates(llama), out=tmp_path / "out", verify=False)
+    )
+    assert {check.group for check in record.checks} == {"rotation"}
+    again = bake(BakeConfig(base=llama, rotations=make_gates(llama), out=tmp_path / "again"))
+    assert {check.group for check in again.checks} == {"rotation", "structure", "algebra"}
+    assert weights_bytes(tmp_path / "out") == weights_bytes(tmp_path / "again")
+
+
+@pytest.mark.parametrize("cayley_neumann", [False, True])
+def test_a_shared_block_is_repeated_as_peft_does(
+    llama: Path, tmp_path: Path, cayley_neumann: bool
+) -> None:
+    from peft import OFTConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    live = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(str(llama), dtype=torch.float64),
+        OFTConfig(
+            r=0, oft_block_size=16, target_modules=["o_proj", "down_proj"], block_share=True,
+            use_cayley_neumann=cayley_neumann,
+        ),
+    )  # fmt: skip
+    torch.manual_seed(2)
+    for name, parameter in live.named_parameters():
+        if "oft_R" in name:
+            assert parameter.shape[0] == 1
+            parameter.data = torch.randn(parameter.shape).float().double() * 0.01
+    live.save_pretrained(str(tmp_path / "adapter"))
+    merged = live.merge_and_unload().state_dict()
+    out = tmp_path / "baked"
+    record = bake(
+        BakeConfig(base=llama, rotations=tmp_path / "adapter", out=out, baked_dtype="float32")
+    )
+    assert record.verdict is Verdict.PASS
+    for name, value in weights(out).items():
+        if "o_proj" in name or "down_proj" in name:
+            np.testing.assert_allclose(value.double(), merged[name], rtol=6e-8, atol=1e-9)
+
+
+def weights_bytes(directory: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(directory.glob("*.safetensors")))
+
+
+BAKE_IN_A_PROCESS = """
+import sys, torch
+from pathlib import Path
+import so8tqc.checkpoints.baking as baking
+from so8tqc.config import BakeConfig
+from so8tqc.services.bake import bake, plan
+torch.set_num_threads(int(sys.argv[1]))
+baking.CHUNK_ELEMENTS = int(sys.argv[2])
+bake(BakeConfig(base=Path(sys.argv[3]), rotations=Path(sys.argv[4]), out=Path(sys.argv[5])))
+"""
+
+
+def test_the_same_bytes_whatever_the_threads_chunks_and_cpu_features(
+    make_model: Callable[..., Path], make_gates: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_model("llama", "float32")
+    gates = make_gates(base)
+    results = set()
+    for i, (threads, chunk, features) in enumerate(
+        [(1, 1 << 19, ""), (2, 1 << 10, ""), (2, 64, "default"), (1, 1 << 19, "avx2")]
+    ):
+        out = tmp_path / f"baked{i}"
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": features} if features else os.environ
+        subprocess.run(
+            [sys.executable, "-c", BAKE_IN_A_PROCESS, str(threads), str(chunk), str(base),
+             str(gates), str(out)],
+            check=True, env=environment,
+        )  # fmt: skip
+        results.add(weights_bytes(out))
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "prefix"),
+    [
+        ("phi3", {"pad_token_id": 0}, "model."),
+        ("mistral", {"head_dim": 16}, "model."),
+    ],
+)
+def test_other_architectures(
+    kind: str, options: dict[str, object], prefix: str, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {
+        "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**small, **options})
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_config(config).save_pretrained(str(base))
+    width = weights(base)[f"{prefix}layers.0.self_attn.o_proj.weight"].shape[1]
+    assert width == (64 if kind == "mistral" else 32)
+    theta = {Target(i): np.random.default_rng(i).normal(size=(width // 8, 8, 8)) for i in range(2)}
+    gates = tmp_path / "gates.safetensors"
+    write_native(
+        gates, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
+        site=Site.INPUT, pet=None,
+    )  # fmt: skip
+    assert (
+        bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "out")).verdict is Verdict.PASS
+    )
+
+
+def test_a_text_tower_below_another_prefix_is_found_and_others_are_left_alone(
+    make_model: Callable[..., Path], make_gates: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Newer vision-language checkpoints keep the text tower at model.language_model.layers."""
+    from safetensors.torch import save_file
+
+    llama = make_model("llama")
+    base = tmp_path / "base"
+    shutil.copytree(llama, base)
+    tensors = {
+        name.replace("model.layers", "model.language_model.layers"): value
+        for name, value in load_file(str(base / "model.safetensors")).items()
+    }
+    tensors["model.visual.blocks.0.attn.proj.weight"] = torch.ones(64, 64)
+    tensors["model.vision_tower.encoder.layers.0.self_attn.o_proj.weight"] = torch.ones(64, 64)
+    save_file(tensors, str(base / "model.safetensors"), metadata={"format": "pt"})
+    record = bake(BakeConfig(base=base, rotations=make_gates(llama), out=tmp_path / "out"))
+    assert record.verdict is Verdict.PASS
+    after = weights(tmp_path / "out")
+    changed = {n for n in tensors if not torch.equal(tensors[n], after[n])}
+    assert changed == {f"model.language_model.layers.{i}.self_attn.o_proj.weight" for i in range(3)}
+
+
+def test_a_bias_at_the_output_site_turns_with_the_weight(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "llama", vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, attention_bias=True, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    projection = model.model.layers[0].self_attn.o_proj
+    projection.bias.data.normal_()
+    base, gates, out = tmp_path / "base", tmp_path / "gates.safetensors", tmp_path / "out"
+    model.save_pretrained(str(base))
+    theta = {Target(0): np.random.default_rng(0).normal(size=(4, 8, 8))}
+    write_native(
+        gates, theta, parametrization=Parametrization.CAYLEY, convention=Convention.ROW,
+        site=Site.OUTPUT, pet=None,
+    )  # fmt: skip
+    assert bake(BakeConfig(base=base, rotations=gates, out=out)).verdict is Verdict.PASS
+    blocks = read_rotations(gates).blocks[Target(0)]
+    dense = torch.block_diag(*torch.from_numpy(blocks.copy()))
+    before, after = weights(base), weights(out)
+    key = "model.layers.0.self_attn.o_proj"
+    # row convention at the output: y_row ↦ y_row·R
+    for name, expected in (
+        (f"{key}.bias", before[f"{key}.bias"].double() @ dense),
+        (f"{key}.weight", dense.T @ before[f"{key}.weight"].double()),
+    ):
+        torch.testing.assert_close(after[name].double(), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_a_bake_killed_while_writing_leaves_nothing_that_looks_like_a_model(
+    llama: Path, make_gates: Callable[..., Path], tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "import so8tqc.services.bake as service; from so8tqc.config import BakeConfig\n"
+        "real = service.patch_file\n"
+        "def die(*a):\n    real(*a)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "service.patch_file = die\n"
+        "base, gates, out = map(Path, sys.argv[1:])\n"
+        "service.bake(BakeConfig(base=base, rotations=gates, out=out))\n"
+    )
+    gates, out = make_gates(llama), tmp_path / "runs" / "baked"
+    done = subprocess.run([sys.executable, "-c", code, llama, gates, out], check=False)
+    assert done.returncode == -9
+    assert not out.exists()
+    assert [p.name.endswith(".so8tqc-partial") for p in out.parent.iterdir()] == [True]
+    assert bake(BakeConfig(base=llama, rotations=gates, out=out)).verdict is Verdict.PASS
+    assert [p.name for p in out.parent.iterdir()] == ["baked"]
+
+
+def test_float16_overflow_names_the_tensor(
+    make_model: Callable[..., Path], make_gates: Callable[..., Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(make_model("llama", "float16"), base)
+    tensors = load_file(str(base / "model.safetensors"))
+    tensors[O_PROJ.format(1)][4] = 60000.0
+    save_file(tensors, str(base / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(RotationError, match=r"layers.1.self_attn.o_proj.weight.*row 4.*float16"):
+        bake(BakeConfig(base=base, rotations=make_gates(base), out=tmp_path / "out"))
+
+
+def test_a_disk_that_is_too_small_is_found_before_writing(
+    llama: Path, make_gates: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("so8tqc.services.bake.shutil.disk_usage", lambda _path: usage)
+    with pytest.raises(ToolError, match="GB are free"):
+        bake(BakeConfig(base=llama, rotations=make_gates(llama), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from so8tqc.checkpoints.plan import PlannedTensor
-from so8tqc.checkpoints.safetensors_index import TensorEntry, mapped
+from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, PlannedTensor
+from so8tqc.checkpoints.safetensors_index import TensorEntry
 from so8tqc.errors import ModelError, So8tqcError
 from so8tqc.progress import Task
 from so8tqc.rotations.fold import fold, orient
@@ -17,8 +16,7 @@ from so8tqc.rotations.rotation_set import RotationSet
 if TYPE_CHECKING:
     import torch
 
-_CHUNK_ELEMENTS = 1 << 21
-_HASH_CHUNK = 16 << 20
+_READ_BYTES = 1 << 20  # fits the cache, so that what is read is hashed from it
 
 
 class TensorFold:
@@ -44,7 +42,7 @@ class TensorFold:
         transposed = self._planned.site.transposed
         matrix, oriented = orient(stored, blocks, self._rotations.site, transposed=transposed)
         result, _ = orient(target, blocks, self._rotations.site, transposed=transposed)
-        step = max(1, _CHUNK_ELEMENTS // matrix.shape[1])
+        step = max(1, CHUNK_ELEMENTS // matrix.shape[1])
         for start in range(0, matrix.shape[0], step):
             chunk = matrix[start : start + step]
             if not bool(torch.isfinite(chunk).all()):
@@ -57,11 +55,12 @@ class TensorFold:
 
 
 def sha256_tensor(entry: TensorEntry) -> str:
-    """SHA-256 of the tensor's stored bytes, hex."""
+    """SHA-256 of the tensor's stored bytes, hex. Releases the GIL while it reads and hashes."""
     digest = hashlib.sha256()
-    with mapped(entry) as raw:
-        for start in range(0, raw.shape[0], _HASH_CHUNK):
-            digest.update(raw[start : start + _HASH_CHUNK].data)
+    buffer = bytearray(_READ_BYTES)
+    view = memoryview(buffer)
+    for count in _read(entry, view):
+        digest.update(view[:count])
     return digest.hexdigest()
 
 
@@ -69,8 +68,23 @@ def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
     """Whether two stored tensors have equal dtype, shape and bytes."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    with mapped(a) as x, mapped(b) as y:
-        return all(
-            np.array_equal(x[i : i + _HASH_CHUNK], y[i : i + _HASH_CHUNK])
-            for i in range(0, x.shape[0], _HASH_CHUNK)
-        )
+    left, right = bytearray(_READ_BYTES), bytearray(_READ_BYTES)
+    pairs = zip(_read(a, memoryview(left)), _read(b, memoryview(right)), strict=True)
+    # after the last, shorter piece the buffers' ends still hold the equal pieces before it
+    return all(n == m and left == right for n, m in pairs)
+
+
+def _read(entry: TensorEntry, view: memoryview) -> Iterator[int]:
+    """Fill ``view`` with the tensor's bytes, piece by piece; yields how many.
+
+    Plain reads rather than a memory map: mapped pages would count as this process's memory.
+    """
+    left = entry.end - entry.start
+    with entry.file.open("rb", buffering=0) as stream:
+        stream.seek(entry.start)
+        while left:
+            count = stream.readinto(view[: min(left, len(view))])
+            if not count:
+                raise ModelError("the file ended early", where=str(entry.file))
+            left -= count
+            yield count

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+
+import numpy as np
 
 from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, TensorEntry, torch_dtype
 from so8tqc.checkpoints.sites import TensorSite, locate, require_all_layers
 from so8tqc.errors import ShapeError
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import RotationSet
+
+CHUNK_ELEMENTS = 1 << 19
+"""Elements folded at a time: 4 MiB in float64."""
 
 DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -65,6 +71,30 @@ def plan_bake(
     return tuple(planned)
 
 
+def widened(rotations: RotationSet, checkpoint: Checkpoint) -> RotationSet:
+    """A set whose shared blocks are repeated over the features of their projections.
+
+    A set without shared blocks is returned as it is.
+
+    Raises:
+        RotationError: a target does not exist.
+        ShapeError: the block size does not divide the features.
+    """
+    if not rotations.shared:
+        return rotations
+    blocks = {}
+    for site in locate(tuple(rotations), checkpoint.tensors.keys(), checkpoint.model_type):
+        one = rotations.blocks[site.target]
+        width = _features(checkpoint.tensors[site.weight], site, rotations)
+        if width % one.shape[1]:
+            raise ShapeError(
+                f"{site.target}: a shared block of {one.shape[1]} does not divide {width} features",
+                where=rotations.source,
+            )
+        blocks[site.target] = np.repeat(one, width // one.shape[1], axis=0)
+    return dataclasses.replace(rotations, blocks=blocks, theta={}, shared=False)
+
+
 def bytes_needed(checkpoint: Checkpoint, planned: tuple[PlannedTensor, ...]) -> int:
     """Bytes of the baked weights on disk."""
     grown = sum(
@@ -75,11 +105,20 @@ def bytes_needed(checkpoint: Checkpoint, planned: tuple[PlannedTensor, ...]) -> 
     return checkpoint.bytes + grown
 
 
+MEMORY_ARRAYS = 12
+"""Float64 arrays of a chunk's size that the fold holds at once, generously counted."""
+
+
+def memory_estimate(planned: tuple[PlannedTensor, ...]) -> int:
+    """Bytes that folding needs beyond the libraries: one mapped tensor twice, and the chunks."""
+    largest = max((p.entry.end - p.entry.start for p in planned), default=0)
+    return 2 * largest + MEMORY_ARRAYS * 8 * CHUNK_ELEMENTS
+
+
 def _check_shape(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -> None:
     if len(entry.shape) != 2:
         raise ShapeError(f"{entry.name} has shape {list(entry.shape)}, expected a matrix")
-    features_in_rows = (rotations.site is Site.INPUT) == site.transposed
-    width = entry.shape[0 if features_in_rows else 1]
+    width = _features(entry, site, rotations)
     count, size, _ = rotations.blocks[site.target].shape
     if count * size != width:
         raise ShapeError(
@@ -89,3 +128,9 @@ def _check_shape(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -
             remedy="The rotations belong to another model. (The input width of an attention "
             "output projection is heads × head_dim, not always hidden_size.)",
         )
+
+
+def _features(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -> int:
+    """Features of the projection at the rotation's site."""
+    along_rows = (rotations.site is Site.INPUT) == site.transposed
+    return entry.shape[0 if along_rows else 1]

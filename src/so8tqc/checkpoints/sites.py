@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from so8tqc.errors import ModelError, RotationError
 from so8tqc.rotations.rotation_set import Target
+from so8tqc.rotations.towers import in_other_tower
 
 DEFAULT_ATTENTION_OUTPUT = "self_attn.o_proj"
 
@@ -30,7 +31,6 @@ TRANSPOSED: frozenset[str] = frozenset({"gpt2"})
 """Model types whose projections are stored [in, out] (Conv1D) instead of [out, in]."""
 
 _LAYER = re.compile(r"^(?P<prefix>.*?)(?P<list>layers|h|blocks)\.(?P<layer>\d+)\.(?P<rest>.+)$")
-_OTHER_TOWERS = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|speech\w*|encoder|mtp)\.")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def text_layers(names: Collection[str]) -> dict[int, dict[str, str]]:
     towers: dict[str, dict[int, dict[str, str]]] = {}
     for name in names:
         match = _LAYER.match(name)
-        if match is None or _OTHER_TOWERS.search(match["prefix"]):
+        if match is None or in_other_tower(match["prefix"]):
             continue
         tower = towers.setdefault(match["prefix"] + match["list"], {})
         tower.setdefault(int(match["layer"]), {})[match["rest"]] = name

@@ -19,7 +19,7 @@ from so8tqc.cli.options import (
     SiteOption,
     given,
 )
-from so8tqc.cli.stage import Output, configure, run_stage
+from so8tqc.cli.stage import Output, configure, finish, run_stage
 
 
 def bake(
@@ -39,6 +39,15 @@ def bake(
         Optional[bool],  # noqa: UP045
         typer.Option("--force", help="Bake a directory that was already baked."),
     ] = None,
+    verify: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--verify/--no-verify", help="Re-read the result and prove it.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the drift; write nothing.")
+    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -55,18 +64,33 @@ def bake(
         so8tqc bake model/ gates.pt --convention row --parametrization cayley --out baked/
 
         so8tqc bake model/ oft-adapter/ --out baked/ --baked-dtype float32
+
+        so8tqc bake model/ gates.safetensors --out baked/ --dry-run
     """
+    from so8tqc.cli.terminal import show_plan, terminal_progress
     from so8tqc.config import BakeConfig
     from so8tqc.services.bake import bake as service
+    from so8tqc.services.bake import plan
 
     flags = given(
-        base=base, rotations=rotations, out=out, convention=convention,
-        parametrization=parametrization, site=site, layers=layers, orthogonalize=orthogonalize,
-        baked_dtype=baked_dtype, force=force,
-    )  # fmt: skip
-    run_stage(
-        service,
-        configure(BakeConfig, flags, config, set_),
-        Output(json, quiet),
-        lambda c: c.out.with_name(c.out.name + ".record.json"),
+        base=base,
+        rotations=rotations,
+        out=out,
+        convention=convention,
+        parametrization=parametrization,
+        site=site,
+        layers=layers,
+        orthogonalize=orthogonalize,
+        baked_dtype=baked_dtype,
+        force=force,
+        verify=verify,
     )
+    options, output = configure(BakeConfig, flags, config, set_), Output(json, quiet)
+    if not dry_run:
+        run_stage(service, options, output, lambda c: c.out.with_name(c.out.name + ".record.json"))
+        return
+    with terminal_progress(quiet=quiet) as progress:
+        record = plan(options, progress)
+    if not json and not quiet:
+        show_plan(record)
+    finish(record, output)

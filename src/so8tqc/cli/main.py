@@ -24,21 +24,30 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # threads that spin while they wait for each other halve the speed of a shared machine
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from so8tqc.cli.app import app
-
     try:
-        result = app(arguments, prog_name="so8tqc", standalone_mode=False)
+        from so8tqc.cli.app import app
+
+        code = int(app(arguments, prog_name="so8tqc", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        code = int(ExitCode.INTERRUPTED)
     except So8tqcError as error:
         if debug:
             raise
-        _complain(str(error))
+        _complain(paragraph(error))
         return int(error.exit_code)
     except Exception as error:  # noqa: BLE001  the last resort: say so and exit, never continue
         return _other(error, debug)
-    code = int(result or 0)
-    if code == ExitCode.INTERRUPTED:  # Typer has turned Ctrl-C into this exit code
+    if code == ExitCode.INTERRUPTED:  # Typer turns most of Ctrl-C into this exit code itself
         _complain("Interrupted; run the same command again to go on where it stopped.")
     return code
+
+
+def paragraph(error: So8tqcError) -> str:
+    """What, where and how to mend it, as sentences."""
+    text = f"{error.where}: {error.what}" if error.where else error.what
+    if text[-1:] not in ".!?":
+        text += "."
+    return f"{text} {error.remedy}" if error.remedy else text
 
 
 def _other(error: Exception, debug: bool) -> int:
@@ -48,6 +57,11 @@ def _other(error: Exception, debug: bool) -> int:
         return int(ExitCode.USAGE)
     if debug:
         raise error
+    if isinstance(error, OSError) and error.errno is not None:
+        # a full disk or a forbidden folder is no defect of ours (libraries' own have no errno)
+        names = ", ".join(str(name) for name in (error.filename, error.filename2) if name)
+        _complain(f"{names}: {error.strerror}." if names else f"{error.strerror}.")
+        return int(ExitCode.TOOL)
     _complain(
         f"Internal error: {type(error).__name__}: {error}. Run again with --debug for its trace "
         "and please report it."

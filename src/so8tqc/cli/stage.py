@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,13 @@ def finish(record: Record, output: Output, path: Path | None = None) -> None:
     from so8tqc.errors import ExitCode
     from so8tqc.records import Verdict
 
-    if output.json:
-        typer.echo(record.model_dump_json(indent=2))
-    elif not output.quiet:
-        show(record, path)
+    try:
+        if output.json:
+            typer.echo(record.model_dump_json(indent=2))
+        elif not output.quiet:
+            show(record, path)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone (`| head`); the verdict stands all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if record.verdict is Verdict.FAIL:
         raise typer.Exit(ExitCode.VERDICT_FAILED)

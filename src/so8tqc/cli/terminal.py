@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,15 +22,12 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from so8tqc.cli.checks_table import MARKS, print_checks
 from so8tqc.progress import SILENT, Progress, Task
-from so8tqc.records import Check, Record, Verdict
+from so8tqc.records import Record, Verdict
+from so8tqc.reports import format as fmt
 
 PIPE_INTERVAL_SECONDS = 5.0
-_MARKS = {
-    Verdict.PASS: "[green]pass[/]",
-    Verdict.FAIL: "[bold red]FAIL[/]",
-    Verdict.SKIP: "[yellow]skip[/]",
-}
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -109,6 +107,8 @@ class _PlainTask:
             share = self._done / self._total
             left = (now - self._started) * (1 - share) / share if share else 0.0
             parts.append(f"{share:.0%}, {left:.0f} s left")
+        else:
+            parts.append(f"{now - self._started:.0f} s")
         if self._unit:
             parts.append(f"{scaled(self._done / (now - self._started))} {self._unit}/s")
         if item:
@@ -139,25 +139,58 @@ def scaled(value: float) -> str:
 def show(record: Record, path: Path | None = None) -> None:
     """Print a record for people: checks, notices, diagnosis, verdict."""
     console = Console()
-    if record.kind == "run":
+    if "stages" in record.metrics:
         _show_stages(console, record)
         failed = [check for check in record.checks if check.verdict is Verdict.FAIL]
         if failed:
-            console.print(_checks_table(failed, "Failed checks"))
+            print_checks(console, failed, "Failed checks")
     elif record.checks:
-        console.print(_checks_table(record.checks, f"{record.kind}: checks"))
+        print_checks(console, record.checks, record.kind)
     for notice in record.notices:
         console.print(f"[yellow]·[/] {escape(notice)}")
     for diagnosis in record.diagnosis:
         console.print(f"\n[bold red]{diagnosis.code}[/]  {escape(diagnosis.text)}")
         if diagnosis.layers:
-            console.print(f"  layers: {escape(_ranges(diagnosis.layers))}")
+            console.print(f"  layers: {fmt.ranges(diagnosis.layers)}")
         console.print(f"  [bold]{escape(diagnosis.remedy)}[/]")
     for name, output in record.outputs.items():
         console.print(f"[dim]{escape(name)}:[/] {escape(output.path)}", soft_wrap=True)
     if path is not None:
         console.print(f"[dim]record:[/] {escape(str(path))}", soft_wrap=True)
-    console.print(f"\n{record.kind}: {_MARKS[record.verdict]}")
+    console.print(f"\n{record.kind}: {MARKS[record.verdict]}")
+
+
+def show_plan(record: Record) -> None:
+    """Print what a bake would do: its tensors, drift, bytes, disk and memory."""
+    console = Console()
+    metrics: dict[str, Any] = record.metrics
+    tensors = Table(box=None, pad_edge=False)
+    for column in ("tensor", "shape", "dtype", "bytes"):
+        tensors.add_column(column, justify="right" if column == "bytes" else "left")
+    for row in metrics["tensors"]:
+        dtype = row["dtype"] if row["dtype"] == row["baked_dtype"] else (
+            f"{row['dtype']} → {row['baked_dtype']}"
+        )  # fmt: skip
+        tensors.add_row(row["name"], str(row["shape"]), dtype, scaled(row["bytes"]))
+    console.print(tensors)
+    drift = Table(box=None, pad_edge=False)
+    for column in ("layer", "blocks", "largest ‖RᵀR − I‖", "mean", "largest angle", "mean angle"):
+        drift.add_column(column, justify="right")
+    for row in metrics["layers"]:
+        drift.add_row(
+            str(row["layer"]),
+            str(row["blocks"]),
+            f"{row['orthogonality_max']:.1e}",
+            f"{row['orthogonality_mean']:.1e}",
+            f"{row['angle_max']:.3f}",
+            f"{row['angle_mean']:.3f}",
+        )
+    console.print(drift)
+    console.print(
+        f"disk: {scaled(metrics['bytes_written'])}B to write, "
+        f"{scaled(metrics['disk_free_bytes'])}B free; "
+        f"memory: at most {scaled(metrics['memory_bytes'])}B beyond the libraries\n"
+    )
 
 
 def _show_stages(console: Console, record: Record) -> None:
@@ -170,51 +203,5 @@ def _show_stages(console: Console, record: Record) -> None:
         assert isinstance(row, dict)
         seconds = "reused" if row["reused"] else f"{row['seconds']:.1f}"
         counts = [str(row[key]) for key in ("passed", "failed", "skipped")]
-        table.add_row(name, _MARKS[Verdict(str(row["verdict"]))], *counts, seconds)
+        table.add_row(name, MARKS[Verdict(str(row["verdict"]))], *counts, seconds)
     console.print(table)
-
-
-def _checks_table(checks: list[Check] | tuple[Check, ...], title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("check", no_wrap=True)
-    table.add_column("of", overflow="fold")
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("limit", justify="right", no_wrap=True)
-    table.add_column("target", justify="right", no_wrap=True)
-    for check in checks:
-        table.add_row(
-            _MARKS[check.verdict],
-            check.id,
-            escape(check.subject),
-            number(check.value),
-            "" if check.value is None else check.comparison,
-            number(check.limit),
-            _target(check),
-        )
-    return table
-
-
-def _target(check: Check) -> str:
-    if check.target is None:
-        return ""
-    return f"{number(check.target)} {'met' if check.target_met else 'not met'}"
-
-
-def number(value: float | None) -> str:
-    """Four significant digits; integers as integers."""
-    if value is None:
-        return "–"
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e6 else f"{value:.4g}"
-
-
-def _ranges(layers: tuple[int, ...]) -> str:
-    """(0, 1, 2, 5) → ``0-2, 5``."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from so8tqc.records import Record
+from so8tqc.reports.tables import entries, layers
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 BLUE, ORANGE, GREEN, GREY = "#4c8dff", "#ff8b3d", "#2fb67c", "#8a94a6"
+_SERIES = (BLUE, ORANGE, GREEN, "#b07cff", "#e05a8a", "#2bb3c0")
+_DRIFT_RANGE = (-16.0, -3.0)
+"""log10 of ‖RᵀR − I‖_F: from float64's own rounding to the limit of a rotation."""
+
+_DRIFT_COLOURS = (
+    (0.0, "#26324a"), (0.5, "#33609e"), (0.75, "#4c8dff"), (0.9, "#ffb36b"), (1.0, "#ff5a4f"),
+)  # fmt: skip
+_SMALLEST = 1e-18
 
 
 def style(figure: go.Figure, height: int = 340) -> go.Figure:
@@ -44,69 +53,85 @@ def drift_heatmap(record: Record) -> go.Figure | None:
         values[i, : len(row)] = np.asarray(row, dtype=float)
     figure = go.Figure(
         go.Heatmap(
-            z=np.log10(np.maximum(values, 1e-18)),
+            z=np.log10(np.maximum(values, _SMALLEST)),
+            zmin=_DRIFT_RANGE[0],
+            zmax=_DRIFT_RANGE[1],
             customdata=values,
-            colorscale="Viridis",
-            colorbar={"title": {"text": "log₁₀"}},
+            colorscale=_DRIFT_COLOURS,
+            colorbar={"title": {"text": "log₁₀"}, "thickness": 12, "outlinewidth": 0},
             hovertemplate="layer %{y}, block %{x}: %{customdata:.2e}<extra></extra>",
         )
     )
     figure.update_xaxes(title="block")
     figure.update_yaxes(title="layer")
-    return style(figure, height=420)
+    return style(figure, height=380)
 
 
 def layer_fidelity(record: Record) -> go.Figure | None:
     """Effect and distance from the exact fold, layer by layer."""
     import plotly.graph_objects as go
 
-    rows = _layer_rows(record)
-    if not rows:
-        return None
-    layers = [row["layer"] for row in rows]
+    series = (
+        ("effect", "effect ‖W′ − W‖ / ‖W‖", BLUE),
+        ("relative_error", "rounding ‖W′ − W·R‖ / ‖W·R‖", ORANGE),
+    )
     figure = go.Figure()
-    figure.add_bar(x=layers, y=[row["effect"] for row in rows], name="effect ‖W'−W‖/‖W‖",
-                   marker_color=BLUE)  # fmt: skip
-    figure.add_scatter(x=layers, y=[row["relative_error"] for row in rows], mode="lines+markers",
-                       name="rounding ‖W'−W·R‖/‖W·R‖", marker_color=ORANGE)  # fmt: skip
-    figure.update_yaxes(type="log", title="relative to the norm", exponentformat="power")
+    for key, name, colour in series:
+        rows = [row for row in layers(record) if row.get(key)]
+        if rows:
+            figure.add_scatter(
+                x=[row.get("layer", i) for i, row in enumerate(rows)],
+                y=[row[key] for row in rows],
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"size": 6},
+            )
+    if not figure.data:
+        return None
+    figure.update_yaxes(type="log", title="relative to the norm", dtick=1, exponentformat="power")
     figure.update_xaxes(title="layer")
-    return style(figure)
+    return _legend_below(style(figure))
 
 
-def quality_by_size(qc: Record, quantize: Record, export: Record | None) -> go.Figure | None:
-    """Mean KL against file size of every GGUF."""
+def quality_by_size(qc: Record, quantize: Record | None, export: Record | None) -> go.Figure | None:
+    """Mean KL against file size of every GGUF whose size is known."""
     import plotly.graph_objects as go
 
+    if quantize is None:
+        return None
     sizes = _sizes(quantize, export)
-    points = [
-        (sizes[check.subject], check.value, check.subject, check.ci95)
+    points = sorted(
+        (sizes[check.subject], check.value, check.subject, check.ci95 or (check.value, check.value))
         for check in qc.checks
         if check.id == "kl.mean" and check.subject in sizes and check.value
-    ]
+    )
     if not points:
         return None
-    points.sort()
     figure = go.Figure(
         go.Scatter(
-            x=[p[0] / 1e6 for p in points],
-            y=[p[1] for p in points],
-            text=[p[2] for p in points],
+            x=[size / 1e6 for size, *_ in points],
+            y=[kl for _, kl, *_ in points],
+            text=[name.removesuffix(".gguf").rpartition("-")[2] for _, _, name, _ in points],
+            customdata=[name for _, _, name, _ in points],
             mode="markers+text",
-            textposition="top center",
-            marker={"size": 11, "color": BLUE},
+            textposition="middle right",
+            cliponaxis=False,
+            marker={"size": 10, "color": BLUE},
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": [p[3][1] - p[1] if p[3] else 0 for p in points],
-                "arrayminus": [p[1] - p[3][0] if p[3] else 0 for p in points],
+                "array": [high - kl for _, kl, _, (_, high) in points],
+                "arrayminus": [kl - low for _, kl, _, (low, _) in points],
                 "color": GREY,
+                "thickness": 1.2,
             },
-            hovertemplate="%{text}<br>%{x:.1f} MB, KL %{y:.3g}<extra></extra>",
+            hovertemplate="%{customdata}<br>%{x:.1f} MB, KL %{y:.3g}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="file size, MB", rangemode="tozero")
-    figure.update_yaxes(title="mean KL, nats", type="log", exponentformat="power")
+    # room on the right for the last point's name
+    figure.update_xaxes(title="file size, MB", range=[0, points[-1][0] / 1e6 * 1.2])
+    figure.update_yaxes(title="mean KL, nats", type="log", dtick=1, exponentformat="power")
     return style(figure)
 
 
@@ -114,25 +139,34 @@ def kl_histogram(qc: Record) -> go.Figure | None:
     """Distribution of per-token KL (log scale) of every candidate."""
     import plotly.graph_objects as go
 
-    candidates = qc.metrics.get("candidates")
-    if not isinstance(candidates, dict):
-        return None
-    figure = go.Figure()
-    for name, metrics in candidates.items():
-        histogram: Any = metrics["kl_histogram"] if isinstance(metrics, dict) else None
+    figure, used = go.Figure(), list[float]()
+    for i, (name, metrics) in enumerate(entries(qc, "candidates").items()):
+        histogram = metrics.get("kl_histogram")
         if histogram:
-            figure.add_scatter(x=histogram["log10_centres"], y=histogram["counts"], name=name,
-                               mode="lines", line={"shape": "hvh"})  # fmt: skip
-    figure.update_xaxes(title="KL of one token, log₁₀ nats")
+            pairs = zip(histogram["log10_centres"], histogram["counts"], strict=True)
+            used += [centre for centre, count in pairs if count]
+            figure.add_scatter(
+                x=histogram["log10_centres"],
+                y=histogram["counts"],
+                name=name,
+                mode="lines",
+                line={"shape": "hvh", "width": 2, "color": _SERIES[i % len(_SERIES)]},
+            )
+    if not used:
+        return None
+    figure.update_xaxes(
+        title="KL of one token, log₁₀ nats", range=[min(used) - 0.5, max(used) + 0.5]
+    )
     figure.update_yaxes(title="tokens")
-    return style(figure)
+    return _legend_below(style(figure))
 
 
-def _layer_rows(record: Record) -> list[dict[str, Any]]:
-    rows = record.metrics.get("layers")
-    if not isinstance(rows, list):
-        return []
-    return [row for row in rows if isinstance(row, dict)]
+def _legend_below(figure: go.Figure) -> go.Figure:
+    """Under the plot, where long names may wrap on a phone."""
+    figure.update_layout(
+        legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0}, margin={"b": 90, "t": 12}
+    )
+    return figure
 
 
 def _sizes(quantize: Record, export: Record | None) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from so8tqc.records import Check
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -49,3 +51,19 @@ def size(count: float) -> str:
 def percent(share: float) -> str:
     """0.9987 → ``99.87 %``."""
     return f"{share:.2%}".replace("%", " %")
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 text``, ``6,375 tokens``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """(0, 1, 2, 5) → ``0–2, 5``."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ", ".join(f"{p[0]}–{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from so8tqc.records import Record
+from so8tqc.records import Check, Record, Verdict
 from so8tqc.reports import format as fmt
-from so8tqc.reports.markdown import TEMPLATES, ranges
+from so8tqc.reports.markdown import TEMPLATES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,6 +33,7 @@ class Section:
         record: the stage it shows.
         plots: figures, in order.
         tables: (title, header, rows) of strings.
+        folded: tables of detail, shown when asked for.
         links: (text, relative path) of other files of the run.
     """
 
@@ -40,6 +41,7 @@ class Section:
     record: Record
     plots: Sequence[Plot] = ()
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
+    folded: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
     links: Sequence[tuple[str, str]] = ()
 
 
@@ -61,9 +63,30 @@ def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
             sections=sections,
             plotlyjs=get_plotlyjs() if with_plots else "",
             draw=_draw,
+            groups=check_groups,
+            columns=check_columns,
         )
     )
     return text
+
+
+def check_groups(checks: Sequence[Check]) -> dict[str, list[Check]]:
+    """Subject → its checks, those that did not pass first."""
+    order = {Verdict.FAIL: 0, Verdict.SKIP: 1, Verdict.PASS: 2}
+    groups: dict[str, list[Check]] = {}
+    for check in sorted(checks, key=lambda check: order[check.verdict]):
+        groups.setdefault(check.subject, []).append(check)
+    return {subject: groups[subject] for subject in dict.fromkeys(c.subject for c in checks)}
+
+
+def check_columns(checks: Sequence[Check]) -> list[str]:
+    """The optional columns that at least one check fills."""
+    names = {"ci95": "95 % interval", "noise_floor": "noise floor", "target": "absolute target"}
+    return [
+        name
+        for field, name in names.items()
+        if any(getattr(check, field) is not None for check in checks)
+    ]
 
 
 def _draw(plot: Plot) -> str:
@@ -74,7 +97,7 @@ def _draw(plot: Plot) -> str:
         plot.figure,
         full_html=False,
         include_plotlyjs=False,
-        config={"displaylogo": False, "responsive": True},
+        config={"displayModeBar": False, "responsive": True},
     )
     return html
 
@@ -96,6 +119,7 @@ def _environment() -> Any:
         "limit": fmt.limit,
         "target": fmt.target,
         "size": fmt.size,
-        "ranges": ranges,
+        "ranges": fmt.ranges,
+        "percent": fmt.percent,
     }
     return environment

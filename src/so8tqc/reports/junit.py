@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from so8tqc.records import Check, Record, Verdict
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 cannot hold, not even escaped."""
 
 
 def junit_xml(records: Sequence[Record]) -> str:
@@ -26,6 +30,8 @@ def junit_xml(records: Sequence[Record]) -> str:
         )
         for check in record.checks:
             _case(suite, record.kind, check)
+    for element in root.iter():
+        _clean(element)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -34,7 +40,19 @@ def _case(suite: ET.Element, kind: str, check: Check) -> None:
     name = f"{check.id} [{check.subject}]" if check.subject else check.id
     case = ET.SubElement(suite, "testcase", classname=f"so8tqc.{kind}.{check.group}", name=name)
     if check.verdict is Verdict.FAIL:
-        message = f"value {check.value:.6g}, must be {check.comparison} {check.limit:.6g}"
+        message = f"value {_number(check.value)}, must be {check.comparison} {_number(check.limit)}"
         ET.SubElement(case, "failure", message=message).text = check.detail
     elif check.verdict is Verdict.SKIP:
         ET.SubElement(case, "skipped", message=check.detail)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
+
+
+def _clean(element: ET.Element) -> None:
+    """File names and tools' messages may hold control characters; show them as U+FFFD."""
+    for key, value in element.attrib.items():
+        element.set(key, _NOT_XML.sub("\ufffd", value))
+    if element.text:
+        element.text = _NOT_XML.sub("\ufffd", element.text)

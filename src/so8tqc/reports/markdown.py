@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,20 +10,29 @@ from typing import Any
 
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
+from so8tqc.reports.tables import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def stage_markdown(record: Record) -> str:
-    """One stage: verdict, diagnosis, checks."""
-    text: str = _environment().get_template("stage.md.j2").render(record=record)
-    return text
+def stage_markdown(record: Record, tables: Sequence[Table], summary: Mapping[str, Any]) -> str:
+    """One stage: verdict, what to do next, tables, checks."""
+    return _render("stage.md.j2", record=record, tables=tables, summary=summary)
 
 
-def run_markdown(records: Mapping[str, Record], summary: Mapping[str, Any]) -> str:
-    """A whole run: headline, stages, then each stage's checks."""
-    text: str = _environment().get_template("run.md.j2").render(records=records, summary=summary)
-    return text
+def run_markdown(
+    records: Mapping[str, Record],
+    tables: Mapping[str, Sequence[Table]],
+    summary: Mapping[str, Any],
+) -> str:
+    """A whole run: the first screen, then each stage's tables and checks, folded."""
+    return _render("run.md.j2", records=records, tables=tables, summary=summary)
+
+
+def _render(template: str, **values: object) -> str:
+    text: str = _environment().get_template(template).render(**values)
+    # templates leave runs of blank lines where a record has nothing to show
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 @cache
@@ -45,7 +55,7 @@ def _environment() -> Any:
         "size": fmt.size,
         "percent": fmt.percent,
         "cell": _cell,
-        "ranges": ranges,
+        "ranges": fmt.ranges,
     }
     return environment
 
@@ -53,14 +63,3 @@ def _environment() -> Any:
 def _cell(text: object) -> str:
     """Text that cannot break out of a table cell."""
     return str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
-def ranges(layers: Sequence[int]) -> str:
-    """(0, 1, 2, 5) → ``0–2, 5``."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(f"{p[0]}–{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -11,7 +11,7 @@ from so8tqc.rotations.rotation_set import FloatArray
 if TYPE_CHECKING:
     import torch
 
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 19  # 4 MiB in float64
 
 
 @dataclass(frozen=True)

@@ -87,12 +87,23 @@ def identity_like(a: DoubleDouble) -> DoubleDouble:
     return from_float64(eye)
 
 
+def frobenius_norm(a: FloatArray) -> FloatArray:
+    """‖A‖_F of each block in float64, summed in a fixed order: [N, b, b] → [N]."""
+    total = np.zeros(a.shape[0])
+    for i in range(a.shape[1]):
+        for j in range(a.shape[2]):
+            total = total + a[:, i, j] * a[:, i, j]
+    return np.sqrt(total)
+
+
 def solve(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
     """a⁻¹·b for [N, n, n] and [N, n, c] by Gauss–Jordan elimination without pivoting.
 
-    Stable when the symmetric part of a is positive definite, as that of I − A/2 with A
-    skew is (it is I): every pivot is then the Schur complement of such a matrix, which
-    has a positive definite symmetric part again, and is at least 1 here.
+    For a whose symmetric part is positive definite, xᵀ·a·x ≥ c·‖x‖² with c > 0, as for I − A/2
+    with A skew (c = 1). No pivot vanishes then: after k steps the rest of the matrix is the
+    Schur complement S of the leading block, and with x = (−a₁₁⁻¹·a₁₂·y, y) one has
+    a·x = (0, S·y), hence yᵀ·S·y = xᵀ·a·x ≥ c·‖x‖² ≥ c·‖y‖²: every pivot is at least c. Elements
+    grow by at most ‖a‖²/c² (Golub and Van Loan, Linear Algebra Appl. 28, 1979).
     """
     size = a.hi.shape[1]
     work = DoubleDouble(np.concatenate([a.hi, b.hi], axis=2), np.concatenate([a.lo, b.lo], axis=2))

@@ -85,16 +85,43 @@ def fold(matrix: torch.Tensor, blocks: FloatArray, dtype: torch.dtype) -> torch.
         RotationError: a finite product does not fit the dtype (overflow to infinity).
     """
     product, bound = exact_product(matrix, blocks)
-    folded = to_storage(product, dtype)
-    suspects = to_storage(product - bound, dtype).ne(to_storage(product + bound, dtype))
+    folded = product.to(dtype)
     size = blocks.shape[1]
-    for k, i, j in suspects.nonzero().tolist():
+    for k, i, j in _suspects(product, bound, dtype).tolist():
         row = matrix[i, k * size : (k + 1) * size].double().tolist()
         folded[k, i, j] = round_once(_exact_dot(row, blocks[k, :, j].tolist()), dtype)
     _refuse_overflow(folded, product)
     folded += 0.0  # −0 becomes +0
     result: torch.Tensor = folded.transpose(0, 1).reshape(matrix.shape)
     return result
+
+
+def _suspects(product: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[k, 3] indices of the elements whose ``product.to(dtype)`` may not be the exact product's.
+
+    float32: those for which the ends of the error interval round differently. 16-bit types:
+    torch converts through float32, rounding twice, which can only go wrong where the float32
+    value is exactly halfway between two 16-bit values; and where it is not, the float64 error
+    cannot matter either, as long as it is far below half a float32 ulp. So the halfway cases
+    (one in 2^16 or 2^13), small values whose error is large beside them, and float16's
+    subnormals, whose halfway points lie elsewhere, are told apart from the rest.
+    """
+    import torch
+
+    if dtype in (torch.float32, torch.float64):
+        return (product - bound).to(dtype).ne((product + bound).to(dtype)).nonzero()
+    dropped = 16 if dtype is torch.bfloat16 else 13
+    tail = product.to(torch.float32).view(torch.int32) & ((1 << dropped) - 1)
+    magnitude = product.abs()
+    found = tail.eq(1 << (dropped - 1)) | bound.gt(magnitude * 2.0**-26)
+    # below twice the smallest normal number the spacing no longer follows the exponent
+    tiny = magnitude.lt(2 * torch.finfo(dtype).tiny)
+    if bool(tiny.any()):
+        p, b = product[tiny], bound.expand_as(product)[tiny]
+        found[tiny] = to_storage(p - b, dtype).ne(to_storage(p + b, dtype)) | p.to(dtype).ne(
+            to_storage(p, dtype)
+        )
+    return found.nonzero()
 
 
 def exact_product(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +144,7 @@ def exact_product(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tenso
     if count * size != columns:
         raise ShapeError(f"{count} blocks of {size} do not cover {columns} features")
     # [N, rows, b]: one batched product per block, never a dense D×D matrix
-    m = matrix.to(torch.float64).reshape(rows, count, size).transpose(0, 1).contiguous()
+    m = matrix.to(torch.float64).reshape(rows, count, size).transpose(0, 1)
     b = torch.from_numpy(np.ascontiguousarray(blocks))
     return torch.bmm(m, b), _error_bound(m, b)
 
@@ -130,9 +157,9 @@ def _error_bound(m: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     n = b.shape[-1] + 4
     gamma = n * _UNIT_ROUNDOFF / (1 - n * _UNIT_ROUNDOFF)
-    # norms of scaled rows: squares of weights near the end of the range must not overflow
-    scale = m.abs().amax(dim=2, keepdim=True).clamp_min(2.0**-1000)
-    row_norms = (m / scale).norm(dim=2, keepdim=True) * scale
+    # squares of float32 values neither overflow nor vanish in float64; those of float64 values may,
+    # towards infinity or zero: the first makes everything a suspect, the second needs the last term
+    row_norms = m.square().sum(dim=2, keepdim=True).sqrt_()
     bound: torch.Tensor = gamma * row_norms * b.norm(dim=1, keepdim=True) + n * _SMALLEST_FLOAT64
     return bound
 

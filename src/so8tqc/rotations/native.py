@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from so8tqc.errors import RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import Target
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = "1"
 _ATTENTION_OUTPUT = "self_attn.o_proj"
@@ -53,18 +56,22 @@ def write_native(
         metadata: further header entries.
 
     Raises:
-        RotationError: no theta, or block sizes differ.
+        RotationError: no theta, a value that is no float32 or float64 [N, b, b], block sizes
+            that differ, or two values for one projection.
     """
     from safetensors.numpy import save_file
 
-    sizes = {value.shape[-1] for value in theta.values()}
+    tensors: dict[str, npt.NDArray[np.floating]] = {}
+    for target, value in theta.items():
+        _require_blocks(value, f"{path}, {target}")
+        module = target.module or _ATTENTION_OUTPUT
+        key = f"model.layers.{target.layer}.{module}.{_key_ending(parametrization)}"
+        if key in tensors:
+            raise RotationError(f"two gates for {module}", where=f"{path}, layer {target.layer}")
+        tensors[key] = np.ascontiguousarray(value)
+    sizes = {value.shape[-1] for value in tensors.values()}
     if len(sizes) != 1:
         raise RotationError(f"one block size is needed, got {sorted(sizes)}", where=str(path))
-    kind = "rotation" if parametrization is Parametrization.MATRIX else "theta"
-    tensors = {
-        f"model.layers.{t.layer}.{t.module or _ATTENTION_OUTPUT}.{kind}": np.ascontiguousarray(v)
-        for t, v in theta.items()
-    }
     header = {
         **(metadata or {}),
         "so8t.format_version": FORMAT_VERSION,
@@ -82,8 +89,8 @@ def read_native(path: Path) -> RawRotations:
     """Read a gate file.
 
     Raises:
-        RotationError: not safetensors, a header entry is missing or unknown, or a key is
-            none of a gate file's.
+        RotationError: not safetensors; a header entry is missing, unknown or at odds with the
+            tensors; a key is none of a gate file's; two gates for one projection.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -92,7 +99,7 @@ def read_native(path: Path) -> RawRotations:
         with safe_open(str(path), framework="pt") as handle:
             header: dict[str, str] = dict(handle.metadata() or {})
             for key in handle.keys():  # noqa: SIM118
-                tensors[key] = handle.get_tensor(key).double().numpy()
+                tensors[key] = _float64(handle.get_tensor(key), f"{path}, {key}")
     except (SafetensorError, OSError, ValueError) as error:
         raise RotationError(f"not a readable safetensors file: {error}", where=str(path)) from None
     version = header.get("so8t.format_version")
@@ -102,29 +109,86 @@ def read_native(path: Path) -> RawRotations:
             where=str(path),
             remedy="Is this a gate file? A PEFT adapter is given as its directory.",
         )
+    parametrization = _word(header, "so8t.parametrization", Parametrization, path)
+    theta = _targets(tensors, parametrization, path)
+    _check_block_size(header, theta, path)
+    _check_pet(header, path)
     return RawRotations(
-        theta=_targets(tensors, path),
-        parametrization=_word(header, "so8t.parametrization", Parametrization, path),
+        theta=theta,
+        parametrization=parametrization,
         convention=_word(header, "so8t.convention", Convention, path),
         site=_word(header, "so8t.site", Site, path),
         metadata={k.removeprefix("so8t."): v for k, v in header.items()},
     )
 
 
+def _key_ending(parametrization: Parametrization) -> str:
+    return "rotation" if parametrization is Parametrization.MATRIX else "theta"
+
+
+def _require_blocks(value: npt.NDArray[np.floating], where: str) -> None:
+    if value.dtype not in (np.float32, np.float64):
+        raise RotationError(f"theta is {value.dtype}, expected float32 or float64", where=where)
+    if value.ndim != 3 or value.shape[1] != value.shape[2] or 0 in value.shape:
+        raise RotationError(f"theta has shape {list(value.shape)}, expected [N, b, b]", where=where)
+
+
+def _float64(tensor: torch.Tensor, where: str) -> npt.NDArray[np.float64]:
+    if not tensor.is_floating_point():
+        raise RotationError(f"dtype is {tensor.dtype}, expected a float", where=where)
+    array: npt.NDArray[np.float64] = tensor.double().numpy()
+    return array
+
+
 def _targets(
-    tensors: Mapping[str, npt.NDArray[np.float64]], path: Path
+    tensors: Mapping[str, npt.NDArray[np.float64]], parametrization: Parametrization, path: Path
 ) -> dict[Target, npt.NDArray[np.float64]]:
+    ending = _key_ending(parametrization)
     found: dict[Target, npt.NDArray[np.float64]] = {}
     for key, value in tensors.items():
         match = _KEY.match(key)
         if match is None:
             raise RotationError(
-                f"unexpected key {key!r}; keys are model.layers.N.{_ATTENTION_OUTPUT}.theta",
+                f"unexpected key {key!r}; keys are model.layers.N.{_ATTENTION_OUTPUT}.{ending}",
                 where=str(path),
             )
-        module = None if match[2] == _ATTENTION_OUTPUT else match[2]
-        found[Target(int(match[1]), module)] = value
+        if match[3] != ending:
+            raise RotationError(
+                f"key {key!r} does not fit so8t.parametrization {parametrization}, whose keys "
+                f"end with .{ending}",
+                where=str(path),
+                remedy="A .theta holds parameters, a .rotation holds the matrices themselves.",
+            )
+        target = Target(int(match[1]), None if match[2] == _ATTENTION_OUTPUT else match[2])
+        if target in found:
+            raise RotationError(f"two gates for {target}", where=f"{path}, {key}")
+        found[target] = value
     return found
+
+
+def _check_block_size(
+    header: Mapping[str, str], theta: Mapping[Target, npt.NDArray[np.float64]], path: Path
+) -> None:
+    declared = header.get("so8t.block_size")
+    for target, value in theta.items():
+        if declared is not None and declared != str(value.shape[-1]):
+            raise RotationError(
+                f"header entry so8t.block_size is {declared!r}, but {target} has shape "
+                f"{list(value.shape)}",
+                where=str(path),
+            )
+
+
+def _check_pet(header: Mapping[str, str], path: Path) -> None:
+    pet = header.get("so8t.pet", "none")
+    try:
+        if pet == "none" or isinstance(json.loads(pet), dict):
+            return
+    except (ValueError, RecursionError):
+        pass
+    raise RotationError(
+        f"header entry so8t.pet is {pet[:40]!r}, expected a JSON object or 'none'", where=str(path)
+    )
 
 
 def _word(header: Mapping[str, str], key: str, kind: type[_Word], path: Path) -> _Word:

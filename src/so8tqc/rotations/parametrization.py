@@ -7,6 +7,7 @@ once to float64; a library's ``expm`` differs in the last bits from CPU to CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -31,7 +32,8 @@ def rotation_blocks(theta: FloatArray, parametrization: Parametrization) -> Floa
     """R of every block.
 
     Args:
-        theta: [N, b, b], raw parameters (for ``matrix``: the blocks themselves), finite.
+        theta: [N, b, b], raw parameters (for ``matrix``: the blocks themselves), finite and
+            small enough for R to be: beyond about 1e150 R comes out non-finite.
         parametrization: see the functions of this module.
 
     Returns:
@@ -39,15 +41,16 @@ def rotation_blocks(theta: FloatArray, parametrization: Parametrization) -> Floa
         on the others; for ``legacy-taylor`` it does (see :func:`legacy_taylor`).
     """
     theta = np.ascontiguousarray(theta, dtype=np.float64)
-    match parametrization:
-        case Parametrization.MATRIX:
-            return theta
-        case Parametrization.EXP:
-            return _batched(exponential, theta)
-        case Parametrization.CAYLEY:
-            return _batched(cayley, theta)
-        case Parametrization.LEGACY_TAYLOR:
-            return legacy_taylor(theta)
+    with np.errstate(all="ignore"):  # a RotationSet refuses what overflowed
+        match parametrization:
+            case Parametrization.MATRIX:
+                return theta
+            case Parametrization.EXP:
+                return _batched(exponential, theta)
+            case Parametrization.CAYLEY:
+                return _batched(cayley, theta)
+            case Parametrization.LEGACY_TAYLOR:
+                return legacy_taylor(theta)
 
 
 def exponential(theta: FloatArray) -> FloatArray:
@@ -61,7 +64,7 @@ def exponential(theta: FloatArray) -> FloatArray:
     result = np.empty_like(theta)
     for s in np.unique(squarings):
         chosen = squarings == s
-        part = dd.scale(DoubleDouble(a.hi[chosen], a.lo[chosen]), 2.0 ** -float(s))
+        part = dd.scale(DoubleDouble(a.hi[chosen], a.lo[chosen]), math.ldexp(1.0, -int(s)))
         r = _taylor(part, _EXP_TERMS)
         for _ in range(int(s)):
             r = dd.matmul(r, r)
@@ -72,7 +75,8 @@ def exponential(theta: FloatArray) -> FloatArray:
 def cayley(theta: FloatArray) -> FloatArray:
     """R = (I − A/2)⁻¹·(I + A/2), A = θ − θᵀ: [N, b, b] → [N, b, b].
 
-    It agrees with exp(A) up to A³/12: the two turn in the same direction.
+    It agrees with exp(A) up to A³/12: the two turn in the same direction. The symmetric
+    part of I − A/2 is I, so the system needs no pivoting (see :func:`double_double.solve`).
     """
     half = dd.scale(_skew(theta), 0.5)
     one = dd.identity_like(half)
@@ -90,7 +94,7 @@ def legacy_taylor(theta: FloatArray) -> FloatArray:
     a = _skew(theta)
     one = dd.identity_like(a)
     a = dd.add(a, dd.from_float64(one.hi * _LEGACY_SHIFT))
-    norm = _frobenius(a.hi)
+    norm = dd.frobenius_norm(a.hi)
     s = np.minimum(norm, 1.0)
     divisor = dd.from_float64((s + _LEGACY_EPSILON)[:, None, None])
     b = dd.divide(a, divisor)
@@ -116,21 +120,14 @@ def _taylor(a: DoubleDouble, terms: int) -> DoubleDouble:
     return result
 
 
-def _frobenius(a: FloatArray) -> FloatArray:
-    """‖A‖_F of each block, summed in a fixed order: [N, b, b] → [N]."""
-    total = np.zeros(a.shape[0])
-    for i in range(a.shape[1]):
-        for j in range(a.shape[2]):
-            total = total + a[:, i, j] * a[:, i, j]
-    return np.sqrt(total)
-
-
 def _squarings(a: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Least s ≥ 0 with ‖A‖_F ≤ 2^s/16, from the exponent alone."""
-    _, exponent = np.frexp(_frobenius(a) / _EXP_NORM)  # ‖A‖·16 = f·2^e, f in [1/2, 1)
+    _, exponent = np.frexp(dd.frobenius_norm(a) / _EXP_NORM)  # ‖A‖·16 = f·2^e, f in [1/2, 1)
     return np.maximum(exponent, 0).astype(np.int64)
 
 
 def _batched(function: Callable[[FloatArray], FloatArray], theta: FloatArray) -> FloatArray:
-    parts = [function(theta[i : i + _BATCH]) for i in range(0, theta.shape[0], _BATCH)]
-    return np.concatenate(parts)
+    result = np.empty_like(theta)
+    for i in range(0, theta.shape[0], _BATCH):
+        result[i : i + _BATCH] = function(theta[i : i + _BATCH])
+    return result

@@ -8,11 +8,12 @@ PEFT multiplies ``x_row @ R`` on blocks of the input features: convention ``row`
 * Cayley–Neumann (``use_cayley_neumann``): the truncated series of (I + Q)(I − Q)⁻¹, which is
   the *inverse* rotation: I + 2Q + 2Q² + … + Q^m. Its last term has weight 1 since PEFT 0.18 and
   had weight 2 before. A truncated series is not orthogonal; the drift grows like 2‖Q⁴‖.
+* ``coft`` bounds ‖Q‖ before either; ``block_share`` repeats one block along the features.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,16 +25,21 @@ from so8tqc.errors import RotationError
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.peft_config import CONFIG_NAME, number, read_config
 from so8tqc.rotations.raw import RawRotations
-from so8tqc.rotations.rotation_set import FloatArray, Target
+from so8tqc.rotations.rotation_set import FloatArray, Target, orthogonality_error
+from so8tqc.rotations.towers import in_other_tower
 
-CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 HALVED_LAST_TERM_SINCE = (0, 18)
 """First PEFT version whose Cayley–Neumann series ends with Q^m instead of 2·Q^m."""
 
-_KEY = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)\.oft_R\.(?:[^.]+\.)?weight$")
+_KEY = re.compile(
+    r"^(?P<prefix>(?:.+?\.)?)(?:layers|h|blocks)\.(?P<layer>\d+)\."
+    r"(?P<module>.+)\.oft_R\.(?:[^.]+\.)?weight$"
+)
 _DEFAULT_TERMS = 5
+_DEFAULT_EPS = 6e-5
 
 
 def is_adapter(path: Path) -> bool:
@@ -49,29 +55,30 @@ def read_oft(directory: Path) -> RawRotations:
 
     Raises:
         RotationError: not OFT; anything in it that is no OFT rotation (biases, modules to save,
-            LoRA parts, shared blocks, convolutions), by name; unreadable or malformed files.
+            LoRA parts, convolutions, settings not understood), by name; unreadable files.
     """
-    config = _config(directory / CONFIG_NAME)
-    _refuse_unsupported(config, directory)
+    config = read_config(directory)
     vectors = _vectors(directory / WEIGHTS_NAME)
-    notices: list[str] = []
     skew = {target: _skew(vector, f"{directory}, {target}") for target, vector in vectors.items()}
+    notices = _size_notices(config, skew, directory)
     if config.get("coft"):
-        skew = {t: _constrained(q, float(config.get("eps", 6e-5))) for t, q in skew.items()}
-    if not config.get("use_cayley_neumann", False):
+        eps = number(config, "eps", _DEFAULT_EPS, directory)
+        skew = {target: _constrained(q, eps) for target, q in skew.items()}
+    if _neumann(config, notices):
+        theta = _series(config, skew, notices, directory)
+        parametrization = Parametrization.MATRIX
+    else:
         theta = {target: -2.0 * np.triu(q, 1) for target, q in skew.items()}
         parametrization = Parametrization.CAYLEY
-    else:
-        terms = int(config.get("num_cayley_neumann_terms", _DEFAULT_TERMS))
-        halved, notice = _last_term_halved(config)
-        notices.append(notice)
-        theta = {target: neumann_series(q, terms, halved) for target, q in skew.items()}
-        parametrization = Parametrization.MATRIX
+    shared = bool(config.get("block_share"))
+    if shared:
+        _require_one_block(theta, directory)
     return RawRotations(
         theta=theta,
         parametrization=parametrization,
         convention=Convention.ROW,
         site=Site.INPUT,
+        shared=shared,
         metadata={"source": "PEFT OFT", "peft_version": str(config.get("peft_version", "unknown"))},
         notices=tuple(notices),
     )
@@ -100,42 +107,6 @@ def neumann_series(q: FloatArray, terms: int, last_term_halved: bool) -> FloatAr
     return dd.to_float64(total)
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RotationError(f"cannot be read as JSON: {error}", where=str(path)) from None
-    if not isinstance(config, dict):
-        raise RotationError("expected a JSON object", where=str(path))
-    return config
-
-
-def _refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:
-    where = str(directory / CONFIG_NAME)
-    kind = config.get("peft_type")
-    if kind != "OFT":
-        raise RotationError(
-            f"the adapter is {kind!r}; only OFT adapters hold block rotations",
-            where=where,
-            remedy="Merge other adapters with PEFT before baking.",
-        )
-    if config.get("bias", "none") != "none":
-        raise RotationError(
-            f"the adapter also trains biases (bias={config['bias']!r})", where=where
-        )
-    if config.get("modules_to_save"):
-        raise RotationError(
-            f"the adapter replaces whole modules (modules_to_save={config['modules_to_save']})",
-            where=where,
-        )
-    if config.get("block_share"):
-        raise RotationError("adapters with block_share are not supported", where=where)
-    if "oft_block_size" not in config:
-        raise RotationError(
-            "the adapter was saved before PEFT 0.14, whose OFT is another one", where=where
-        )
-
-
 def _vectors(path: Path) -> dict[Target, FloatArray]:
     from safetensors import SafetensorError, safe_open
 
@@ -143,7 +114,10 @@ def _vectors(path: Path) -> dict[Target, FloatArray]:
     try:
         with safe_open(str(path), framework="pt") as handle:
             for key in handle.keys():  # noqa: SIM118
-                vectors[_target(key, path)] = handle.get_tensor(key).double().numpy()
+                target = _target(key, path)
+                if target in vectors:
+                    raise RotationError(f"two rotations for {target}", where=f"{path}, {key}")
+                vectors[target] = handle.get_tensor(key).double().numpy()
     except (SafetensorError, OSError) as error:
         raise RotationError(f"not a readable safetensors file: {error}", where=str(path)) from None
     if not vectors:
@@ -152,20 +126,21 @@ def _vectors(path: Path) -> dict[Target, FloatArray]:
 
 
 def _target(key: str, path: Path) -> Target:
-    match = _KEY.search(key)
-    if match is None:
+    match = _KEY.match(key)
+    if match is None or in_other_tower(match["prefix"]):
         raise RotationError(
-            f"{key!r} is no OFT rotation of a numbered layer", where=str(path),
+            f"{key!r} is no OFT rotation of a numbered text layer",
+            where=str(path),
             remedy="Only adapters made of oft_R weights can be baked.",
-        )  # fmt: skip
-    return Target(int(match[1]), match[2])
+        )
+    return Target(int(match["layer"]), match["module"])
 
 
 def _skew(vector: FloatArray, where: str) -> FloatArray:
     """[N, b(b−1)/2] → skew [N, b, b], strict upper triangle row by row."""
-    if vector.ndim != 2:
+    if vector.ndim != 2 or 0 in vector.shape:
         raise RotationError(f"oft_R has shape {list(vector.shape)}, expected [N, k]", where=where)
-    size = round((1 + np.sqrt(1 + 8 * vector.shape[1])) / 2)
+    size = (1 + math.isqrt(1 + 8 * vector.shape[1])) // 2
     if size * (size - 1) // 2 != vector.shape[1]:
         raise RotationError(f"{vector.shape[1]} is no triangle of a square block", where=where)
     q = np.zeros((vector.shape[0], size, size))
@@ -177,12 +152,55 @@ def _skew(vector: FloatArray, where: str) -> FloatArray:
 def _constrained(q: FloatArray, eps: float) -> FloatArray:
     """COFT: ‖Q_k‖_F is at most eps/√N, as PEFT's forward enforces before every use.
 
-    PEFT computes the limit in float32; so do we, to land on the same matrix.
+    PEFT computes the limit in float32, as eps times the reciprocal of √N; so do we. (On
+    some CPUs torch's own float32 √N is off by one unit in the last place.)
     """
-    limit = float(np.float32(eps) / np.sqrt(np.float32(q.shape[0])))
-    norm = np.linalg.norm(q, axis=(1, 2), keepdims=True)
-    constrained: FloatArray = np.where(norm <= limit, q, limit * q / np.maximum(norm, limit))
+    limit = float(np.float32(1) / np.sqrt(np.float32(q.shape[0])) * np.float32(eps))
+    norm = dd.frobenius_norm(q)[:, None, None]
+    constrained: FloatArray = np.where(norm <= limit, q, limit * (q / np.maximum(norm, limit)))
     return constrained
+
+
+def _require_one_block(theta: Mapping[Target, FloatArray], directory: Path) -> None:
+    for target, value in theta.items():
+        if value.shape[0] != 1:
+            raise RotationError(
+                f"block_share means one block for all features, but {value.shape[0]} are stored",
+                where=f"{directory}, {target}",
+            )
+
+
+def _neumann(config: Mapping[str, Any], notices: list[str]) -> bool:
+    """Whether PEFT would take the truncated series; where nothing is recorded, it would."""
+    if "use_cayley_neumann" not in config:
+        notices.append(
+            "The adapter does not record use_cayley_neumann; PEFT's default, the truncated "
+            "series, was assumed. It turns the other way than the exact transform."
+        )
+    return bool(config.get("use_cayley_neumann", True))
+
+
+def _series(
+    config: Mapping[str, Any], skew: Mapping[Target, FloatArray], notices: list[str], path: Path
+) -> dict[Target, FloatArray]:
+    terms = number(config, "num_cayley_neumann_terms", _DEFAULT_TERMS, path)
+    halved, generation = _last_term_halved(config)
+    blocks = {target: neumann_series(q, int(terms), halved) for target, q in skew.items()}
+    drift = max(float(orthogonality_error(b).max()) for b in blocks.values())
+    notices.append(f"{generation} As trained, its blocks drift by ‖RᵀR − I‖ ≤ {drift:.1e}.")
+    return blocks
+
+
+def _size_notices(
+    config: Mapping[str, Any], skew: Mapping[Target, FloatArray], directory: Path
+) -> list[str]:
+    """PEFT changes a block size that does not divide the features; the tensors show it."""
+    declared = number(config, "oft_block_size", 0, directory)
+    other = sorted({q.shape[-1] for q in skew.values()} - {declared})
+    if not declared or not other:
+        return []
+    sizes = ", ".join(map(str, other))
+    return [f"The adapter declares blocks of {declared:g}, but PEFT made blocks of {sizes}."]
 
 
 def _last_term_halved(config: Mapping[str, Any]) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ class RawRotations:
     Attributes:
         theta: target → [N, b, b] float64, parameters (or blocks for ``matrix``).
         parametrization, convention, site: as declared by the source.
+        shared: each target has one block that is repeated over all its features.
         metadata: what else it declares.
         notices: what the reader wants the user to know.
     """
@@ -24,5 +25,6 @@ class RawRotations:
     parametrization: Parametrization | None = None
     convention: Convention | None = None
     site: Site | None = None
+    shared: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()

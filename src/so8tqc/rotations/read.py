@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from so8tqc.config import RotationOptions
-from so8tqc.errors import RotationError
+from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.native import read_native
 from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.peft_oft import is_adapter, read_oft
+from so8tqc.rotations.polar import nearest_rotations
 from so8tqc.rotations.pt import read_pt
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import (
@@ -24,6 +27,7 @@ from so8tqc.rotations.rotation_set import (
 )
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_NAMED = 10  # missing layers that a message lists
 _Word = TypeVar("_Word", bound=StrEnum)
 
 
@@ -35,7 +39,8 @@ def read_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
 
     Raises:
         RotationError: see the readers, ``RotationSet``, and: a non-finite theta; a layer in
-            ``options.layers`` without a gate.
+            ``options.layers`` without a gate; a singular block that has no nearest rotation.
+        ConfigError: a range in ``options.layers`` that runs backwards.
     """
     options = options or RotationOptions()
     raw = _read(path)
@@ -56,7 +61,7 @@ def read_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
         theta = _select(theta, options.layers, path)
     blocks = {t: _blocks(t, value, parametrization, path) for t, value in theta.items()}
     if options.orthogonalize == "polar":
-        blocks = _nearest_rotations(blocks, notices)
+        blocks = _orthogonalized(blocks, notices, path)
     return RotationSet(
         blocks=blocks,
         convention=convention,
@@ -64,18 +69,27 @@ def read_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
         parametrization=parametrization,
         theta={} if parametrization is Parametrization.MATRIX else theta,
         source=str(path),
+        shared=raw.shared,
         metadata=raw.metadata,
         notices=tuple(notices),
     )
 
 
-def parse_layers(text: str) -> frozenset[int]:
-    """``"0-3,7"`` → {0, 1, 2, 3, 7}."""
-    layers: set[int] = set()
+def parse_layers(text: str) -> tuple[range, ...]:
+    """``"0-3,7"`` → the ranges 0..3 and 7..7.
+
+    Raises:
+        ConfigError: a range that runs backwards.
+    """
+    ranges = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        layers.update(range(int(first), int(last or first) + 1))
-    return frozenset(layers)
+        if int(last or first) < int(first):
+            raise ConfigError(
+                f"{part} runs backwards", where="layers", remedy=f"Write {last}-{first}."
+            )
+        ranges.append(range(int(first), int(last or first) + 1))
+    return tuple(ranges)
 
 
 def _read(path: Path) -> RawRotations:
@@ -113,20 +127,26 @@ def _choose(
 
 def _select(theta: dict[Target, FloatArray], layers: str, path: Path) -> dict[Target, FloatArray]:
     wanted = parse_layers(layers)
-    missing = wanted - {target.layer for target in theta}
+    missing = _first_missing(wanted, {target.layer for target in theta})
     if missing:
         raise RotationError(
-            f"no gate for layer(s) {', '.join(map(str, sorted(missing)))}, which --layers names",
-            where=str(path),
+            f"no gate for layer(s) {missing}, which --layers names", where=str(path)
         )
-    return {target: value for target, value in theta.items() if target.layer in wanted}
+    return {t: value for t, value in theta.items() if any(t.layer in r for r in wanted)}
+
+
+def _first_missing(wanted: tuple[range, ...], present: Collection[int]) -> str:
+    """Up to ``_NAMED`` layers that are wanted but absent; a range may be absurdly long."""
+    absent = (layer for span in wanted for layer in span if layer not in present)
+    few = list(dict.fromkeys(islice(absent, _NAMED + 1)))
+    return ", ".join(map(str, sorted(few[:_NAMED]))) + (" …" if len(few) > _NAMED else "")
 
 
 def _blocks(
     target: Target, theta: FloatArray, parametrization: Parametrization, path: Path
 ) -> FloatArray:
     where = f"{path}, {target}"
-    if theta.ndim != 3 or theta.shape[1] != theta.shape[2]:
+    if theta.ndim != 3 or theta.shape[1] != theta.shape[2] or 0 in theta.shape:
         raise RotationError(f"theta has shape {list(theta.shape)}, expected [N, b, b]", where=where)
     finite = np.isfinite(theta).all(axis=(1, 2))
     if not finite.all():
@@ -135,18 +155,31 @@ def _blocks(
             where=where,
             remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
         )
-    return rotation_blocks(theta, parametrization)
+    blocks = rotation_blocks(theta, parametrization)
+    finite = np.isfinite(blocks).all(axis=(1, 2))
+    if not finite.all():
+        largest = float(np.abs(theta[np.argmin(finite)]).max())
+        raise RotationError(
+            f"R of block {int(np.argmin(finite))} is non-finite: theta reaches {largest:.1e}",
+            where=where,
+            remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
+        )
+    return blocks
 
 
-def _nearest_rotations(
-    blocks: dict[Target, FloatArray], notices: list[str]
+def _orthogonalized(
+    blocks: dict[Target, FloatArray], notices: list[str], path: Path
 ) -> dict[Target, FloatArray]:
-    """The polar factor of each block, the nearest orthogonal matrix (Higham, 1986)."""
-    before = max(float(orthogonality_error(b).max()) for b in blocks.values())
+    """The rotation nearest to each block; a notice reports the drift before and after."""
     nearest: dict[Target, FloatArray] = {}
     for target, value in blocks.items():
-        u, _, vh = np.linalg.svd(value)
-        nearest[target] = u @ vh
+        nearest[target], exists = nearest_rotations(value)
+        if not exists.all():
+            raise RotationError(
+                f"block {int(np.argmin(exists))} is singular and has no nearest rotation",
+                where=f"{path}, {target}",
+            )
+    before = max(float(orthogonality_error(b).max()) for b in blocks.values())
     after = max(float(orthogonality_error(b).max()) for b in nearest.values())
     moved = max(float(np.abs(nearest[t] - blocks[t]).max()) for t in blocks)
     notices.append(

@@ -49,6 +49,8 @@ class RotationSet:
         parametrization: how R was made from theta.
         theta: target → [N, b, b] raw parameters, where the source has them.
         source: the file or directory they were read from.
+        shared: each target has one block, repeated over all its features; such a set must be
+            widened to a model (``checkpoints.plan.widened``) before it is used.
         metadata: what the source says about itself (e.g. ``pet``).
         notices: assumptions that were made while reading, to be shown to the user.
 
@@ -62,6 +64,7 @@ class RotationSet:
     site: Site
     parametrization: Parametrization
     source: str
+    shared: bool = False
     theta: Mapping[Target, FloatArray] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -94,19 +97,6 @@ class RotationSet:
         if self.convention is Convention.ROW:
             return np.ascontiguousarray(blocks.transpose(0, 2, 1))
         return blocks
-
-    def only(self, layers: frozenset[int]) -> RotationSet:
-        """The rotations of these layers alone."""
-        return RotationSet(
-            blocks={t: b for t, b in self.blocks.items() if t.layer in layers},
-            convention=self.convention,
-            site=self.site,
-            parametrization=self.parametrization,
-            theta={t: b for t, b in self.theta.items() if t.layer in layers},
-            source=self.source,
-            metadata=self.metadata,
-            notices=self.notices,
-        )
 
     @property
     def fingerprint(self) -> str:

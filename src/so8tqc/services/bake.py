@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from so8tqc.artifacts import atomic_directory, file_ref, remove_leftovers, sha256_json
 from so8tqc.checkpoints.baking import TensorFold, sha256_tensor
 from so8tqc.checkpoints.copy import companion_files, copy_file
 from so8tqc.checkpoints.patch import patch_file
-from so8tqc.checkpoints.plan import PlannedTensor, bytes_needed, plan_bake
+from so8tqc.checkpoints.plan import (
+    PlannedTensor,
+    bytes_needed,
+    memory_estimate,
+    plan_bake,
+    widened,
+)
 from so8tqc.checkpoints.provenance import (
     PROVENANCE_NAME,
     BakedTensor,
@@ -34,11 +42,21 @@ from so8tqc.services.structure import (
 )
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A bake that has passed every check that needs no writing."""
+
+    checkpoint: Checkpoint
+    rotations: RotationSet
+    planned: tuple[PlannedTensor, ...]
+    size: int
+
+
 def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """Fold rotations into a checkpoint: W' = W·C on every target (see ``rotations.fold``).
 
-    The result appears at ``config.out`` complete or not at all. It is then read back
-    from disk and judged: structure, rotations, algebra.
+    The result appears at ``config.out`` complete or not at all. With ``config.verify`` it is then
+    read back from disk and judged: structure, rotations, algebra.
 
     Record metrics: ``layers`` (one row per folded tensor: drift, angles, effect, distance
     from the exact fold in ulps, sha256 before and after), ``orthogonality`` (‖RᵀR − I‖_F,
@@ -50,52 +68,38 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
         ToolError: the disk has no room.
     """
     watch = Stopwatch()
-    checkpoint = open_checkpoint(config.base)
-    _refuse_second_bake(config)
-    rotations = read_rotations(config.rotations, config)
-    planned = plan_bake(
-        checkpoint, rotations, dtype=config.baked_dtype, all_layers=config.layers is None
-    )
-    size = bytes_needed(checkpoint, planned)
-    _preflight(config, size)
+    ready = _prepare(config)
+    _preflight(config, ready.size)
     remove_leftovers(config.out.parent)
 
-    notices = list(rotations.notices)
+    notices = list(ready.rotations.notices)
     with atomic_directory(config.out) as directory:
-        notices += _write(checkpoint, rotations, planned, directory, progress)
-        hashes = _hashes(checkpoint, open_checkpoint(directory), planned, progress)
-        provenance = _provenance(config, checkpoint, rotations, planned, hashes)
+        # hashing the base needs no write, and leaves the interpreter lock to the fold
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            hashing = pool.submit(_hashes, ready.checkpoint, progress)
+            notices += _write(ready, directory, progress)
+            before = hashing.result()
+        provenance = _provenance(config, ready, before, open_checkpoint(directory))
         write_provenance(directory, provenance)
 
     baked = open_checkpoint(config.out)
-    results = algebra(baked, planned, rotations, progress)
-    checks = [
-        *structure_checks(checkpoint, baked, planned),
-        *rotation_checks(rotations),
-        *algebra_checks(results),
-    ]
+    checks = rotation_checks(ready.rotations)
+    results: list[TargetAlgebra] = []
+    if config.verify:
+        results = algebra(baked, ready.planned, ready.rotations, progress)
+        checks += structure_checks(ready.checkpoint, baked, ready.planned)
+        checks += algebra_checks(results)
     return Record(
         kind="bake",
         verdict=overall(checks),
         checks=tuple(checks),
         metrics={
-            "layers": jsonable(_rows(rotations, results, provenance)),
-            "orthogonality": jsonable(
-                [orthogonality_error(rotations.blocks[t]) for t in rotations]
-            ),
-            "bytes_written": size,
+            "layers": jsonable(_rows(ready.rotations, results, provenance)),
+            "orthogonality": jsonable(_drift(ready.rotations)),
+            "bytes_written": ready.size,
         },
         notices=tuple(notices),
-        inputs={
-            "base": FileRef(
-                path=str(config.base), sha256=provenance.base_fingerprint, bytes=checkpoint.bytes
-            ),
-            "rotations": FileRef(
-                path=str(config.rotations),
-                sha256=rotations.fingerprint,
-                bytes=file_ref(config.rotations).bytes,
-            ),
-        },
+        inputs=_inputs(config, ready, provenance.base_fingerprint),
         outputs={
             "baked_model": FileRef(
                 path=str(config.out),
@@ -107,6 +111,76 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
         versions=versions("torch", "safetensors", "numpy"),
         run=watch.info(),
     )
+
+
+def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
+    """What :func:`bake` would do, without writing: ``bake --dry-run``.
+
+    Record metrics: ``tensors`` (name, shape, dtype before and after, bytes), ``layers`` (drift of
+    each target), ``bytes_written``, ``disk_free_bytes``, ``memory_bytes`` (an upper estimate of
+    what the fold holds beyond the libraries themselves).
+
+    Raises:
+        InputError, ModelError: as :func:`bake`.
+    """
+    watch = Stopwatch()
+    ready = _prepare(config)
+    checks = rotation_checks(ready.rotations)
+    progress.message(f"{len(ready.planned)} tensors would be folded; nothing was written")
+    return Record(
+        kind="bake-plan",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "tensors": [
+                {
+                    "name": p.entry.name,
+                    "shape": list(p.entry.shape),
+                    "dtype": p.entry.dtype,
+                    "baked_dtype": p.dtype,
+                    "bytes": p.entry.end - p.entry.start,
+                }
+                for p in ready.planned
+            ],
+            "layers": jsonable(rotation_rows(ready.rotations)),
+            "orthogonality": jsonable(_drift(ready.rotations)),
+            "bytes_written": ready.size,
+            "disk_free_bytes": shutil.disk_usage(_existing(config.out)).free,
+            "memory_bytes": memory_estimate(ready.planned),
+        },
+        notices=ready.rotations.notices,
+        inputs={"rotations": file_ref(config.rotations)},
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "safetensors", "numpy"),
+        run=watch.info(),
+    )
+
+
+def _prepare(config: BakeConfig) -> _Prepared:
+    checkpoint = open_checkpoint(config.base)
+    _refuse_second_bake(config)
+    rotations = widened(read_rotations(config.rotations, config), checkpoint)
+    planned = plan_bake(
+        checkpoint, rotations, dtype=config.baked_dtype, all_layers=config.layers is None
+    )
+    return _Prepared(checkpoint, rotations, planned, bytes_needed(checkpoint, planned))
+
+
+def _drift(rotations: RotationSet) -> list[object]:
+    return [orthogonality_error(rotations.blocks[target]) for target in rotations]
+
+
+def _inputs(config: BakeConfig, ready: _Prepared, base_fingerprint: str) -> dict[str, FileRef]:
+    return {
+        "base": FileRef(
+            path=str(config.base), sha256=base_fingerprint, bytes=ready.checkpoint.bytes
+        ),
+        "rotations": FileRef(
+            path=str(config.rotations),
+            sha256=ready.rotations.fingerprint,
+            bytes=file_ref(config.rotations).bytes,
+        ),
+    }
 
 
 def _refuse_second_bake(config: BakeConfig) -> None:
@@ -125,10 +199,16 @@ def _refuse_second_bake(config: BakeConfig) -> None:
         )
 
 
-def _preflight(config: BakeConfig, size: int) -> None:
-    parent = config.out.absolute().parent
+def _existing(path: Path) -> Path:
+    """The nearest parent that exists."""
+    parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
+    return parent
+
+
+def _preflight(config: BakeConfig, size: int) -> None:
+    parent = _existing(config.out)
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
@@ -141,25 +221,20 @@ def _preflight(config: BakeConfig, size: int) -> None:
         )
 
 
-def _write(
-    checkpoint: Checkpoint,
-    rotations: RotationSet,
-    planned: tuple[PlannedTensor, ...],
-    directory: Path,
-    progress: Progress,
-) -> list[str]:
+def _write(ready: _Prepared, directory: Path, progress: Progress) -> list[str]:
     """Write companions and shards; return notices about files left behind."""
-    keep, leave = companion_files(checkpoint.directory, checkpoint.files)
+    base = ready.checkpoint
+    keep, leave = companion_files(base.directory, base.files)
     for file in keep:
-        destination = directory / file.relative_to(checkpoint.directory)
+        destination = directory / file.relative_to(base.directory)
         destination.parent.mkdir(parents=True, exist_ok=True)
         copy_file(file, destination)
-    total = sum(p.entry.end - p.entry.start for p in planned)
+    total = sum(p.entry.end - p.entry.start for p in ready.planned)
     with progress.task("baking", total=total, unit="bytes") as task:
-        for shard in checkpoint.files:
+        for shard in base.files:
             patches = {
-                p.entry.name: TensorFold(p, rotations, task)
-                for p in planned
+                p.entry.name: TensorFold(p, ready.rotations, task)
+                for p in ready.planned
                 if p.entry.file == shard
             }
             patch_file(shard, directory / shard.name, patches)
@@ -169,52 +244,36 @@ def _write(
     return []
 
 
-def _hashes(
-    base: Checkpoint, baked: Checkpoint, planned: tuple[PlannedTensor, ...], progress: Progress
-) -> dict[str, tuple[str, str]]:
-    """SHA-256 of every tensor before, and of the folded ones after."""
-    changed = {p.entry.name for p in planned}
-    hashes: dict[str, tuple[str, str]] = {}
-    with progress.task("hashing", total=base.bytes, unit="bytes") as task:
+def _hashes(base: Checkpoint, progress: Progress) -> dict[str, str]:
+    """SHA-256 of every tensor of the base."""
+    hashes: dict[str, str] = {}
+    with progress.task("hashing the base", total=base.bytes, unit="bytes") as task:
         for name, entry in base.tensors.items():
-            before = sha256_tensor(entry)
-            hashes[name] = (
-                before,
-                sha256_tensor(baked.tensors[name]) if name in changed else before,
-            )
+            hashes[name] = sha256_tensor(entry)
             task.advance(entry.end - entry.start, item=name)
     return hashes
 
 
 def _provenance(
-    config: BakeConfig,
-    checkpoint: Checkpoint,
-    rotations: RotationSet,
-    planned: tuple[PlannedTensor, ...],
-    hashes: dict[str, tuple[str, str]],
+    config: BakeConfig, ready: _Prepared, before: dict[str, str], baked: Checkpoint
 ) -> Provenance:
     return Provenance(
         base=str(config.base),
-        base_fingerprint=sha256_json(
-            {
-                "config": dict(checkpoint.config),
-                "tensors": {name: before for name, (before, _) in hashes.items()},
-            }
-        ),
+        base_fingerprint=sha256_json({"config": dict(ready.checkpoint.config), "tensors": before}),
         rotations=str(config.rotations),
-        rotations_fingerprint=rotations.fingerprint,
-        convention=rotations.convention,
-        parametrization=rotations.parametrization,
-        site=rotations.site,
+        rotations_fingerprint=ready.rotations.fingerprint,
+        convention=ready.rotations.convention,
+        parametrization=ready.rotations.parametrization,
+        site=ready.rotations.site,
         tensors=tuple(
             BakedTensor(
                 name=p.entry.name,
                 layer=p.site.target.layer,
                 dtype=p.dtype,
-                sha256_before=hashes[p.entry.name][0],
-                sha256_after=hashes[p.entry.name][1],
+                sha256_before=before[p.entry.name],
+                sha256_after=sha256_tensor(baked.tensors[p.entry.name]),
             )
-            for p in planned
+            for p in ready.planned
         ),
         versions=versions("torch", "safetensors", "numpy"),
     )

@@ -17,7 +17,7 @@ from so8tqc.llama.gguf_rewrite import (
     SAMPLING_TEMPERATURE,
     set_float_values,
 )
-from so8tqc.metrics.temperature_fit import LEAST_TEXTS
+from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.reports.reliability import write_reliability

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums
+from so8tqc.metrics.calibration import (
+    BINS,
+    calibration_error,
+    calibration_sums,
+    equal_width_edges,
+)
 from so8tqc.metrics.divergence import FloatArray, TokenTable, summarise
 from so8tqc.records import Check, judge, skipped
 from so8tqc.services.profiles import Limit
@@ -17,8 +23,6 @@ EFFECT_FACTOR = 10.0
 
 SMALLEST_EFFECT = 1e-5
 """nats; below this an effect is not told from arithmetic, whatever the floor."""
-
-ECE_BINS = 15
 
 _UNITS = {"kl.mean": "nats", "kl.max": "nats"}
 _HIGHER_IS_BETTER = frozenset({"kl.top1"})
@@ -129,7 +133,7 @@ def calibration_summary(table: TokenTable) -> dict[str, float]:
     c = table.columns
     result = {}
     for side in ("reference", "candidate"):
-        result[f"ece_{side}"] = float(_ece(_bin_sums(table, side).sum(axis=0)))
+        result[f"ece_{side}"] = float(calibration_error(_bin_sums(table, side).sum(axis=0)))
         result[f"brier_{side}"] = float(c[f"brier_{side}"].mean())
         result[f"nll_{side}"] = float(c[f"nll_{side}"].mean())
     return result
@@ -243,7 +247,7 @@ def _calibration(
             [_bin_sums(table, "candidate"), _bin_sums(table, "reference")], axis=1
         )
         statistic = _difference_of_ece
-        what = f"expected calibration error ({ECE_BINS} bins)"
+        what = f"expected calibration error ({BINS} bins)"
     else:
         return skipped(check_id, "the profile names a check that is not known", subject=subject)
     low, high = paired_bootstrap(
@@ -265,25 +269,17 @@ def _difference_of_means(totals: FloatArray) -> FloatArray:
 
 
 def _difference_of_ece(totals: FloatArray) -> FloatArray:
+    """[..., 2·(bins + 1)] sums of candidate and reference → difference of their ECE."""
     half = totals.shape[-1] // 2
-    return _ece(totals[..., :half]) - _ece(totals[..., half:])
+    return calibration_error(totals[..., :half]) - calibration_error(totals[..., half:])
 
 
 def _bin_sums(table: TokenTable, side: str) -> FloatArray:
-    """[texts, 3·bins]: per confidence bin the sums of confidence, of hits, and the count."""
-    confidence = table.columns[f"max_prob_{side}"]
-    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    cells = table.text * ECE_BINS + bins
-    n = len(table.texts) * ECE_BINS
-    parts = [
-        np.bincount(cells, weights, minlength=n).reshape(-1, ECE_BINS)
-        for weights in (confidence, table.columns[f"correct_{side}"], None)
-    ]
-    return np.concatenate([part.astype(np.float64) for part in parts], axis=1)
-
-
-def _ece(sums: FloatArray) -> FloatArray:
-    """[..., 3·bins] → [...]: Σ_bins |Σ confidence − Σ hits| / N (Guo et al., ICML 2017)."""
-    confidence, hits, count = np.split(sums, 3, axis=-1)
-    ece: FloatArray = np.abs(confidence - hits).sum(axis=-1) / count.sum(axis=-1)
-    return ece
+    """[texts, bins + 1]: gaps of each confidence bin and the number of tokens."""
+    return calibration_sums(
+        table.columns[f"max_prob_{side}"],
+        table.columns[f"correct_{side}"].astype(bool),
+        equal_width_edges(),
+        table.text.astype(np.intp),
+        len(table.texts),
+    )

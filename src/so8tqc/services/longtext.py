@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.artifacts import atomic_file, file_ref
+from so8tqc.checkpoints.plan import widened
+from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import LongTextConfig
 from so8tqc.errors import DataError, InputError, MissingToolError
 from so8tqc.metrics.spectra import rope_wavelengths, spectrum
@@ -132,8 +134,11 @@ def _load(config: LongTextConfig) -> _Models:
     else:
         candidate = HFModel.load(config.model)
     rotations = None
-    if config.rotations is not None:
-        rotations = read_rotations(config.rotations, config.rotation_options)
+    if config.rotations is not None and config.reference is not None:
+        rotations = widened(
+            read_rotations(config.rotations, config.rotation_options),
+            open_checkpoint(config.reference),
+        )
     base = HFModel.load(config.reference) if config.reference is not None else None
     return _Models(candidate, base, rotations)
 

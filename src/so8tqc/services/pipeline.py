@@ -42,6 +42,8 @@ from so8tqc.services.quantize import quantize
 from so8tqc.services.report import report, write_stage_reports
 from so8tqc.sources.texts import data_paths
 
+_NEED_LIBLLAMA = ("quantize", "calibrate", "qc")
+
 
 @dataclass(frozen=True)
 class _Stage:
@@ -91,15 +93,19 @@ def run(
     for name in (only, from_stage):
         if name is not None and name not in STAGES:
             raise ConfigError(f"no stage {name!r}", remedy=f"Stages are {', '.join(STAGES)}.")
-    library()  # fails early, before minutes of work, if libllama is missing
+    if only is None or only in _NEED_LIBLLAMA:
+        library()  # fails early, before minutes of work, if it is missing
     directory = RunDirectory(config.out)
     remove_leftovers(config.out)
     base = resolve_model(config.base, progress)
     rotations = resolve_rotations(config.rotations)
-    if config.llama_cpp is None and not is_vendored():
-        fetch_converter(progress)
+    converter: tuple[Path, ...] = ()
+    if only is None or only == "export":
+        if config.llama_cpp is None and not is_vendored():
+            fetch_converter(progress)
+        converter = (find_converter(config.llama_cpp).script,)
     records: dict[str, Record] = {}
-    for stage in _stages(config, base, rotations):
+    for stage in _stages(config, base, rotations, converter):
         if only is not None and stage.name != only:
             continue
         forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
@@ -112,7 +118,9 @@ def run(
     return summary
 
 
-def _stages(config: RunConfig, base: Path, rotations: Path) -> Sequence[_Stage]:
+def _stages(
+    config: RunConfig, base: Path, rotations: Path, converter: tuple[Path, ...]
+) -> Sequence[_Stage]:
     """All stages but the report, with what each reads and writes."""
     out = config.out
     baked = out / "bake" / "baked_model"
@@ -147,7 +155,7 @@ def _stages(config: RunConfig, base: Path, rotations: Path) -> Sequence[_Stage]:
     return (
         _Stage("bake", bake_config, (base, rotations), (baked,),
                lambda p: bake(bake_config, p), reports=True),
-        _Stage("export", export_config, (baked, find_converter(config.llama_cpp).script),
+        _Stage("export", export_config, (baked, *converter),
                (exported,), lambda p: export(export_config, p)),
         _Stage("quantize", quantize_config, (exported,), tuple(quantized.values()),
                lambda p: quantize(quantize_config, p)),

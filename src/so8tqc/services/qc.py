@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from so8tqc.artifacts import atomic_file, file_ref
-from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
+from so8tqc.checkpoints.plan import PlannedTensor, plan_bake, widened
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
 from so8tqc.errors import InputError
@@ -86,9 +86,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     profile = load_profile(config.profile)
     names = _names(config.candidates)
-    rotations = (
-        read_rotations(config.rotations, config.rotation_options) if config.rotations else None
-    )
+    rotations = _rotations(config)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     found.metrics["profile"] = config.profile
     if rotations is not None:
@@ -112,6 +110,18 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
         run=watch.info(),
     )
+
+
+def _rotations(config: QCConfig) -> RotationSet | None:
+    if config.rotations is None:
+        return None
+    if is_gguf(config.reference):
+        raise InputError(
+            "rotations are applied to a model directory, not to a GGUF file",
+            where=str(config.reference),
+        )
+    rotations = read_rotations(config.rotations, config.rotation_options)
+    return widened(rotations, open_checkpoint(config.reference))
 
 
 def is_gguf(path: Path) -> bool:
@@ -138,11 +148,6 @@ def _judge_files(
     progress: Progress,
 ) -> None:
     """Everything that needs no forward pass; seconds."""
-    if is_gguf(config.reference):
-        raise InputError(
-            "rotations are applied to a model directory, not to a GGUF file",
-            where=str(config.reference),
-        )
     base = open_checkpoint(config.reference)
     planned = plan_bake(
         base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None

@@ -215,16 +215,19 @@ def _companion_differences(base: Path, baked: Path) -> list[str]:
         and (path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spiece"))
              or path.name in ("generation_config.json", "added_tokens.json"))
     }  # fmt: skip
-    return sorted(name for name in names if _content(base / name) != _content(baked / name))
+    return sorted(name for name in names if not _same_content(base / name, baked / name))
 
 
-def _content(path: Path) -> object:
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    if path.suffix == ".json":
-        try:
-            return json.loads(data)
-        except ValueError:
-            return data
-    return data
+def _same_content(a: Path, b: Path) -> bool:
+    """Whether two files hold the same bytes, or JSON of the same value; both may be absent."""
+    if not a.is_file() or not b.is_file():
+        return a.is_file() == b.is_file()
+    left, right = a.read_bytes(), b.read_bytes()
+    if left == right:
+        return True
+    if a.suffix != ".json":
+        return False
+    try:
+        return bool(json.loads(left) == json.loads(right))
+    except (ValueError, RecursionError):
+        return False

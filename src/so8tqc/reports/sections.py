@@ -1,0 +1,126 @@
+"""Which tables, plots and links show which stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from so8tqc.records import Record
+from so8tqc.reports import figures
+from so8tqc.reports import tables as t
+from so8tqc.reports.html import Plot, Section
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+def _calibration_tables(record: Record) -> list[t.Table]:
+    """The calibration's own tables; none where nothing was fitted."""
+    from so8tqc.reports.reliability import calibration_tables
+
+    if not {"change", "groups", "fitted"} <= record.metrics.keys():
+        return []
+    return [t.Table(*table) for table in calibration_tables(record)]
+
+
+_TABLES: Mapping[str, Callable[[Record], Iterable[t.Table | None]]] = {
+    "bake": lambda _: [],
+    "export": lambda record: [t.export_table(record)],
+    "quantize": lambda record: [t.file_table(record)],
+    "calibrate": _calibration_tables,
+    "qc": lambda record: [t.candidate_table(record)],
+    "longtext": lambda record: [t.case_table(record)],
+}
+"""Stages of the pipeline; any other stage is shown by ``tables.generic_tables``."""
+
+
+def stage_tables(name: str, record: Record) -> list[t.Table]:
+    """The tables of a stage, those that its record can fill."""
+    make = _TABLES.get(name, t.generic_tables)
+    return [table for table in make(record) if table is not None]
+
+
+def section(
+    name: str, record: Record, records: Mapping[str, Record], folder: Path, prefix: str
+) -> Section:
+    """One section of the page.
+
+    Args:
+        name: the stage.
+        record: its record.
+        records: all stages, for plots that need two of them.
+        folder: where the stage's other files are.
+        prefix: from the page to that folder, "" or ending in a slash.
+    """
+    # the first table is the stage's result, the others are detail
+    tables = stage_tables(name, record)
+    folded = tables[1:]
+    if name == "bake" and (by_layer := t.layer_table(record)):
+        folded.append(by_layer)
+    return Section(
+        name,
+        record,
+        plots=_plots(name, record, records),
+        tables=tables[:1],
+        folded=folded,
+        links=_links(folder, prefix),
+    )
+
+
+def _plots(name: str, record: Record, records: Mapping[str, Record]) -> list[Plot]:
+    candidates: list[tuple[str, str, go.Figure | None]] = []
+    if name == "bake":
+        candidates = [
+            (
+                "Effect and rounding by layer",
+                "What the rotation changed, and what rounding to the storage dtype cost, each "
+                "relative to the weight.",
+                figures.layer_fidelity(record),
+            ),
+            (
+                "Drift of every block",
+                "log₁₀ ‖RᵀR − I‖_F: how far each block is from a rotation. The scale ends at the "
+                "limit, −3: an even dark field is what a sound gate looks like.",
+                figures.drift_heatmap(record),
+            ),
+        ]
+    elif name == "calibrate" and "reliability" in record.metrics:
+        candidates = [
+            (
+                "Reliability and temperature",
+                "On the dashed diagonal, confidence equals accuracy; held-out text.",
+                _reliability(record),
+            )
+        ]
+    elif name == "qc":
+        candidates = [
+            (
+                "Quality against size",
+                "Mean KL to the reference with its 95 % interval.",
+                figures.quality_by_size(record, records.get("quantize"), records.get("export")),
+            ),
+            (
+                "KL of single tokens",
+                "How the divergence is spread: a tail on the right is a few tokens gone wrong.",
+                figures.kl_histogram(record),
+            ),
+        ]
+    return [Plot(title, note, figure) for title, note, figure in candidates if figure is not None]
+
+
+def _reliability(record: Record) -> Any:
+    from so8tqc.reports.reliability import reliability_figure
+
+    return reliability_figure(record)
+
+
+def _links(folder: Path, prefix: str) -> list[tuple[str, str]]:
+    """The stage's other pages."""
+    pages = sorted(folder.glob("*.html")) if folder.is_dir() else []
+    return [
+        (page.stem.replace("_", " "), prefix + quote(page.name))
+        for page in pages
+        if page.name != "report.html"
+    ]

@@ -1,0 +1,217 @@
+"""Tables of records, as strings: the same ones in HTML and Markdown.
+
+Each function takes what the record holds and leaves out what it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from so8tqc.records import Record
+from so8tqc.reports import format as fmt
+
+
+class Table(NamedTuple):
+    """A title, column names, and rows of text; the first column names the row."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]
+
+
+def entries(record: Record, key: str) -> dict[str, dict[str, Any]]:
+    """A metric that maps names to mappings; entries of another shape are left out."""
+    found = record.metrics.get(key)
+    if not isinstance(found, dict):
+        return {}
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+
+
+def layers(record: Record) -> list[dict[str, Any]]:
+    """Rows of ``metrics.layers``."""
+    rows = record.metrics.get("layers")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def layer_table(record: Record) -> Table | None:
+    """A bake's folded tensors."""
+    columns: list[Column] = [
+        ("blocks", _number("blocks")),
+        ("drift, largest", _scientific("orthogonality_max")),
+        ("angle, mean (rad)", _number("angle_mean")),
+        ("angle, largest", _number("angle_max")),
+        ("effect", _number("effect")),
+        ("rounding", _number("relative_error")),
+        ("ulp, largest", _number("max_ulp")),
+        ("sha256 after", lambda row: str(row.get("sha256_after", ""))[:12]),
+    ]
+    rows = {f"{row.get('layer', '')}": row for row in layers(record)}
+    return _table("Layers", "layer", columns, rows)
+
+
+def export_table(record: Record) -> Table | None:
+    """The exported file."""
+    columns: list[Column] = [
+        ("type", lambda row: str(row.get("file_type", ""))),
+        ("tensors", _types),
+        ("size", lambda row: fmt.size(row["bytes"]) if "bytes" in row else ""),
+        ("bits per weight", _number("bits_per_weight")),
+        ("rearranged", lambda row: _counts(row.get("rearranged"))),
+    ]
+    name = str(record.metrics.get("architecture", ""))
+    return _table("File", "architecture", columns, {name: record.metrics} if name else {})
+
+
+def file_table(record: Record) -> Table | None:
+    """Quantized files with the types that their tensors really have."""
+    columns: list[Column] = [
+        ("size", lambda row: fmt.size(row["bytes"]) if "bytes" in row else ""),
+        ("bits per weight", _number("bits_per_weight")),
+        ("tensors by type", _types),
+        ("fell back to", _fallbacks),
+    ]
+    return _table("Files", "file", columns, entries(record, "files"))
+
+
+def candidate_table(record: Record) -> Table | None:
+    """A qc's candidates side by side, the noise floor and the gate's own effect for scale."""
+    columns: list[Column] = [
+        ("KL mean", _number("kl_mean")),
+        ("KL 99 %", lambda row: fmt.number(row.get("kl_percentiles", {}).get("99"))),
+        ("KL max", _number("kl_max")),
+        ("same top", _percent("top1")),
+        ("ln PPL ratio", _number("ln_ppl_ratio")),
+        ("Δp rms", _percent("dp_rms")),
+        ("max |Δz|", _number("max_abs")),
+        ("ECE", _number("ece_candidate")),
+        ("Brier", _number("brier_candidate")),
+    ]
+    rows: dict[str, Mapping[str, Any]] = dict(entries(record, "candidates"))
+    if rows:
+        for key, name in (
+            ("noise_floor", "(rounding alone)"),
+            ("effect", "(the gates' own effect)"),
+        ):
+            extra = record.metrics.get(key)
+            if isinstance(extra, dict):
+                rows[name] = extra
+    return _table("Candidates", "candidate", columns, rows)
+
+
+def case_table(record: Record) -> Table | None:
+    """Long texts: divergence, oscillation, smoothness, repetition."""
+    columns: list[Column] = [
+        ("tokens", _number("tokens")),
+        ("KL mean", _number("kl_mean")),
+        ("oscillation index", _pair("indices", "max_logit", "index")),
+        ("von Neumann", _pair("indices", "max_logit", "von_neumann")),
+        ("high-frequency power", _pair("indices", "max_logit", "high_frequency")),
+        ("Δ² energy vs base", _signed_percent("energy_relative_to_base")),
+        ("periodic dips", _periods),
+        ("repeated 4-grams", _pair("generation", "repeated")),
+    ]
+    return _table("Cases", "text", columns, entries(record, "cases"))
+
+
+def generic_tables(record: Record) -> list[Table]:
+    """Metrics of a stage that has no tables of its own: numbers first, then mappings of them."""
+    tables = []
+    plain = {k: v for k, v in record.metrics.items() if isinstance(v, (int, float, str, bool))}
+    if plain:
+        rows = [[name, _plain(value)] for name, value in plain.items()]
+        tables.append(Table("Measured", ["", "value"], rows))
+    for key in record.metrics:
+        group = entries(record, key)
+        names = dict.fromkeys(
+            name
+            for entry in group.values()
+            for name, value in entry.items()
+            if isinstance(value, (int, float, str, bool))
+        )
+        if names:
+            rows = [
+                [label, *(_plain(entry.get(name, "")) for name in names)]
+                for label, entry in group.items()
+            ]
+            tables.append(Table(key.replace("_", " "), ["", *names], rows))
+    return tables
+
+
+def _table(
+    title: str, first: str, columns: Iterable[Column], rows: Mapping[str, Mapping[str, Any]]
+) -> Table | None:
+    """None without rows; a column that stays empty is left out."""
+    if not rows:
+        return None
+    cells = {name: [render(row) for row in rows.values()] for name, render in columns}
+    used = {name: texts for name, texts in cells.items() if set(texts) - {"", "–"}}
+    body = [[label, *(texts[i] for texts in used.values())] for i, label in enumerate(rows)]
+    return Table(title, [first, *used], body)
+
+
+def _plain(value: object) -> str:
+    return fmt.number(value) if isinstance(value, float) else str(value)
+
+
+def _number(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: fmt.number(row.get(key))
+
+
+def _scientific(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: f"{row[key]:.1e}" if key in row else ""
+
+
+def _percent(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: fmt.percent(row[key]) if key in row else ""
+
+
+def _signed_percent(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: f"{100 * row[key]:+.2f} %" if key in row else ""
+
+
+def _pair(group: str, *path: str) -> Callable[[Mapping[str, Any]], str]:
+    """``reference → candidate``, or the candidate alone."""
+
+    def render(row: Mapping[str, Any]) -> str:
+        values = []
+        for side in ("reference", "candidate"):
+            value: Any = row.get(group, {}).get(side)
+            for key in path:
+                value = value.get(key) if isinstance(value, dict) else None
+            values += [] if value is None else [fmt.number(value)]
+        return " → ".join(values)
+
+    return render
+
+
+def _periods(row: Mapping[str, Any]) -> str:
+    """Periods of significant entropy dips, tokens."""
+    if "significant_periods" not in row:
+        return ""
+    return ", ".join(f"{period:.0f} tokens" for period in row["significant_periods"]) or "none"
+
+
+def _types(row: Mapping[str, Any]) -> str:
+    return _counts(row.get("types"))
+
+
+def _fallbacks(row: Mapping[str, Any]) -> str:
+    fallbacks = row.get("fallbacks")
+    if not isinstance(fallbacks, dict):
+        return ""
+    counts: dict[str, int] = {}
+    for kind in fallbacks.values():
+        counts[str(kind)] = counts.get(str(kind), 0) + 1
+    return _counts(counts) or "none"
+
+
+def _counts(counts: object) -> str:
+    """``166 Q5_1, 61 F32``, the most frequent first."""
+    if not isinstance(counts, dict):
+        return ""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} {name}" for name, count in ordered)

@@ -1,0 +1,17 @@
+(function () {
+  function paint() {
+    var ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+    document.querySelectorAll(".js-plotly-plot").forEach(function (plot) {
+      Plotly.relayout(plot, {"font.color": ink});
+    });
+  }
+  if (window.Plotly) {
+    window.addEventListener("load", paint);
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+    window.matchMedia("print").addEventListener("change", paint);
+  }
+  // paper shows everything
+  window.addEventListener("beforeprint", function () {
+    document.querySelectorAll("details").forEach(function (fold) { fold.open = true; });
+  });
+})();

@@ -1,0 +1,89 @@
+"""What ``adapter_config.json`` must say for an OFT adapter's rotations to be all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from so8tqc.errors import RotationError
+
+CONFIG_NAME = "adapter_config.json"
+
+_UNDERSTOOD = frozenset(
+    {
+        "r", "oft_block_size", "coft", "eps", "block_share", "use_cayley_neumann",
+        "num_cayley_neumann_terms", "bias", "modules_to_save", "peft_type", "peft_version",
+    }
+)  # fmt: skip
+_WITHOUT_EFFECT = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode",
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "init_weights", "module_dropout", "fan_in_fan_out",
+    }
+)  # fmt: skip
+"""Entries that say where the adapter came from, which modules it was put on (its tensors say
+that too), how it was trained, or how the base weight is stored."""
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The configuration of an OFT adapter.
+
+    Raises:
+        RotationError: unreadable; another kind of adapter; biases, whole modules, or settings
+            that are not understood, by name.
+    """
+    path = directory / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RotationError(f"cannot be read as JSON: {error}", where=str(path)) from None
+    if not isinstance(config, dict):
+        raise RotationError("expected a JSON object", where=str(path))
+    _refuse_unsupported(config, str(path))
+    return config
+
+
+def number(config: Mapping[str, Any], key: str, default: float, directory: Path) -> float:
+    """A numeric entry of the configuration, or the default if it is absent."""
+    value = config.get(key, default)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise RotationError(
+            f"{key} is {value!r}, expected a number", where=str(directory / CONFIG_NAME)
+        )
+    return float(value)
+
+
+def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
+    kind = config.get("peft_type")
+    if kind != "OFT":
+        raise RotationError(
+            f"the adapter is {kind!r}; only OFT adapters hold block rotations",
+            where=where,
+            remedy="Merge other adapters with PEFT before baking.",
+        )
+    if config.get("bias", "none") != "none":
+        raise RotationError(
+            f"the adapter also trains biases (bias={config['bias']!r})", where=where
+        )
+    if config.get("modules_to_save"):
+        raise RotationError(
+            f"the adapter replaces whole modules (modules_to_save={config['modules_to_save']})",
+            where=where,
+        )
+    unknown = sorted(key for key in config.keys() - _UNDERSTOOD - _WITHOUT_EFFECT if config[key])
+    if unknown:
+        raise RotationError(
+            "the adapter has settings that are not understood: "
+            + ", ".join(f"{key}={config[key]!r}" for key in unknown),
+            where=where,
+            remedy="They may change what the rotations do: merge it with PEFT instead.",
+        )
+    if "oft_block_size" not in config:
+        raise RotationError(
+            "the adapter was saved before PEFT 0.14, whose OFT is another one", where=where
+        )

@@ -1,0 +1,80 @@
+"""What to do next is derived from what failed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from so8tqc.records import Check, Diagnosis, FileRef, Record, RunInfo, judge, overall
+from so8tqc.reports.advice import NextStep, next_steps
+
+
+def record(kind: str, *checks: Check, **fields: object) -> Record:
+    run = RunInfo(started=datetime(2026, 1, 1, tzinfo=UTC), seconds=1.0)
+    return Record(kind=kind, verdict=overall(checks), checks=checks, run=run, **fields)  # type: ignore[arg-type]
+
+
+def run_of(**divergence: float) -> dict[str, Record]:
+    """A run whose quantized types have these mean KLs (limit 0.1); the F16 file passes."""
+    size = {"Q4_K_M": 40, "Q5_K_M": 50, "Q6_K": 60, "Q8_0": 80, "IQ2_XS": 20}
+    names = {kind: f"m-{kind}.gguf" for kind in divergence}
+    checks = [judge("kl.mean", v, 0.1, detail="", subject=names[k]) for k, v in divergence.items()]
+    files = {name: {"type": kind, "path": f"out/quantize/{name}"} for kind, name in names.items()}
+    outputs = {
+        kind: FileRef(path=f"out/quantize/{name}", sha256="", bytes=size[kind])
+        for kind, name in names.items()
+    }
+    source = FileRef(path="out/export/m-F16.gguf", sha256="", bytes=160)
+    return {
+        "export": record("export", outputs={"gguf": source}),
+        "quantize": record(
+            "quantize", metrics={"files": files}, inputs={"gguf": source}, outputs=outputs
+        ),
+        "qc": record("qc", judge("kl.mean", 1e-5, 0.1, detail="", subject="m-F16.gguf"), *checks),
+    }
+
+
+COMMAND = "so8tqc quantize out/export/m-F16.gguf --type {} --out out/quantize"
+
+
+@pytest.mark.parametrize(
+    ("divergence", "passed", "command"),
+    [
+        # a finer type of the run passed; the one between them is worth a try
+        ({"Q4_K_M": 0.3, "Q6_K": 0.01}, "m-Q6_K.gguf", COMMAND.format("Q5_K_M")),
+        # nothing quantized passed: the unquantized file did
+        ({"Q5_K_M": 0.3}, "m-F16.gguf", COMMAND.format("Q6_K")),
+        # a type coarser than one that failed is not advised, and none is finer
+        ({"Q5_K_M": 0.3, "Q8_0": 0.2}, "m-F16.gguf", ""),
+        # a type that is on no ladder
+        ({"IQ2_XS": 0.3}, "m-F16.gguf", ""),
+    ],
+)
+def test_a_quantized_file_that_lost_too_much(
+    divergence: dict[str, float], passed: str, command: str
+) -> None:
+    step = next_steps(run_of(**divergence))[0]
+    kind = next(iter(divergence))
+    assert step.text.startswith(f"kl.mean 0.3 (≤ 0.1) of m-{kind}.gguf failed. {passed} of this")
+    assert step.command == command
+
+
+def test_a_run_that_passed_asks_for_nothing() -> None:
+    assert next_steps(run_of(Q8_0=0.01)) == []
+
+
+def test_a_diagnosis_speaks_for_the_checks_it_explains() -> None:
+    found = Diagnosis(code="transposed", text="Rᵀ was folded.", remedy="Use --convention row.")
+    qc = record("qc", judge("algebra.exact", 9.0, 0.5, detail="", subject="baked"),
+                diagnosis=(found,))  # fmt: skip
+    assert next_steps({"qc": qc}) == [NextStep("Rᵀ was folded. Use --convention row.")]
+
+
+def test_a_failure_that_nothing_explains_names_its_checks() -> None:
+    checks = [judge(f"phase.{i}", 2.0, 1.0, detail="") for i in range(6)]
+    (step,) = next_steps({"longtext": record("longtext", *checks)})
+    assert "phase.3 2 (≤ 1), 2 more failed." in step.text
+    assert "Open the plots" in step.text
+    (step,) = next_steps({"other": record("other", checks[0])})
+    assert step.text == "phase.0 2 (≤ 1) failed. See the failed checks."
