@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +20,10 @@ from so8tqc.artifacts import (
     read_record,
     remove_leftovers,
     sha256_json,
+    write_record,
 )
 from so8tqc.errors import InputError
+from so8tqc.records import Record, Stopwatch, Verdict, jsonable, judge
 
 
 def test_a_file_is_absent_or_complete(tmp_path: Path) -> None:
@@ -117,3 +121,25 @@ def test_damaged_manifests_and_records_are_named(tmp_path: Path) -> None:
         read_record(tmp_path / "record.json")
     with pytest.raises(InputError, match="no record here"):
         read_record(tmp_path / "absent.json")
+
+
+def test_a_record_with_nan_is_strict_json_and_comes_back(tmp_path: Path) -> None:
+    record = Record(
+        kind="qc",
+        verdict=Verdict.FAIL,
+        checks=(judge("kl.mean", float("nan"), 1.0, detail="", ci95=(0.0, float("inf"))),),
+        metrics={"values": jsonable([1.0, float("nan"), float("-inf")])},
+        run=Stopwatch().info(),
+    )
+    write_record(tmp_path / "record.json", record)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    content = json.loads((tmp_path / "record.json").read_text(), parse_constant=refuse)
+    assert content["metrics"]["values"] == [1.0, "nan", "-inf"]
+    check = read_record(tmp_path / "record.json").checks[0]
+    assert check.value is not None
+    assert math.isnan(check.value)
+    assert check.ci95 == (0.0, math.inf)
+    assert check.verdict is Verdict.FAIL

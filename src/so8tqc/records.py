@@ -7,6 +7,7 @@ sits in ``Record.run``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,7 +21,7 @@ SCHEMA_VERSION: Literal[1] = 1
 class Frozen(BaseModel):
     """A record part: immutable, closed against unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Verdict(StrEnum):
@@ -236,6 +237,7 @@ def jsonable(value: Any) -> JsonValue:
         return [jsonable(v) for v in value]
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return str(value)
+    plain = value is None or isinstance(value, (str, int, float, bool))
+    if not plain or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)  # JSON has no NaN and no infinity
+    return value  # type: ignore[no-any-return]
