@@ -40,7 +40,8 @@ from so8tqc.sources.texts import load_tokenizer
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default=DEMO_MODEL, help="model directory, or builtin:NAME")
-    parser.add_argument("--data", type=Path, help="plain text; default: Python's topics")
+    parser.add_argument("--data", type=Path, help="plain text (UTF-8); documents "
+                        "are separated by two blank lines; default: Python's topics")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="gate file to write")
     parser.add_argument("--pet", type=float, default=0.0, help="strength of the last phase")
     parser.add_argument("--pet-kind", choices=["l2", "huber"], default="l2")
@@ -48,20 +49,41 @@ def arguments() -> argparse.Namespace:
                         default="three-phase")  # fmt: skip
     parser.add_argument("--exploration", type=float, default=0.1,
                         help="first phase's share of --pet")  # fmt: skip
-    parser.add_argument("--boundaries", type=float, nargs=2, default=(0.3, 0.7))
+    parser.add_argument("--boundaries", type=float, nargs=2,
+                        help="fractions of training; default: the schedule's own")  # fmt: skip
     parser.add_argument("--parametrization", choices=["exp", "cayley"], default="exp")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.data is not None and not args.data.is_file():
+        parser.error(f"--data {args.data}: no such file")
+    if args.window < 3:
+        parser.error("--window must be at least 3: PET needs a second difference")
+    if min(args.batch, args.steps) < 1:
+        parser.error("--batch and --steps must be at least 1")
+    try:
+        schedule_of(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
 
 
 def documents(path: Path | None) -> list[str]:
-    """Texts to train on and to hold out."""
+    """Texts to train on and to hold out.
+
+    A file with fewer than ten documents is taken paragraph by paragraph instead, so that
+    one long text can be split too.
+    """
     if path is not None:
-        return [part for part in path.read_text(encoding="utf-8").split("\n\n\n") if part.strip()]
+        text = path.read_text(encoding="utf-8")
+        for separator in ("\n\n\n", "\n\n"):
+            parts = [part for part in text.split(separator) if part.strip()]
+            if len(parts) >= 10:
+                break
+        return parts
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
@@ -85,21 +107,22 @@ def batches(data: torch.Tensor, size: int, rng: random.Random) -> Iterator[torch
             yield data[order[i : i + size]]
 
 
-def schedule_of(args: argparse.Namespace) -> Schedule:
+def schedule_of(args: argparse.Namespace) -> ThreePhaseSchedule | WarmupAnnealSchedule:
+    own = {"boundaries": tuple(args.boundaries)} if args.boundaries else {}
     if args.schedule == "three-phase":
         return ThreePhaseSchedule(
             exploration=args.pet * args.exploration,
             stabilisation=args.pet,
-            boundaries=tuple(args.boundaries),
+            **own,
         )
-    return WarmupAnnealSchedule(peak=args.pet, boundaries=tuple(args.boundaries))
+    return WarmupAnnealSchedule(peak=args.pet, **own)
 
 
 def train(
     model: object, gates: dict[int, RotationGate], data: torch.Tensor, args: argparse.Namespace
 ) -> tuple[float, float]:
     """Run the loop; return the last ten steps' mean cross-entropy and penalty."""
-    schedule = schedule_of(args)
+    schedule: Schedule = schedule_of(args)
     parameters = [gate.theta for gate in gates.values()]
     optimizer = torch.optim.Adam(parameters, lr=args.lr)
     stream = batches(data, args.batch, random.Random(args.seed))
@@ -156,6 +179,12 @@ def main() -> None:
     held_out = windows(texts[: max(1, len(texts) // 10)], tokenizer, args.window)[:8]
     training = windows(texts[max(1, len(texts) // 10) :], tokenizer, args.window)
     print(f"{len(training)} training windows, {len(held_out)} held out, {args.window} tokens each")
+    if not len(held_out) or len(training) < args.batch:
+        raise SystemExit(
+            f"{args.data or 'Python topics'}: not enough text; one held-out window and "
+            f"{args.batch} to train on are needed. Give more text, more paragraphs, or a "
+            "smaller --window."
+        )
 
     base_nll, base_energy, base_log = evaluate(model, held_out)
     parametrization = Parametrization(args.parametrization)
@@ -180,8 +209,8 @@ def main() -> None:
             "kind": args.pet_kind,
             "schedule": args.schedule,
             "strength": args.pet,
-            "exploration_share": args.exploration,
-            "boundaries": list(args.boundaries),
+            **({"exploration_share": args.exploration} if args.schedule == "three-phase" else {}),
+            "boundaries": list(schedule_of(args).boundaries),
             "steps": args.steps,
             "seed": args.seed,
             **results,

@@ -33,7 +33,12 @@ def pet_penalty(
         hidden: [..., T, D] with T ≥ 3.
         kind: which function.
         delta: where the Huber function turns linear, in units of the rms of h.
+
+    Raises:
+        ValueError: fewer than three positions have no second difference.
     """
+    if hidden.shape[-2] < 3:
+        raise ValueError(f"PET needs at least 3 positions, got {hidden.shape[-2]}")
     energy = hidden.square().mean()
     difference = second_difference(hidden)
     if kind == "l2":
