@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 import scipy.stats
 
-from so8tqc.metrics.oscillation import changes, indices, repetition, slope
+from so8tqc.metrics.oscillation import changes, high_variance, indices, repetition, slope
 from so8tqc.metrics.spectra import (
     benjamini_hochberg,
     nearest_wavelength,
@@ -61,6 +61,32 @@ def test_change_intervals_cover_zero_under_the_null() -> None:
     assert alarms <= 3
 
 
+@pytest.mark.parametrize("length", [63, 127, 255])
+def test_intervals_of_short_series_cover_what_they_should(length: int) -> None:
+    """Null runs: the change and the slope are zero, and 95 % of the intervals hold it."""
+    generator = np.random.default_rng(8)
+    covered = {"change": 0, "slope": 0}
+    runs = 100
+    for run in range(runs):
+        common = scipy.signal.lfilter([1], [1, -0.7], generator.normal(size=length))
+        a, b = (common + generator.normal(size=length) * 0.5 for _ in range(2))
+        low, high = changes(a, b, resamples=300, seed=run)["index"].ci95
+        covered["change"] += low <= 0 <= high
+        low, high = slope(generator.normal(size=length), resamples=300, seed=run).ci95
+        covered["slope"] += low <= 0 <= high
+    assert min(covered.values()) / runs >= 0.87
+
+
+def test_a_burst_is_a_high_variance_point_and_white_noise_has_few() -> None:
+    noise = np.random.default_rng(9).normal(size=4096)
+    assert high_variance(noise).mean() < 0.01
+    noise[1000:1100] *= 3
+    flagged = high_variance(noise)
+    assert flagged[1010:1090].all()
+    assert not flagged[:950].any()
+    assert not high_variance(np.ones(10)).any()
+
+
 def test_slope_agrees_with_scipy() -> None:
     y = 3 + 0.002 * np.arange(2048) + np.random.default_rng(4).normal(size=2048)
     got = slope(y, resamples=500, seed=0)
@@ -72,7 +98,7 @@ def test_slope_agrees_with_scipy() -> None:
 def test_a_planted_period_is_found_and_named() -> None:
     generator = np.random.default_rng(5)
     red = scipy.signal.lfilter([1], [1, -0.5], generator.normal(size=2048))
-    wavelengths = rope_wavelengths(10_000.0, 64)
+    wavelengths = rope_wavelengths(10_000.0 ** (-np.arange(32) / 32))
     period = float(wavelengths[3])
     found = spectrum(red + 0.7 * np.sin(2 * np.pi * np.arange(2048) / period), seed=0)
     periods = found.period[found.significant]

@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from so8tqc.config import BakeConfig, LongTextConfig
 from so8tqc.errors import DataError, InputError
 from so8tqc.records import Record, Verdict
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.native import write_native
+from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
-from so8tqc.services.longtext import longtext
+from so8tqc.services.longtext import _Models, _wavelengths, longtext
 from so8tqc.sources.attention import attention_entropy
 from so8tqc.sources.hf import HFModel
 
@@ -84,8 +87,28 @@ def test_a_correct_bake_passes_and_leaves_plots(
         assert 'src="http' not in html
     with np.load(tmp_path / "out" / "series.npz") as series:
         assert series["scientific_explanation/kl"].size == 255
-        assert series["scientific_explanation/attention_entropy"].shape == (3, 256)
+        for name in ("attention_entropy", "attention_entropy_reference"):
+            assert series[f"scientific_explanation/{name}"].shape == (3, 256)
         assert series["scientific_explanation/generated_candidate"].size == 12
+
+
+def test_rotated_queries_of_layer_0_raise_no_alarm(
+    llama: Path, long_texts: Path, tmp_path: Path
+) -> None:
+    """They change layer 0's attention, in the gated reference just as in the bake."""
+    theta = {
+        Target(i, module): np.random.default_rng(i).normal(size=(8, 8, 8)) * 0.3
+        for i in range(3)
+        for module in ("self_attn.q_proj", None)
+    }
+    gates = tmp_path / "gates.safetensors"
+    write_native(gates, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
+                 site=Site.INPUT, pet=None)  # fmt: skip
+    bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
+    record = run(tmp_path / "baked", llama, gates, long_texts, tmp_path / "out", max_new_tokens=0)
+    check = record.check("phase.layer0")
+    assert check.verdict is Verdict.SKIP
+    assert "rotations change" in check.detail
 
 
 def test_a_rope_base_changed_after_the_bake_fails_the_self_test(
@@ -127,6 +150,11 @@ def test_without_a_reference_nothing_is_judged(
     record = longtext(config)
     assert record.verdict is Verdict.SKIP
     assert all(check.verdict is Verdict.SKIP for check in record.checks)
+    assert {check.id for check in record.checks} == {
+        "phase.layer0", "phase.dips", "phase.position", "oscillation.index",
+        "oscillation.von_neumann", "oscillation.high_frequency", "oscillation.repetition",
+        "pet.energy",
+    }  # fmt: skip
 
 
 def test_texts_that_are_too_short_or_too_long(
@@ -137,9 +165,53 @@ def test_texts_that_are_too_short_or_too_long(
         run(llama, llama, gates, texts_file, tmp_path / "out")
     with pytest.raises(DataError, match="600 tokens are more than the model's context of 512"):
         run(llama, llama, gates, long_texts, tmp_path / "out", min_tokens=600)
+    with pytest.raises(DataError, match=r"256 new tokens, 384 in all, are more than .* of 300"):
+        shorter = shutil.copytree(llama, tmp_path / "shorter")
+        config = json.loads((shorter / "config.json").read_text())
+        (shorter / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 300}))
+        run(shorter, llama, gates, long_texts, tmp_path / "out", max_new_tokens=256)
     with pytest.raises(InputError, match="need the base model"):
         longtext(LongTextConfig(model=llama, rotations=gates, data=(str(long_texts),),
                                 out=tmp_path / "out"))  # fmt: skip
+
+
+def test_files_are_named_after_cases_and_notices_of_the_gates_are_kept(
+    llama: Path, tmp_path: Path
+) -> None:
+    words = "The stars form, live and die, and we see them all at once. " * 40
+    texts = tmp_path / "texts.jsonl"
+    ids = ("../a b", ".._a_b", "x" * 300)
+    texts.write_text("\n".join(json.dumps({"id": i, "text": words}) for i in ids))
+    gates = tmp_path / "gates.pt"
+    generator = np.random.default_rng(0)
+    theta = {
+        f"layers.{i}.rotation_gate.theta": torch.from_numpy(generator.normal(size=(8, 8, 8)))
+        for i in range(3)
+    }
+    torch.save(theta, gates)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "older_entropy.html").write_text("of another run")
+    record = run(llama, llama, gates, texts, out, min_tokens=64, max_new_tokens=0)
+    assert any("column" in notice for notice in record.notices)
+    assert sorted(record.outputs) == sorted(
+        ["series.npz"]
+        + [f"{stem}_{kind}.html" for stem in (".._a_b", ".._a_b~2", "x" * 100)
+           for kind in ("entropy", "oscillation")]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen2_vl"])
+def test_wavelengths_are_those_the_model_turns_with(
+    architecture: str, make_model: Callable[..., Path]
+) -> None:
+    model = HFModel.load(make_model(architecture))
+    # Gemma 3 keeps a base for each kind of layer; the tiny one has sliding layers only
+    base, width = {"llama": (1e4, 16), "gemma3_text": (1e4, 32), "qwen2_vl": (1e6, 16)}[
+        architecture
+    ]
+    expected = 2 * np.pi * base ** (2 * np.arange(width // 2) / width)
+    np.testing.assert_allclose(_wavelengths(_Models(model, None, None)), expected, rtol=1e-6)
 
 
 @pytest.mark.png

@@ -6,29 +6,38 @@ For a series x_t, t = 1 … T (maximum logit, entropy, …):
 * von Neumann ratio: mean (Δx)² / mean (x − x̄)² (von Neumann, Annals of Mathematical
   Statistics 12, 1941): 2 for white noise, near 0 for a smooth series, 4 for pure alternation;
 * high-frequency share: power at periods below 4 tokens over all power, of the series
-  without its linear trend; 1/2 for white noise.
+  without its linear trend; 1/2 for white noise;
+* high-variance points: where the variance of the tokens around is a multiple of what it
+  usually is.
 
-Each is a ratio of sums over tokens, so two models' series on the same tokens are compared
-by a paired moving-block bootstrap: blocks of consecutive tokens are resampled for both at
-once (Künsch, Annals of Statistics 17, 1989).
+The first three are ratios of sums over tokens, so two models' series on the same tokens are
+compared by a paired moving-block bootstrap: blocks of consecutive tokens, which may begin
+anywhere, are resampled for both at once (Künsch, Annals of Statistics 17, 1989).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.metrics.bootstrap import resample_weights
+from so8tqc.metrics.bootstrap import percentile_interval
 
 FloatArray = npt.NDArray[np.float64]
 
 BLOCK_TOKENS = 64
 """Long enough to hold the correlation of neighbouring tokens, short enough to have many."""
+
+LEAST_BLOCKS = 8
+"""A text of fewer blocks is cut into shorter ones: an interval from two or three means nothing."""
+
+VARIANCE_WINDOW, VARIANCE_FACTOR = 32, 2.0
+"""Tokens around a point, and the multiple of the median variance from which it stands out: Gaussian
+white noise does so at one point in a thousand (χ² with 31 degrees of freedom)."""
 
 HIGH_FREQUENCY = 0.25
 """Cycles per token from which a frequency is high: periods below 4 tokens."""
@@ -81,25 +90,19 @@ def changes(
     """Compare the indices of two series on the same tokens.
 
     Args:
-        reference, candidate: [T], T ≥ 2 blocks.
+        reference, candidate: [T].
         resamples, seed: of the block bootstrap.
     """
     ours, theirs = contributions(candidate), contributions(reference)
     result = {}
     for name in INDICES:
-        sums = np.stack(
-            [_block_sums(part) for part in (*ours[name], *theirs[name])], axis=1
-        )  # [blocks, 4]
-        totals = resample_weights(sums.shape[0], resamples, seed) @ sums
-        with np.errstate(divide="ignore", invalid="ignore"):
-            relative = _relative(totals)
-        low, high = np.nanquantile(relative, [0.025, 0.975])
-        whole = sums.sum(axis=0)
+        parts = np.stack([*ours[name], *theirs[name]], axis=1)  # [T, 4]
+        whole = parts.sum(axis=0)
         result[name] = Change(
             reference=_ratio(whole[2], whole[3]),
             candidate=_ratio(whole[0], whole[1]),
             relative=float(_relative(whole)),
-            ci95=(float(low), float(high)),
+            ci95=_block_interval(parts, _relative, resamples, seed),
         )
     return result
 
@@ -121,10 +124,25 @@ def slope(series: FloatArray, *, resamples: int, seed: int) -> Slope:
     """Least-squares slope of a series over its position, in units per 1,000 tokens."""
     t = np.arange(series.size) / 1000.0
     ones = np.ones_like(t)
-    sums = np.stack([_block_sums(v) for v in (ones, t, series, t * t, t * series)], axis=1)
-    totals = resample_weights(sums.shape[0], resamples, seed) @ sums
-    low, high = np.quantile(_least_squares(totals), [0.025, 0.975])
-    return Slope(float(_least_squares(sums.sum(axis=0))), (float(low), float(high)))
+    parts = np.stack([ones, t, series, t * t, t * series], axis=1)
+    interval = _block_interval(parts, _least_squares, resamples, seed)
+    return Slope(float(_least_squares(parts.sum(axis=0))), interval)
+
+
+def high_variance(series: FloatArray) -> npt.NDArray[np.bool_]:
+    """Points whose surroundings vary ``VARIANCE_FACTOR`` times as much as is usual: [T] → [T].
+
+    The variance around a point is that of the ``VARIANCE_WINDOW`` tokens centred on it, the
+    usual one is the median over the text.
+    """
+    if series.size < VARIANCE_WINDOW:
+        return np.zeros(series.size, dtype=bool)
+    windows = np.lib.stride_tricks.sliding_window_view(series, VARIANCE_WINDOW)
+    variance = np.pad(
+        windows.var(axis=1), (VARIANCE_WINDOW // 2, (VARIANCE_WINDOW - 1) // 2), mode="edge"
+    )
+    flagged: npt.NDArray[np.bool_] = variance > VARIANCE_FACTOR * np.median(variance)
+    return flagged
 
 
 def detrended(series: FloatArray) -> FloatArray:
@@ -159,10 +177,28 @@ def _high_pass(series: FloatArray) -> FloatArray:
     return np.fft.irfft(spectrum, n=series.size)
 
 
-def _block_sums(values: FloatArray) -> FloatArray:
-    """Sums over consecutive blocks; a shorter last block joins the one before."""
-    edges = np.arange(0, max(values.size - BLOCK_TOKENS + 1, 1), BLOCK_TOKENS)
-    return np.add.reduceat(values, edges)
+def _block_interval(
+    parts: FloatArray,
+    statistic: Callable[[FloatArray], FloatArray],
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """95 % interval of a statistic of sums over tokens, by moving blocks.
+
+    Args:
+        parts: [T, k] what every token adds to each sum.
+        statistic: [..., k] sums → [...].
+    """
+    length = parts.shape[0]
+    block = min(BLOCK_TOKENS, max(1, length // LEAST_BLOCKS))
+    sums = np.cumsum(np.concatenate([np.zeros((1, parts.shape[1])), parts]), axis=0)
+    windows = sums[block:] - sums[:-block]
+    draws = -(-length // block)
+    chosen = np.random.default_rng(seed).integers(windows.shape[0], size=(resamples, draws))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = statistic(windows[chosen].sum(axis=1))
+    finite = values[np.isfinite(values)]
+    return percentile_interval(finite, draws) if finite.size else (float("nan"), float("nan"))
 
 
 def _relative(totals: FloatArray) -> FloatArray:

@@ -82,10 +82,15 @@ def benjamini_hochberg(p_values: FloatArray, rate: float) -> npt.NDArray[np.bool
     return rejected
 
 
-def rope_wavelengths(base: float, head_dim: int) -> FloatArray:
-    """Wavelengths of rotary embeddings, tokens: 2π·base^(2i/d), i < d/2 (Su et al., 2021)."""
-    i = np.arange(head_dim // 2)
-    wavelengths: FloatArray = 2 * np.pi * base ** (2 * i / head_dim)
+def rope_wavelengths(inverse_frequencies: FloatArray) -> FloatArray:
+    """Wavelengths of rotary embeddings, tokens, ascending and distinct: λ = 2π/ω.
+
+    Plain rotary embeddings of base b turn pair i of d/2 by ω_i = b^(−2i/d) per token (Su et
+    al., 2021); scaled ones (linear, YaRN, Llama 3) have other ω. Pairs that do not turn (ω = 0)
+    have no wavelength.
+    """
+    turning = inverse_frequencies[inverse_frequencies > 0]
+    wavelengths: FloatArray = np.unique(2 * np.pi / turning)
     return wavelengths
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from so8tqc.artifacts import atomic_file, write_text
 from so8tqc.errors import MissingToolError
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.metrics.oscillation import high_variance
 from so8tqc.metrics.spectra import Spectrum, nearest_wavelength
 from so8tqc.progress import Task
 from so8tqc.reports.figures import BLUE, GREEN, GREY, ORANGE, style
@@ -27,6 +30,9 @@ WINDOW = 64
 
 HEAT_COLUMNS = 256
 """Positions are averaged into so many columns of the attention heat map."""
+
+WIDTHS = {"reference": 3.0, "candidate": 1.5}
+"""The reference is drawn first and wider: where a good candidate covers it, a rim still shows."""
 
 _PNG_SIZE = {"width": 1200, "height": 1100, "scale": 1}
 
@@ -64,31 +70,44 @@ def draw_png(plots: Sequence[CasePlots], out: Path, task: Task) -> None:
     Raises:
         MissingToolError: kaleido or a Chrome is missing, or Chrome does not start.
     """
+    figures = {
+        f"{case.case}_{name}.png": figure
+        for case in plots
+        for name, figure in _figures(case).items()
+    }
+    for figure in figures.values():
+        figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#1b2330")
     try:
-        import kaleido
+        # a thread of its own, since the caller may run an event loop already (notebooks do)
+        with ThreadPoolExecutor(1) as thread:
+            images = thread.submit(asyncio.run, _render(figures, task)).result()
     except ImportError:
         raise MissingToolError(
             "kaleido is not installed", remedy="Run: pip install 'so8tqc[png]'"
         ) from None
-    for case in plots:
-        for name, figure in _figures(case).items():
-            figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#1b2330")
-            image = _render(kaleido, figure)
-            with atomic_file(out / f"{case.case}_{name}.png") as temporary:
-                temporary.write_bytes(image)
-            task.advance(1, item=f"{case.case} {name}")
-
-
-def _render(kaleido: Any, figure: go.Figure) -> bytes:
-    try:
-        image: bytes = kaleido.calc_fig_sync(figure.to_dict(), opts={"format": "png", **_PNG_SIZE})
     except (RuntimeError, OSError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()
         raise MissingToolError(
             f"no Chrome that starts: {reason[0] if reason else type(error).__name__}",
             remedy="Run: apt-get install -y chromium (or set BROWSER_PATH).",
         ) from None
-    return image
+    for name, image in images.items():
+        with atomic_file(out / name) as temporary:
+            temporary.write_bytes(image)
+
+
+async def _render(figures: Mapping[str, go.Figure], task: Task) -> dict[str, bytes]:
+    """PNG of each figure, all drawn by one Chrome: starting it takes longer than drawing."""
+    import kaleido
+
+    images: dict[str, bytes] = {}
+    async with kaleido.Kaleido() as renderer:
+        for name, figure in figures.items():
+            images[name] = await renderer.calc_fig(
+                figure.to_dict(), opts={"format": "png", **_PNG_SIZE}
+            )
+            task.advance(1, item=name)
+    return images
 
 
 def _figures(plots: CasePlots) -> dict[str, go.Figure]:
@@ -100,13 +119,18 @@ def _oscillation(plots: CasePlots) -> go.Figure:
     from plotly.subplots import make_subplots
 
     c, x = plots.table.columns, plots.table.position
-    titles = ["maximum logit", "Δ", "Δ²"] + (["KL, nats"] if plots.has_reference else [])
+    titles = ["maximum logit (shaded: high variance)", "Δ", "Δ²"] + (
+        ["KL, nats"] if plots.has_reference else []
+    )
     figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles,
                            vertical_spacing=0.06)  # fmt: skip
     for name, colour in _sides(plots):
         series = c[f"max_logit_{name}"]
         for row, values in enumerate((series, np.diff(series), np.diff(series, n=2)), start=1):
             _line(figure, row, x[: values.size], values, name, colour, show=row == 1)
+    for start, stop in _spans(high_variance(c["max_logit_candidate"])):
+        figure.add_vrect(x0=int(x[start]), x1=int(x[stop - 1]), fillcolor=GREY, opacity=0.25,
+                         line_width=0, layer="below", row=1, col=1)  # fmt: skip
     if plots.has_reference:
         kl = np.maximum(c["kl"], 1e-14)
         figure.add_scatter(x=x, y=kl, mode="markers", marker={"size": 2, "color": GREY},
@@ -114,6 +138,7 @@ def _oscillation(plots: CasePlots) -> go.Figure:
         rolling = np.exp(_rolling(np.log(kl))[0])
         _line(figure, 4, x, rolling, "KL, rolling", GREEN, show=True)
         figure.update_yaxes(type="log", exponentformat="power", row=4, col=1)
+    figure.update_xaxes(range=[0, int(x[-1])])
     figure.update_xaxes(title="position, tokens", row=len(titles), col=1)
     return _tall(figure, 1000)
 
@@ -146,7 +171,11 @@ def _entropy(plots: CasePlots) -> go.Figure:
 def _tall(figure: go.Figure, height: int) -> go.Figure:
     """The house style, with the legend close above the first of many rows."""
     style(figure, height=height)
-    figure.update_layout(legend_y=1.06, margin_t=40)
+    figure.update_layout(
+        legend={"y": 1.03, "yanchor": "bottom"},
+        margin_t=70,
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
+    )
     return figure
 
 
@@ -160,7 +189,7 @@ def _line(
 ) -> None:
     figure.add_scattergl(
         x=x, y=y, mode="lines", name=name, legendgroup=name, showlegend=show,
-        line={"color": colour, "width": 1}, row=row, col=1,
+        line={"color": colour, "width": WIDTHS.get(name, 1.0)}, row=row, col=1,
     )  # fmt: skip
 
 
@@ -212,6 +241,12 @@ def _spectrum(figure: go.Figure, plots: CasePlots) -> None:
 def _label(period: float, wavelengths: FloatArray) -> str:
     near = nearest_wavelength(period, wavelengths)
     return f"{period:.1f} tokens" + (f", RoPE wavelength {near:.1f}" if near else "")
+
+
+def _spans(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """[T] → (start, stop) of every run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _rolling(values: FloatArray) -> tuple[FloatArray, FloatArray]:

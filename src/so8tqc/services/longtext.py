@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
 
+PROMPT_TOKENS = 128
+
 
 @dataclass
 class _Models:
@@ -63,8 +66,9 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     reported and every comparing check is skipped. Attention entropy and hidden-state
     energies need a transformers candidate.
 
-    Record metrics: ``cases``: id → {tokens, indices, changes, slope, dips, attention_entropy,
-    energy, generation}; ``gates_pet``: the gate file's PET record. Writes
+    Record metrics: ``cases``: id → {tokens, kl_mean, indices, energy, energy_relative_to_base
+    (last layer), attention_entropy (by layer), significant_periods, generation};
+    ``gates_pet``: the gate file's PET record. Writes
     ``CASE_oscillation.html``, ``CASE_entropy.html`` (and ``.png``) and ``series.npz``.
 
     Raises:
@@ -75,8 +79,10 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     texts = load_texts(config.data)
     cases = _encode(config, texts)
     models = _load(config)
-    notices: list[str] = []
+    notices = list(models.rotations.notices) if models.rotations else []
     try:
+        _check_contexts(models, cases, config)
+        wavelengths = _wavelengths(models)
         for case in cases:
             _measure(case, models, config, progress)
             _generate(case, models, config, progress)
@@ -86,7 +92,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     checks += repetition_check(cases)
     config.out.mkdir(parents=True, exist_ok=True)
     _write_series(config.out / "series.npz", cases)
-    notices += _draw(cases, config, models, progress)
+    notices += _draw(cases, config, wavelengths, progress)
     inputs = {"model": file_ref(config.model)}
     for name in ("reference", "rotations"):
         if (path := getattr(config, name)) is not None:
@@ -101,7 +107,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         },
         notices=tuple(notices),
         inputs=inputs,
-        outputs=_outputs(config.out),
+        outputs=_outputs(config.out, cases),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "plotly"),
         run=watch.info(),
@@ -141,6 +147,38 @@ def _load(config: LongTextConfig) -> _Models:
         )
     base = HFModel.load(config.reference) if config.reference is not None else None
     return _Models(candidate, base, rotations)
+
+
+def _check_contexts(models: _Models, cases: Sequence[Case], config: LongTextConfig) -> None:
+    """Refuse before the first pass what a model's context cannot hold.
+
+    Raises:
+        DataError: a text, or a prompt with its continuation, is longer.
+    """
+    forced = max(case.encoded.tokens.size for case in cases)
+    generated = max(_prompt(case).size for case in cases) + config.max_new_tokens
+    for path, model in ((config.model, models.candidate), (config.reference, models.base)):
+        if model is None:
+            continue
+        context = model.context if isinstance(model, HFModel) else model.context_length
+        if forced > context:
+            raise DataError(
+                f"{forced} tokens are more than the model's context of {context}",
+                where=str(path),
+                remedy="Give a smaller --min-tokens.",
+            )
+        if config.max_new_tokens and generated > context:
+            raise DataError(
+                f"a prompt and {config.max_new_tokens} new tokens, {generated} in all, are more "
+                f"than the model's context of {context}",
+                where=str(path),
+                remedy="Give a smaller --max-new-tokens.",
+            )
+
+
+def _prompt(case: Case) -> npt.NDArray[np.int64]:
+    """What is continued: the first part of the text, which holds the prompt if there is one."""
+    return case.encoded.tokens[: min(PROMPT_TOKENS, case.encoded.tokens.size // 2)]
 
 
 def _close(models: _Models) -> None:
@@ -187,8 +225,7 @@ def _generate(case: Case, models: _Models, config: LongTextConfig, progress: Pro
     """Greedy continuation of the prompt, by the candidate and by the reference."""
     if config.max_new_tokens == 0:
         return
-    # the first part of the text stands for the prompt: it holds it, if there is one
-    prompt = case.encoded.tokens[: min(128, case.encoded.tokens.size // 2)]
+    prompt = _prompt(case)
     runs: list[tuple[str, HFModel | GGUFSource, RotationSet | None]] = [
         (CANDIDATE, models.candidate, None)
     ]
@@ -223,21 +260,24 @@ def _steps(
 
 
 def _draw(
-    cases: Sequence[Case], config: LongTextConfig, models: _Models, progress: Progress
+    cases: Sequence[Case],
+    config: LongTextConfig,
+    wavelengths: npt.NDArray[np.float64],
+    progress: Progress,
 ) -> list[str]:
     """HTML for every case, PNG where the tools are there; returns notices."""
     plots: list[CasePlots] = []
     with progress.task("drawing plots", total=len(cases), unit="cases") as task:
-        for case in cases:
+        for case, stem in zip(cases, _stems(cases), strict=True):
             assert case.table is not None
             run = case.candidate
             plot = CasePlots(
-                case=case.encoded.id.replace("/", "_"),
+                case=stem,
                 table=case.table,
                 has_reference=case.reference is not None,
                 attention=run.entropy.mean(axis=1) if run and run.entropy is not None else None,
                 spectra=case.spectra,
-                wavelengths=_wavelengths(models),
+                wavelengths=wavelengths,
             )
             draw_case(plot, config.out)
             plots.append(plot)
@@ -253,36 +293,59 @@ def _draw(
 
 
 def _wavelengths(models: _Models) -> npt.NDArray[np.float64]:
-    """RoPE wavelengths of the model, none if it has no RoPE or is a GGUF without reference."""
+    """RoPE wavelengths of the model, none if it has no RoPE or is a GGUF without reference.
+
+    They are read from the frequencies that the model computes with, so that scaling, partial
+    rotation and a base for each kind of layer (Gemma 3) need no knowledge here.
+    """
     model = models.candidate if isinstance(models.candidate, HFModel) else models.base
     if model is None:
         return np.empty(0)
-    parameters = getattr(model.config, "rope_parameters", None) or {}
-    base = parameters.get("rope_theta") or getattr(model.config, "rope_theta", None)
-    if base is None:
-        return np.empty(0)
-    heads = model.config.num_attention_heads
-    width = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
-    return rope_wavelengths(float(base), int(width))
+    found = [
+        buffer.detach().double().cpu().numpy().ravel()
+        for name, buffer in model.module.get_decoder().named_buffers()
+        if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+    ]
+    return rope_wavelengths(np.concatenate([*found, np.empty(0)]))
 
 
 def _write_series(path: Path, cases: Sequence[Case]) -> None:
-    """Every case's series as one npz: ``CASE/COLUMN`` and ``CASE/attention_entropy``."""
+    """Every case's series as one npz: ``CASE/COLUMN``, ``CASE/attention_entropy`` and
+    ``CASE/attention_entropy_reference`` [layers, T], ``CASE/generated_NAME``."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for case in cases:
         assert case.table is not None
         arrays |= {f"{case.encoded.id}/{k}": v for k, v in case.table.columns.items()}
-        if case.candidate is not None and case.candidate.entropy is not None:
-            arrays[f"{case.encoded.id}/attention_entropy"] = case.candidate.entropy.mean(axis=1)
+        for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
+            if run is not None and run.entropy is not None:
+                suffix = "" if name == CANDIDATE else f"_{name}"
+                arrays[f"{case.encoded.id}/attention_entropy{suffix}"] = run.entropy.mean(axis=1)
         for name, tokens in case.generated.items():
             arrays[f"{case.encoded.id}/generated_{name}"] = np.asarray(tokens, dtype=np.int64)
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
-def _outputs(out: Path) -> dict[str, FileRef]:
-    files = sorted([*out.glob("*_*.html"), *out.glob("*_*.png"), out / "series.npz"])
-    return {file.name: file_ref(file) for file in files}
+def _stems(cases: Sequence[Case]) -> list[str]:
+    """A distinct file name prefix for each case, whatever its id is made of."""
+    stems: list[str] = []
+    for case in cases:
+        stem = re.sub(r"[^\w.-]+", "_", case.encoded.id)[:100] or "case"
+        taken = sum(other == stem or other.startswith(f"{stem}~") for other in stems)
+        stems.append(f"{stem}~{taken + 1}" if taken else stem)
+    return stems
+
+
+def _outputs(out: Path, cases: Sequence[Case]) -> dict[str, FileRef]:
+    """What this run wrote; files of other cases that lie there are not its own."""
+    names = [
+        f"{stem}_{kind}.{suffix}"
+        for stem in _stems(cases)
+        for kind in ("entropy", "oscillation")
+        for suffix in ("html", "png")
+    ]
+    files = [out / name for name in [*names, "series.npz"]]
+    return {file.name: file_ref(file) for file in files if file.exists()}
 
 
 def _is_gguf(path: Path) -> bool:

@@ -21,6 +21,17 @@ CANDIDATE, REFERENCE, BASE = "candidate", "reference", "base"
 LAYER0_LIMIT_NATS = 1e-3
 """Layer 0's attention sees only embeddings, which no fold touches: only float32 noise remains."""
 
+COMPARING_CHECKS = (
+    "phase.layer0",
+    "phase.dips",
+    "phase.position",
+    "oscillation.index",
+    "oscillation.von_neumann",
+    "oscillation.high_frequency",
+    "pet.energy",
+)
+"""Checks of one text against a reference."""
+
 INCREASE_LIMIT = 0.05
 """An index may be five per cent above the reference's; the interval must lie above that to fail."""
 
@@ -54,8 +65,7 @@ def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
     subject = case.encoded.id
     if case.reference is None:
         reason = "there is no reference to compare with"
-        ids = ("phase.layer0", "phase.dips", "phase.position", "oscillation.index", "pet.energy")
-        return [skipped(check_id, reason, subject=subject) for check_id in ids]
+        return [skipped(check_id, reason, subject=subject) for check_id in COMPARING_CHECKS]
     checks = [_position_check(case, config)]
     checks += _oscillation_checks(case, config)
     if case.candidate is None:
@@ -75,21 +85,29 @@ def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
 
 
 def _layer0_check(case: Case) -> Check:
+    """Candidate against reference, where the reference's own gates leave layer 0 as it is."""
     assert case.candidate is not None
     assert case.reference is not None
-    other = case.base or case.reference
-    assert case.candidate.entropy is not None
-    assert other.entropy is not None
-    gap = float(np.abs(case.candidate.entropy[0] - other.entropy[0]).max())
+    if case.base is not None and _layer0_gap(case.reference, case.base) > LAYER0_LIMIT_NATS:
+        reason = "the rotations change layer 0's own queries or keys: nothing is left invariant"
+        return skipped("phase.layer0", reason, subject=case.encoded.id)
+    gap = _layer0_gap(case.candidate, case.reference)
     return judge(
         "phase.layer0",
         gap,
         LAYER0_LIMIT_NATS,
         subject=case.encoded.id,
         unit="nats",
-        detail="Largest difference of layer 0's attention entropy from the base model's. No fold "
+        detail="Largest difference of layer 0's attention entropy from the reference's. No fold "
         "of an output projection can change it: a self-test of the measurement.",
     )
+
+
+def _layer0_gap(one: Probe, other: Probe) -> float:
+    """Largest difference of layer 0's entropies, nats."""
+    assert one.entropy is not None
+    assert other.entropy is not None
+    return float(np.abs(one.entropy[0] - other.entropy[0]).max())
 
 
 def _dips_check(case: Case) -> Check:
@@ -175,7 +193,9 @@ def _energy_check(case: Case) -> Check:
 def repetition_check(cases: Sequence[Case]) -> list[Check]:
     both = [case for case in cases if {CANDIDATE, REFERENCE} <= case.generated.keys()]
     if not both:
-        return []
+        referenced = any(case.reference is not None for case in cases)
+        reason = "nothing was generated" if referenced else "there is no reference to compare with"
+        return [skipped("oscillation.repetition", reason)]
     shares = {
         name: float(np.mean([osc.repetition(case.generated[name])["repeated"] for case in both]))
         for name in (CANDIDATE, REFERENCE)
@@ -202,6 +222,7 @@ def case_metrics(case: Case) -> dict[str, Any]:
             name: {
                 "max_logit": osc.indices(c[f"max_logit_{name}"]),
                 "entropy": osc.indices(c[f"entropy_{name}"]),
+                "high_variance": float(osc.high_variance(c[f"max_logit_{name}"]).mean()),
             }
             for name in (CANDIDATE, REFERENCE)
             if name == CANDIDATE or case.reference is not None

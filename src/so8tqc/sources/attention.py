@@ -2,14 +2,19 @@
 
 transformers lets an attention function be registered by name. Ours computes softmax
 attention for a block of queries at a time and keeps, besides the output, the entropy
-H = −Σ_j a_j ln a_j of every query's weights (nats). Causality and the sliding window are
-applied here, so the mask function builds nothing.
+H = −Σ_j a_j ln a_j of every query's weights (nats).
+
+transformers describes a mask (causal, sliding window, chunks) by a function of indices, and a
+mask function registered under the same name decides what is made of it. Ours keeps the
+description and evaluates it for a block of queries at a time, so that whatever the
+architecture masks is masked here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +29,14 @@ if TYPE_CHECKING:
 
 NAME = "so8tqc_entropy"
 QUERY_BLOCK = 256
-_SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+_SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+_UNSUPPORTED_OPTIONS = ("position_bias", "sinks", "cache")
 
 _collectors: list[AttentionEntropy] = []
+
+
+class UnsupportedAttentionError(ModelError):
+    """A layer passes something to its attention that is not measured here."""
 
 
 class AttentionEntropy:
@@ -50,7 +60,11 @@ class AttentionEntropy:
 
 
 def supports_entropy(model: HFModel) -> bool:
-    """Whether the model's attention is plain or sliding softmax attention."""
+    """Whether the model's attention is plain, sliding or chunked softmax attention.
+
+    What a layer passes to its attention is known only when it runs: see
+    :class:`UnsupportedAttentionError`.
+    """
     kinds = set(getattr(model.config, "layer_types", None) or ())
     return kinds <= _SUPPORTED_LAYERS and getattr(model.module, "_supports_attention_backend", True)
 
@@ -60,10 +74,10 @@ def attention_entropy(model: HFModel) -> Iterator[AttentionEntropy]:
     """Collect entropies of every forward pass inside (the last one wins).
 
     Raises:
-        ModelError: the architecture's attention is of another kind.
+        UnsupportedAttentionError: the architecture's attention is of another kind.
     """
     if not supports_entropy(model):
-        raise ModelError("its attention is not plain softmax attention", where=str(model.path))
+        raise UnsupportedAttentionError("not a softmax attention", where=str(model.path))
     _register()
     previous = model.config._attn_implementation
     collector = AttentionEntropy()
@@ -76,15 +90,50 @@ def attention_entropy(model: HFModel) -> Iterator[AttentionEntropy]:
         model.module.set_attn_implementation(previous)
 
 
+@dataclass(frozen=True)
+class _Mask:
+    """A mask that is asked block by block.
+
+    Attributes:
+        allowed: (batch, head, query, key) indices → whether the query sees the key.
+        query_offset, key_offset: index of the first query and of the first key.
+    """
+
+    allowed: Callable[..., torch.Tensor]
+    query_offset: int
+    key_offset: int
+
+    def rows(self, start: int, stop: int, keys: int, device: torch.device) -> torch.Tensor:
+        """[stop − start, keys], True where a query of the block sees the key."""
+        import torch
+
+        zero = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        query = torch.arange(start, stop, device=device)[:, None] + self.query_offset
+        key = torch.arange(keys, device=device)[None] + self.key_offset
+        return self.allowed(zero, zero, query, key).expand(stop - start, keys)
+
+
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, _describe_mask)
 
 
-def _no_mask(*_args: Any, **_options: Any) -> None:
-    """Masks are applied inside :func:`_attend`."""
+def _describe_mask(
+    *_args: Any,
+    mask_function: Callable[..., torch.Tensor],
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    use_vmap: bool = False,
+    **_options: Any,
+) -> _Mask | None:
+    """What transformers would build a T×T mask from.
+
+    None for masks that are not functions of broadcast indices (``use_vmap``): they are not
+    measured.
+    """
+    return None if use_vmap else _Mask(mask_function, int(q_offset), int(kv_offset))
 
 
 def _attend(
@@ -92,52 +141,75 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001  always None, see _no_mask
+    attention_mask: _Mask | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of one text.
+    """Masked attention of one text.
 
     Args:
-        query: [1, H, T, d]; key, value: [1, K, T, d] with H a multiple of K (grouped queries).
+        query: [1, H, T, d]; key: [1, K, T, d] and value: [1, K, T, e] with H a multiple of
+            K (grouped queries).
+        attention_mask: see :func:`_describe_mask`.
         scaling: factor of the scores, default 1/√d.
         softcap: scores become c·tanh(s/c).
-        sliding_window: a query sees itself and the w − 1 keys before it.
+        s_aux: [H] attention sinks: a score that takes weight and gives no value; the entropy
+            is of the weights that remain, which then sum to less than one.
 
     Returns:
-        [1, T, H, d] and None (no weights).
+        [1, T, H, e] and None (no weights).
     """
     import torch
 
-    if options.get("s_aux") is not None:
-        raise ModelError("attention sinks are not supported by the entropy measurement")
+    if not isinstance(attention_mask, _Mask) or any(
+        options.get(name) is not None for name in _UNSUPPORTED_OPTIONS
+    ):
+        raise UnsupportedAttentionError(f"{type(module).__name__} attends in another way")
     heads, length, width = query.shape[1:]
-    groups = key.shape[1]
+    groups, keys, out_width = value.shape[1:]
     scale = scaling if scaling is not None else width**-0.5
     q = query[0].reshape(groups, heads // groups, length, width)
     k, v = key[0][:, None], value[0][:, None]
-    output = torch.empty_like(q)
+    sink = None if s_aux is None else s_aux.reshape(groups, heads // groups, 1).float()
+    output = q.new_empty(groups, heads // groups, length, out_width)
     entropy = torch.empty(groups, heads // groups, length, dtype=torch.float32)
-    positions = torch.arange(length, device=query.device)
     for start in range(0, length, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, length)
-        first = max(0, start - sliding_window + 1) if sliding_window else 0
-        scores = (q[:, :, start:stop] * scale) @ k[:, :, first:stop].transpose(2, 3)
+        allowed = attention_mask.rows(start, stop, keys, query.device)
+        seen = allowed.any(dim=0).nonzero()
+        first, last = int(seen[0]), int(seen[-1]) + 1
+        scores = (q[:, :, start:stop] * scale) @ k[:, :, first:last].transpose(2, 3)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        gap = positions[start:stop, None] - positions[None, first:stop]
-        hidden = gap < 0
-        if sliding_window:
-            hidden |= gap >= sliding_window
-        # a large negative number rather than −inf: its weight is 0 and 0 times it is 0
-        scores = scores.float().masked_fill_(hidden, torch.finfo(torch.float32).min / 2)
-        log_normaliser = scores.logsumexp(dim=3)
-        weights = (scores - log_normaliser[..., None]).exp_()
-        mean_score = torch.linalg.vecdot(weights, scores.masked_fill_(hidden, 0.0))
-        entropy[:, :, start:stop] = (log_normaliser - mean_score).cpu()
-        output[:, :, start:stop] = weights.to(v.dtype) @ v[:, :, first:stop]
+        scores = _masked(scores.float(), allowed[:, first:last])
+        top = scores.amax(dim=3)
+        if sink is not None:
+            top = torch.maximum(top, sink)
+        weights = scores.sub_(top[..., None]).exp()
+        total = weights.sum(dim=3)
+        # a_j = w_j / Z, so −Σ a_j ln a_j = (ln Z · Σ w_j − Σ w_j s_j) / Z; a sink adds to Z alone
+        normaliser = total if sink is None else total + (sink - top).exp()
+        mean_score = torch.linalg.vecdot(weights, scores)
+        entropy[:, :, start:stop] = (normaliser.log() * total - mean_score).div_(normaliser).cpu()
+        values = weights.to(v.dtype) @ v[:, :, first:last]
+        output[:, :, start:stop] = values / normaliser[..., None]
     if _collectors:
         _collectors[-1].layers[int(module.layer_idx)] = entropy.reshape(heads, length)
-    return output.reshape(1, heads, length, width).transpose(1, 2).contiguous(), None
+    return output.reshape(1, heads, length, out_width).transpose(1, 2).contiguous(), None
+
+
+def _masked(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Scores [..., t, n] with those that ``allowed`` [t, n] denies far below all others.
+
+    A large negative number rather than −∞: its weight is 0, and 0 times it is 0. Only the columns
+    from the first that a query does not see to the last are touched.
+    """
+    import torch
+
+    denied = (~allowed).any(dim=0).nonzero()
+    if denied.numel():
+        part = slice(int(denied[0]), int(denied[-1]) + 1)
+        scores[..., part].masked_fill_(~allowed[:, part], torch.finfo(torch.float32).min / 2)
+    return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.sources.attention import attention_entropy, supports_entropy
+from so8tqc.sources.attention import (
+    AttentionEntropy,
+    UnsupportedAttentionError,
+    attention_entropy,
+    supports_entropy,
+)
 from so8tqc.sources.gated import decoder_layers, gated
 from so8tqc.sources.hf import HFModel, head_blocks
 from so8tqc.sources.protocol import TokenIds
@@ -46,13 +51,22 @@ def probe(model: HFModel, tokens: TokenIds, rotations: RotationSet | None = None
     with ExitStack() as stack:
         if rotations is not None:
             stack.enter_context(gated(model, rotations))
-        collector = (
-            stack.enter_context(attention_entropy(model)) if supports_entropy(model) else None
-        )
         energies = stack.enter_context(_layer_energies(model))
-        hidden = model.hidden(tokens)
+        hidden, collector = _run(model, tokens)
     entropy = collector.array() if collector is not None and collector.layers else None
     return Probe(hidden, np.array([energies[i] for i in sorted(energies)]), entropy)
+
+
+def _run(model: HFModel, tokens: TokenIds) -> tuple[torch.Tensor, AttentionEntropy | None]:
+    """Hidden states [T, D] and, where the attention can be measured, its entropies.
+
+    Some architectures show only when they run that they cannot be measured; they run again,
+    with their own attention.
+    """
+    if supports_entropy(model):
+        with suppress(UnsupportedAttentionError), attention_entropy(model) as collector:
+            return model.hidden(tokens), collector
+    return model.hidden(tokens), None
 
 
 class ProbedSource:
