@@ -85,6 +85,9 @@ class QuantizeOptions(Options):
 class QuantizeConfig(QuantizeOptions):
     gguf: Path
     out: Path
+    imatrix: Path | None = Field(
+        None, description="Importance matrix (GGUF) that weighs the rounding errors."
+    )
 
 
 Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]

@@ -18,9 +18,11 @@ from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.records import Verdict
 from so8tqc.resources import repository_root
 from so8tqc.services.bake import bake
-from so8tqc.services.export import compare_tensors, export
+from so8tqc.services.export import export
+from so8tqc.services.export_proof import compare_tensors
 from so8tqc.services.qc import qc
-from so8tqc.services.quantize import fallbacks, quantize, stem
+from so8tqc.services.quantize import quantize, stem
+from so8tqc.services.quantize_proof import fallbacks
 from so8tqc.sources.compare import compare
 from so8tqc.sources.generate import greedy, hf_steps
 from so8tqc.sources.gguf import GGUFSource
@@ -83,6 +85,10 @@ def test_a_gguf_source_gives_the_same_logits_in_any_block_size(
     parts = [b.numpy().copy() for b in source.logits(TOKENS, 7)]
     assert [len(p) for p in parts] == [7] * 8 + [4]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=2e-2)
+    with pytest.raises(DataError, match="token 512 is not in the model's vocabulary of 512"):
+        list(source.logits(np.array([5, 512, 6]), 3))
+    with pytest.raises(DataError, match="token -1 is not in"):
+        list(source.logits(np.array([5, -1, 6]), 3))
     with pytest.raises(DataError, match="600 tokens are more than"):
         list(source.logits(np.zeros(600, dtype=np.int64), 64))
     source.close()
@@ -158,7 +164,7 @@ def test_an_edited_tensor_is_found_by_the_export_check(
     broken.write_bytes(data)
     comparison = compare_tensors(open_checkpoint(model), open_gguf(broken))
     assert len(comparison.different) == 1
-    assert compare_tensors(open_checkpoint(model), open_gguf(gguf)).different == ()
+    assert compare_tensors(open_checkpoint(model), open_gguf(gguf)).different == []
 
 
 def test_rope_interleaving_is_llamas_permutation() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +16,34 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.errors import DataError, MissingToolError, ModelError, ToolError
+from so8tqc.llama.child import reason
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 
 _KEPT_LINES = 30
+_COMPUTED_AT_ONCE = 512
+"""Tokens of one forward pass inside libllama; more would only need more memory."""
+
 _log_lines: deque[str] = deque(maxlen=_KEPT_LINES)
 _library: Any = None
 _callback: Any = None  # ctypes callbacks must outlive their registration
+
+
+def bindings() -> Any:
+    """The binding module.
+
+    Raises:
+        MissingToolError: llama-cpp-python is not installed or does not load.
+    """
+    try:
+        from llama_cpp import llama_cpp as lib
+    except (ImportError, OSError, RuntimeError) as error:
+        said = str(error).strip().splitlines()
+        raise MissingToolError(
+            f"libllama is not available: {said[0] if said else type(error).__name__}",
+            remedy=f"Run: {INSTALL_COMMAND} (compiles for 6 to 9 minutes on two cores, once)",
+        ) from None
+    return lib
 
 
 def library() -> Any:
@@ -31,14 +55,7 @@ def library() -> Any:
     global _library, _callback  # noqa: PLW0603  one library per process is what libllama is
     if _library is not None:
         return _library
-    try:
-        from llama_cpp import llama_cpp as lib
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()
-        raise MissingToolError(
-            f"libllama is not available: {reason[0] if reason else type(error).__name__}",
-            remedy=f"Run: {INSTALL_COMMAND} (compiles for 6 to 9 minutes on two cores, once)",
-        ) from None
+    lib = bindings()
 
     @lib.llama_log_callback  # type: ignore[untyped-decorator]
     def keep(_level: int, text: bytes, _data: object) -> None:
@@ -54,9 +71,24 @@ def library() -> Any:
 
 
 def last_words() -> str:
-    """The last error-like line that libllama said, for error messages."""
-    telling = [line for line in _log_lines if "error" in line.lower() or "fail" in line.lower()]
-    return (telling or list(_log_lines) or ["no message"])[-1]
+    """What libllama said last about a failure, for error messages."""
+    return reason(_log_lines)
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Hold Ctrl-C back while libllama talks: raised inside its log callback, it would be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+    if seen:
+        signal.raise_signal(signal.SIGINT)
 
 
 class LlamaModel:
@@ -86,7 +118,8 @@ class LlamaModel:
         self._model: Any = None
         _log_lines.clear()
         parameters = self._lib.llama_model_default_params()
-        self._model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
+        with _interrupts_deferred():
+            self._model = self._lib.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise ModelError(f"libllama cannot load it: {last_words()}", where=str(path))
         vocabulary = self._lib.llama_model_get_vocab(self._model)
@@ -121,9 +154,17 @@ class LlamaModel:
             [n, V] float32, a view of libllama's memory, valid until the next call.
 
         Raises:
+            DataError: a token is not in the vocabulary.
             ToolError: libllama reports an error.
         """
         count = int(tokens.size)
+        outside = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
+        if outside.size:
+            raise DataError(
+                f"token {int(outside[0])} is not in the model's vocabulary of {self.vocab_size}",
+                where=str(self.path),
+                remedy="Give the tokenizer that belongs to this model.",
+            )
         with self._batch(tokens, position) as batch:
             code = self._lib.llama_decode(self._context, batch)
         if code != 0:
@@ -153,11 +194,13 @@ class LlamaModel:
             self._lib.llama_free(self._context)
         parameters = self._lib.llama_context_default_params()
         parameters.n_ctx = length
-        parameters.n_batch = parameters.n_ubatch = min(length, 512)
+        parameters.n_batch = length  # libllama aborts the process when more come in one call
+        parameters.n_ubatch = min(length, _COMPUTED_AT_ONCE)
         parameters.no_perf = True
         if self._threads is not None:
             parameters.n_threads = parameters.n_threads_batch = self._threads
-        self._context = self._lib.llama_init_from_model(self._model, parameters)
+        with _interrupts_deferred():
+            self._context = self._lib.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise ToolError(f"libllama cannot make a context of {length} tokens: {last_words()}",
                             where=str(self.path))  # fmt: skip

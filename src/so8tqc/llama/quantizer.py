@@ -1,24 +1,31 @@
-"""Quantization by libllama."""
+"""Quantization by libllama, in a process of its own."""
 
 from __future__ import annotations
 
-import ctypes
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from so8tqc.errors import ConfigError, MissingToolError, ToolError
-from so8tqc.llama.libllama import last_words, library
+from so8tqc.errors import ConfigError, ToolError
+from so8tqc.llama.child import ending, follow, reason
+from so8tqc.llama.libllama import library
 
-_PREFIXES = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
+_PREFIXES = ("MOSTLY_", "ALL_")
+_TENSOR = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+)")
 
 
 def quantization_types() -> dict[str, int]:
-    """Name (``Q5_K_M``) → libllama's file type, everything it offers."""
+    """Name (``Q5_K_M``) → libllama's file type: all it offers that gguf-py can read back."""
+    from gguf import LlamaFileType
+
     lib = library()
     types: dict[str, int] = {}
     for name in dir(lib):
+        known = name.removeprefix("LLAMA_FTYPE_")
         for prefix in _PREFIXES:
-            if name.startswith(prefix):
-                types[name.removeprefix(prefix)] = int(getattr(lib, name))
+            if known.startswith(prefix) and known in LlamaFileType.__members__:
+                types[known.removeprefix(prefix)] = int(getattr(lib, name))
     return types
 
 
@@ -38,35 +45,43 @@ def resolve_type(name: str) -> tuple[str, int]:
 
 
 def quantize_file(
-    source: Path, destination: Path, file_type: int, *, threads: int | None = None
+    source: Path,
+    destination: Path,
+    file_type: int,
+    *,
+    threads: int | None = None,
+    imatrix: Path | None = None,
+    on_tensor: Callable[[str], None],
 ) -> None:
-    """Run ``llama_model_quantize``.
+    """Run ``llama_model_quantize`` in a child process, which dies with an interruption.
 
     Args:
         source: an unquantized GGUF, validated by the caller.
         destination: file to write (not atomic: give a temporary path).
         file_type: see :func:`resolve_type`.
         threads: CPU threads, None for all.
+        imatrix: importance matrix, validated by the caller.
+        on_tensor: told the name of every tensor that is done.
 
     Raises:
-        ToolError: libllama reports an error.
+        ToolError: libllama reports an error, or dies.
     """
-    lib = library()
-    parameters = lib.llama_model_quantize_default_params()
-    parameters.ftype = file_type
-    parameters.nthread = threads or 0
-    code = lib.llama_model_quantize(
-        str(source).encode(), str(destination).encode(), ctypes.byref(parameters)
-    )
-    if code != 0:
-        raise ToolError(f"libllama cannot quantize (code {code}): {last_words()}",
-                        where=str(source))  # fmt: skip
+    command = [
+        sys.executable, "-P", "-m", "so8tqc.llama.quantize_worker", str(source), str(destination),
+        str(file_type), str(threads or 0), *([str(imatrix)] if imatrix else []),
+    ]  # fmt: skip
 
+    def follow_line(line: str) -> None:
+        if tensor := _TENSOR.match(line):
+            on_tensor(tensor[1])
 
-def library_version() -> str:
-    """Version of the binding that libllama came with."""
-    try:
-        import llama_cpp
-    except ImportError:
-        raise MissingToolError("libllama is not available") from None
-    return str(llama_cpp.__version__)
+    # ggml would start a debugger on itself before it aborts
+    status, last = follow(command, follow_line, {"GGML_NO_BACKTRACE": "1"})
+    if status != 0:
+        said = reason(last)
+        needs_matrix = imatrix is None and re.search(r"imatrix|importance matrix", said)
+        raise ToolError(
+            f"libllama cannot quantize ({ending(status)}): {said}",
+            where=str(source),
+            remedy="Give an importance matrix (imatrix)." if needs_matrix else None,
+        )

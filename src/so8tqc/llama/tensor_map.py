@@ -1,15 +1,20 @@
-"""How a converter renames and rearranges tensors, undone for comparison.
+"""How a converter renames and rearranges tensors, repeated for comparison.
 
-The converter renames (gguf-py's name map), reorders the rows of Llama's q and k for its
-rope (halves interleaved within each head), adds 1 to Gemma's norms, and rounds to the
-stored type. What a tensor may have become is listed here; a comparison succeeds only
-if one of these, rounded, equals the stored bytes exactly.
+The converter renames (gguf-py's name map), stacks the matrices of experts, reorders the rows
+of q and k for a rope that rotates neighbours, adds 1 to the norms of architectures that
+store the offset from 1, transposes Conv1D, and rounds to the stored type.
+
+Which of these is right depends on the architecture, and a wrong one must not pass for a
+right one: a square matrix that was transposed, or q left in the order of transformers, has
+the same values. So for the architectures in ``LAYOUTS`` exactly one arrangement is accepted.
+For others every arrangement is tried, and the caller has to say that none is known to be right.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +25,44 @@ GENERATED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 """Tensors that a converter computes from the config; no source tensor corresponds to them."""
 
 
+class Layout(NamedTuple):
+    """What the converter does to an architecture's tensors besides renaming.
+
+    Attributes:
+        interleaved: the rows of q and k are reordered, see :func:`interleave_rope`.
+        norm_offset: norms are stored as offsets from 1, and 1 is added.
+        conv1d: projections named as GPT-2's are stored [in, out] and are transposed.
+    """
+
+    interleaved: bool = False
+    norm_offset: bool = False
+    conv1d: bool = False
+
+
+LAYOUTS: dict[str, Layout] = {
+    "llama": Layout(interleaved=True),  # Mistral and Mixtral are exported as llama, too
+    "smollm3": Layout(interleaved=True),
+    "granite": Layout(interleaved=True),
+    "gemma": Layout(norm_offset=True),
+    "gemma2": Layout(norm_offset=True),
+    "gemma3": Layout(norm_offset=True),
+    "phi3": Layout(),
+    "qwen2": Layout(),
+    "qwen2vl": Layout(),
+    "qwen3": Layout(),
+}
+"""GGUF architecture → layout, for those whose exports were run and had transformers' logits."""
+
+_ANY = Layout(interleaved=True, norm_offset=True, conv1d=True)
+_CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+
+
 def gguf_names(names: Collection[str], architecture: str, layers: int) -> dict[str, str | None]:
-    """Source tensor name → GGUF tensor name, None if gguf-py's map does not know it."""
+    """Source tensor name → GGUF tensor name, None if gguf-py's map does not know it.
+
+    The experts of a layer share one name: their matrices are stacked.
+    """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     codes = {name: code for code, name in MODEL_ARCH_NAMES.items()}
@@ -32,6 +73,7 @@ def gguf_names(names: Collection[str], architecture: str, layers: int) -> dict[s
 
 
 def _mapped(name: str, table: Any) -> str | None:
+    name = _EXPERT.sub(".experts.", name)
     # vision-language checkpoints keep the text tower one level deeper than the map expects
     for spelling in (name, name.replace("language_model.", ""), name.removeprefix("model.")):
         if found := table.get_name(spelling, try_suffixes=(".weight", ".bias")):
@@ -39,20 +81,45 @@ def _mapped(name: str, table: Any) -> str | None:
     return None
 
 
-def possible_values(
-    values: FloatArray, gguf_name: str, config: Mapping[str, Any]
+def expert_index(name: str) -> int | None:
+    """Which expert a source tensor belongs to, None if to none or to all of them."""
+    match = _EXPERT.search(name)
+    return int(match[1]) if match else None
+
+
+def arrangements(
+    values: FloatArray, source: str, gguf_name: str, architecture: str, config: Mapping[str, Any]
 ) -> Iterator[tuple[str, FloatArray]]:
-    """(what was done, values) for everything a converter may have made of a tensor."""
-    yield "unchanged", values
-    if ".attn_q." in gguf_name or ".attn_k." in gguf_name:
-        heads = int(config["num_attention_heads"])
+    """(what was done, values) for what a converter may make of a tensor.
+
+    One arrangement where the architecture's layout is known, else all there are.
+
+    Args:
+        values: the source tensor.
+        source: its name.
+        gguf_name: the name it got.
+        architecture: ``general.architecture`` of the GGUF.
+        config: the text model's config.json.
+    """
+    layout = LAYOUTS.get(architecture)
+    rearranged = list(_rearranged(values, source, gguf_name, layout or _ANY, config))
+    if layout is None or not rearranged:
+        yield "unchanged", values
+    yield from rearranged
+
+
+def _rearranged(
+    values: FloatArray, source: str, gguf_name: str, layout: Layout, config: Mapping[str, Any]
+) -> Iterator[tuple[str, FloatArray]]:
+    if layout.interleaved and (".attn_q." in gguf_name or ".attn_k." in gguf_name):
+        heads = int(config.get("num_attention_heads") or 0)
         if ".attn_k." in gguf_name:
             heads = int(config.get("num_key_value_heads") or heads)
-        if values.shape[0] % (2 * heads) == 0:
+        if heads and values.shape[0] % (2 * heads) == 0:
             yield "rope rows interleaved", interleave_rope(values, heads)
-    if "norm" in gguf_name:
+    if layout.norm_offset and "norm" in gguf_name:
         yield "one added", values + np.float32(1)
-    if values.ndim == 2:
+    if layout.conv1d and source.endswith(_CONV1D):
         yield "transposed", np.ascontiguousarray(values.T)
 
 

@@ -10,14 +10,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from so8tqc.artifacts import atomic_directory, sha256_file
+from so8tqc.artifacts import atomic_directory, atomic_file, sha256_file
 from so8tqc.errors import ConfigError, MissingToolError, ToolError
 from so8tqc.llama.pin import PIN, Pin
 from so8tqc.progress import SILENT, Progress
 from so8tqc.resources import repository_root
 
 SCRIPT = "convert_hf_to_gguf.py"
-_WANTED = (SCRIPT, "conversion", "gguf-py", "LICENSE")
+_WANTED = ("conversion", "gguf-py", "LICENSE", SCRIPT)
 _INSIDE = PurePosixPath("vendor/llama.cpp")
 _STAMP = "SOURCE"
 _FETCH_TIMEOUT_SECONDS = 900
@@ -139,13 +139,15 @@ def _unpack(package: Path, destination: Path) -> None:
 
 
 def _install(unpacked: Path, directory: Path) -> None:
-    """Replace the vendored files, each by one rename, the stamp last."""
+    """Replace the vendored files; a killed run leaves no script, rather than a mixture."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / _STAMP).unlink(missing_ok=True)
+    for name in (SCRIPT, _STAMP):
+        (directory / name).unlink(missing_ok=True)
     for name in (*_WANTED, _STAMP):
         source, target = unpacked / name, directory / name
         if source.is_dir():
             with atomic_directory(target) as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
         elif source.is_file():
-            shutil.copyfile(source, target)
+            with atomic_file(target) as temporary:
+                shutil.copyfile(source, temporary)

@@ -7,63 +7,76 @@ import shutil
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-
 from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers
 from so8tqc.config import QuantizeConfig
-from so8tqc.errors import ModelError, ToolError
-from so8tqc.llama.gguf_file import QUANTIZED_COLUMNS, GGUFFile, open_gguf
-from so8tqc.llama.quantizer import library_version, quantize_file, resolve_type
+from so8tqc.errors import ConfigError, ModelError, ToolError
+from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.llama.imatrix import read_imatrix, tensors_without_importance
+from so8tqc.llama.quantizer import quantize_file, resolve_type
 from so8tqc.progress import SILENT, Progress
-from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, judge, overall, versions
+from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
+from so8tqc.services.quantize_proof import (
+    PLAIN_TYPES,
+    QuantizedFile,
+    describe,
+    fallback_notices,
+    proof_checks,
+)
 
-_PLAIN_TYPES = {"F32", "F16", "BF16", "F64"}
-_SUPER_BLOCK_TYPES = re.compile(r"^(I?Q\d.*_K|IQ(?!4_NL)\d.*|TQ.*|Q\d_K)$")
-_RECIPE_OF_SUPER_BLOCKS = re.compile(r"_K|^IQ(?!4_NL)|^TQ")
-_ATTENTION_OUTPUT = re.compile(r"^blk\.(\d+)\.attn_output\.weight$")
+_PLAIN_BYTES = {"F32": 4.0, "F16": 2.0, "BF16": 2.0}
+_QUANTIZED_BYTES = 34 / 32
+"""Bytes of a weight in Q8_0, the largest of the quantized types."""
 
 
 def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     """Quantize to every type asked for; files appear complete or not at all.
 
     Record metrics: ``files``: name → {type, path, bytes, bits_per_weight, types (GGML type →
-    tensors), fallbacks (tensor → type, where columns are no multiple of 256), tensors
-    (tensor → type), attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``.
+    tensors), fallbacks (tensor → type, where the columns forbid the recipe's), tensors
+    (tensor → type), attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``; with an
+    importance matrix ``imatrix``: {tensors, chunks, without (tensors it says nothing about)}.
 
     Raises:
-        ModelError: the input is no GGUF, or is already quantized.
-        ConfigError: libllama does not know a type.
+        ModelError: the input is no GGUF, is already quantized or one part of several; or the
+            importance matrix is none, or another model's.
+        ConfigError: libllama does not know a type, or an output would replace the input.
         ToolError: no libllama, it failed, or the disk is full.
     """
     watch = Stopwatch()
     source = open_gguf(config.gguf)
-    _refuse_quantized(source)
-    types = [resolve_type(name) for name in config.types]
-    _preflight(config, len(types))
+    _refuse(source)
+    outputs_by_type = _outputs(config)
+    importance = None if config.imatrix is None else _importance(config.imatrix, source)
+    _preflight(config, source, outputs_by_type)
     remove_leftovers(config.out)
     files: dict[str, QuantizedFile] = {}
     checks: list[Check] = []
     outputs: dict[str, FileRef] = {}
-    for name, file_type in types:
-        path = config.out / f"{stem(config.gguf)}-{name}.gguf"
-        with (
-            progress.task(f"quantizing to {name}") as task,
-            atomic_file(path) as temporary,
-        ):
-            quantize_file(config.gguf, temporary, file_type, threads=config.threads)
-            task.advance(1, item=path.name)
-        result = open_gguf(path)
-        errors = _attention_output_errors(source, result)
-        files[path.name] = _description(name, path, result, errors)
-        checks += _checks(source, result, path.name, progress)
+    for name, (file_type, path) in outputs_by_type.items():
+        result = _one(config, source, name, file_type, path, progress)
+        files[path.name] = describe(name, source, result)
+        checks += proof_checks(source, result, path.name, progress)
         outputs[name] = file_ref(path)
+    inputs = {"gguf": file_ref(config.gguf)}
+    metrics = {
+        "files": jsonable(files),
+        "library": versions("llama-cpp-python")["llama-cpp-python"],
+    }
+    notices = fallback_notices(files)
+    if config.imatrix is not None and importance is not None:
+        inputs["imatrix"] = file_ref(config.imatrix)
+        metrics["imatrix"] = jsonable(importance)
+        if importance["without"]:
+            notices.append(
+                "No importance, so rounded without weights: " + ", ".join(importance["without"])
+            )
     return Record(
         kind="quantize",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={"files": jsonable(files), "library": library_version()},
-        notices=tuple(_fallback_notices(files)),
-        inputs={"gguf": file_ref(config.gguf)},
+        metrics=metrics,
+        notices=tuple(notices),
+        inputs=inputs,
         outputs=outputs,
         config=config.model_dump(mode="json"),
         versions=versions("llama-cpp-python", "gguf"),
@@ -71,44 +84,54 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     )
 
 
-class QuantizedFile(TypedDict):
-    """One output, as the record's metrics show it."""
-
-    type: str
-    path: str
-    bytes: int
-    bits_per_weight: float
-    types: dict[str, int]
-    fallbacks: dict[str, str]
-    tensors: dict[str, str]
-    attention_output_error: dict[int, float]
-
-
 def stem(gguf: Path) -> str:
     """File name without ``.gguf`` and without the suffix of its own type."""
     return re.sub(r"-(F16|BF16|F32)$", "", gguf.stem, flags=re.IGNORECASE)
 
 
-def fallbacks(gguf: GGUFFile, recipe: str) -> dict[str, str]:
-    """Tensors stored in another kind of type than the recipe's, since their width forbids it.
+def _one(
+    config: QuantizeConfig,
+    source: GGUFFile,
+    name: str,
+    file_type: int,
+    path: Path,
+    progress: Progress,
+) -> GGUFFile:
+    with (
+        progress.task(f"quantizing to {name}", total=len(source.tensors), unit="tensors") as task,
+        atomic_file(path) as temporary,
+    ):
+        quantize_file(
+            config.gguf,
+            temporary,
+            file_type,
+            threads=config.threads,
+            imatrix=config.imatrix,
+            on_tensor=lambda tensor: task.advance(1, item=tensor),
+        )
+        open_gguf(temporary)  # what cannot be read back must not appear
+    return open_gguf(path)
 
-    K- and I-quants pack super-blocks of 256 columns; for other widths libllama falls
-    back to a type with blocks of 32.
-    """
-    if not _RECIPE_OF_SUPER_BLOCKS.search(recipe):
-        return {}
+
+class _Importance(TypedDict):
+    """What an importance matrix covers, as the record's metrics show it."""
+
+    tensors: int
+    chunks: int
+    without: tuple[str, ...]
+
+
+def _importance(path: Path, source: GGUFFile) -> _Importance:
+    matrix = read_imatrix(path)
     return {
-        name: tensor.type
-        for name, tensor in gguf.tensors.items()
-        if len(tensor.shape) > 1
-        and tensor.shape[-1] % QUANTIZED_COLUMNS
-        and tensor.type not in _PLAIN_TYPES
-        and not _SUPER_BLOCK_TYPES.match(tensor.type)
+        "tensors": len(matrix.means),
+        "chunks": matrix.chunks,
+        "without": tensors_without_importance(matrix, source),
     }
 
 
-def _refuse_quantized(source: GGUFFile) -> None:
-    quantized = {t.type for t in source.tensors.values()} - _PLAIN_TYPES
+def _refuse(source: GGUFFile) -> None:
+    quantized = {t.type for t in source.tensors.values()} - PLAIN_TYPES
     if quantized:
         raise ModelError(
             f"already quantized ({', '.join(sorted(quantized))}); quantizing it again loses more "
@@ -116,92 +139,42 @@ def _refuse_quantized(source: GGUFFile) -> None:
             where=str(source.path),
             remedy="Give the F16, BF16 or F32 export.",
         )
+    if int(source.fields.get("split.count", 1)) > 1:
+        raise ModelError(
+            "one part of a split model",
+            where=str(source.path),
+            remedy="Merge it first: llama-gguf-split --merge FIRST_PART OUT.gguf",
+        )
 
 
-def _preflight(config: QuantizeConfig, count: int) -> None:
+def _outputs(config: QuantizeConfig) -> dict[str, tuple[int, Path]]:
+    """Type → libllama's file type and the file to write, each type once."""
+    outputs: dict[str, tuple[int, Path]] = {}
+    for wanted in config.types:
+        name, file_type = resolve_type(wanted)
+        path = config.out / f"{stem(config.gguf)}-{name}.gguf"
+        if path.resolve() == config.gguf.resolve():
+            raise ConfigError(
+                f"{name} would replace the input",
+                where=str(config.gguf),
+                remedy="Give another output directory.",
+            )
+        outputs[name] = (file_type, path)
+    return outputs
+
+
+def _preflight(
+    config: QuantizeConfig, source: GGUFFile, outputs: dict[str, tuple[int, Path]]
+) -> None:
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ToolError(f"cannot write here: {error.strerror}", where=str(config.out)) from None
-    need = config.gguf.stat().st_size * count
+    weights = sum(tensor.elements for tensor in source.tensors.values())
+    need = sum(weights * _PLAIN_BYTES.get(name, _QUANTIZED_BYTES) for name in outputs)
     free = shutil.disk_usage(config.out).free
     if free < need:
         raise ToolError(
             f"up to {need / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
             where=str(config.out),
         )
-
-
-def _description(
-    recipe: str, path: Path, gguf: GGUFFile, errors: dict[int, float]
-) -> QuantizedFile:
-    return {
-        "type": recipe,
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "bits_per_weight": gguf.bits_per_weight,
-        "types": gguf.types,
-        "fallbacks": fallbacks(gguf, recipe),
-        "tensors": {name: tensor.type for name, tensor in gguf.tensors.items()},
-        "attention_output_error": errors,
-    }
-
-
-def _attention_output_errors(source: GGUFFile, result: GGUFFile) -> dict[int, float]:
-    """Relative Frobenius error of each layer's attention output weight."""
-    errors: dict[int, float] = {}
-    for name, tensor in source.tensors.items():
-        match = _ATTENTION_OUTPUT.match(name)
-        if match and name in result.tensors:
-            before = tensor.values().astype(np.float64)
-            after = result.tensors[name].values().astype(np.float64)
-            errors[int(match[1])] = float(np.linalg.norm(after - before) / np.linalg.norm(before))
-    return errors
-
-
-def _checks(source: GGUFFile, result: GGUFFile, subject: str, progress: Progress) -> list[Check]:
-    shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
-    wrong = sorted(
-        name
-        for name in shapes.keys() | result.tensors.keys()
-        if name not in result.tensors or shapes.get(name) != result.tensors[name].shape
-    )
-    broken: list[str] = []
-    with progress.task(f"reading back {subject}", total=len(result.tensors)) as task:
-        for name, tensor in result.tensors.items():
-            if not np.isfinite(tensor.values()).all():
-                broken.append(name)
-            task.advance(1, item=name)
-    return [
-        judge(
-            "quantize.tensors",
-            len(wrong),
-            0,
-            subject=subject,
-            detail="Same tensors and shapes as the input."
-            if not wrong
-            else f"Missing, added or reshaped: {', '.join(wrong[:5])}.",
-        ),
-        judge(
-            "quantize.finite",
-            len(broken),
-            0,
-            subject=subject,
-            detail="Every weight is finite when dequantized."
-            if not broken
-            else f"Non-finite weights in {', '.join(broken[:5])}.",
-        ),
-    ]
-
-
-def _fallback_notices(files: dict[str, QuantizedFile]) -> list[str]:
-    notices = []
-    for name, entry in files.items():
-        fell = entry["fallbacks"]
-        if fell:
-            kinds = ", ".join(sorted(set(fell.values())))
-            notices.append(
-                f"{name}: {len(fell)} of {len(entry['tensors'])} tensors fell back to {kinds}, "
-                f"since their columns are no multiple of {QUANTIZED_COLUMNS}."
-            )
-    return notices

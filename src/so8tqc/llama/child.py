@@ -1,0 +1,75 @@
+"""Child processes, read line by line, which do not outlive their parent's interest in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+_KEPT_LINES = 60
+_TELLING = (
+    re.compile(r"^(\w+\.)*\w*(Error|Exception)\b|\berror\b", re.IGNORECASE),
+    re.compile(r"\bfail", re.IGNORECASE),
+)
+"""What a line that names a cause looks like; "failed to load model" names none, so it is second."""
+
+
+def follow(
+    command: Sequence[str],
+    on_line: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, list[str]]:
+    """Run a command to its end; both its outputs come as one stream of lines.
+
+    A carriage return ends a line, too, so that progress bars can be followed. On any exception,
+    interruption included, the child is killed.
+
+    Args:
+        command: program and arguments.
+        on_line: told every line, without its end.
+        environment: variables to add to this process's.
+
+    Returns:
+        Exit status (negative: the number of the signal that killed it), and the last lines.
+    """
+    last: deque[str] = deque(maxlen=_KEPT_LINES)
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        bufsize=1,
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                last.append(line.rstrip())
+                on_line(line.rstrip("\n"))
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, [line for line in last if line.strip()]
+
+
+def ending(status: int) -> str:
+    """``exit 1``, or the name of the signal that ended a child."""
+    if status >= 0:
+        return f"exit {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def reason(lines: Iterable[str]) -> str:
+    """The last line that names a cause, else the last one."""
+    said = list(lines) or ["no output"]
+    for pattern in _TELLING:
+        if telling := [line for line in said if pattern.search(line)]:
+            return telling[-1].strip()
+    return said[-1].strip()

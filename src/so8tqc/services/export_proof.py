@@ -1,0 +1,186 @@
+"""Every tensor of a GGUF file against its source tensor, and the verdicts that follow."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from so8tqc.checkpoints.safetensors_index import Checkpoint, load_tensor
+from so8tqc.llama.gguf_file import GGUFFile
+from so8tqc.llama.tensor_map import (
+    GENERATED,
+    LAYOUTS,
+    arrangements,
+    expert_index,
+    gguf_names,
+    stored_as,
+)
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import Check, judge, skipped
+from so8tqc.rotations.towers import in_other_tower
+
+_BLOCK = re.compile(r"^blk\.(\d+)\.")
+
+
+@dataclass
+class TensorComparison:
+    """What became of the source tensors in the GGUF file.
+
+    Attributes:
+        architecture: ``general.architecture`` of the file.
+        equal: source tensor → what was done to it (``unchanged``, …).
+        different: source tensors whose bytes in the file are none that the converter may make.
+        missing: source tensors without a counterpart in the file.
+        unmapped: source tensors that the name map does not know.
+        extra: GGUF tensors that come from no source tensor.
+        unattributed: GGUF tensors that may come from an unmapped tensor of their layer.
+    """
+
+    architecture: str
+    equal: dict[str, str] = field(default_factory=dict)
+    different: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unmapped: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    unattributed: list[str] = field(default_factory=list)
+
+    @property
+    def arrangements(self) -> dict[str, int]:
+        """What was done → number of source tensors."""
+        return dict(sorted(Counter(self.equal.values()).items()))
+
+
+def compare_tensors(
+    checkpoint: Checkpoint, gguf: GGUFFile, progress: Progress = SILENT
+) -> TensorComparison:
+    """Compare every source tensor, renamed, rearranged and rounded, with the stored bytes."""
+    config = _text_config(checkpoint.config)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    names = gguf_names(checkpoint.tensors.keys(), gguf.architecture, layers)
+    parts = Counter(names.values())
+    found = TensorComparison(gguf.architecture)
+    with progress.task("comparing tensors", total=len(names), unit="tensors") as task:
+        for source, name in names.items():
+            if name is None:
+                found.unmapped.append(source)
+            elif name in gguf.tensors:
+                done = _explain(checkpoint, source, gguf, name, parts[name], config)
+                if done is None:
+                    found.different.append(source)
+                else:
+                    found.equal[source] = done
+            elif not _is_tied_head(name, gguf):
+                found.missing.append(source)
+            task.advance(1, item=source)
+    for name in gguf.tensors:
+        if name not in parts and name not in GENERATED:
+            perhaps = _perhaps_from(name, found.unmapped)
+            (found.unattributed if perhaps else found.extra).append(name)
+    return found
+
+
+def _explain(
+    checkpoint: Checkpoint,
+    source: str,
+    gguf: GGUFFile,
+    name: str,
+    parts: int,
+    config: Mapping[str, Any],
+) -> str | None:
+    """What the converter did to a tensor, None if nothing it may do explains the bytes.
+
+    Args:
+        parts: how many source tensors share the GGUF tensor (the experts of a layer).
+    """
+    tensor = gguf.tensors[name]
+    values = load_tensor(checkpoint.tensors[source]).float().numpy()
+    index = expert_index(source) or 0
+    if values.size * parts != tensor.elements or index >= parts:
+        return None
+    stored = tensor.data.reshape(parts, -1)[index]
+    shape = tensor.shape if parts == 1 else tensor.shape[1:]
+    for done, candidate in arrangements(values, source, name, gguf.architecture, config):
+        if candidate.squeeze().shape != tuple(n for n in shape if n != 1):
+            continue
+        expected = stored_as(candidate.reshape(shape), tensor.type)
+        if np.array_equal(expected.reshape(-1), stored, equal_nan=False):
+            return done
+    return None
+
+
+def _perhaps_from(name: str, unmapped: Sequence[str]) -> bool:
+    """Whether an unmapped tensor of the text tower belongs to the GGUF tensor's layer.
+
+    A converter may fuse or split tensors in ways that the name map does not tell.
+    """
+    block = _BLOCK.match(name)
+    if block is None:
+        return False
+    layer = f".{block[1]}."
+    return any(layer in source and not in_other_tower(source) for source in unmapped)
+
+
+def proof_checks(found: TensorComparison) -> list[Check]:
+    """Verdicts on a comparison; what could not be compared is a skip that names it."""
+    total = len(found.equal) + len(found.different)
+    checks = [
+        judge(
+            "export.tensors",
+            len(found.different),
+            0,
+            detail=f"{len(found.equal)} of {total} tensors equal their source, rounded to "
+            f"the stored type; different: {_names(found.different)}",
+        ),
+        judge(
+            "export.missing",
+            len(found.missing),
+            0,
+            detail="Source tensors that the file lacks: " + _names(found.missing),
+        ),
+        judge(
+            "export.extra",
+            len(found.extra),
+            0,
+            detail="Tensors that come from no source tensor: " + _names(found.extra),
+        ),
+    ]
+    if found.unmapped:
+        detail = (
+            f"{len(found.unmapped)} source tensors have names that gguf-py's map does not "
+            f"know, so they were not compared: {_names(found.unmapped)}"
+        )
+        if found.unattributed:
+            detail += (
+                f" {len(found.unattributed)} tensors of the file may come from them: "
+                f"{_names(found.unattributed)}"
+            )
+        checks.append(skipped("export.unmapped", detail))
+    if found.architecture not in LAYOUTS:
+        done = ", ".join(f"{count} {what}" for what, count in found.arrangements.items())
+        checks.append(
+            skipped(
+                "export.layout",
+                f"Which arrangement of rows {found.architecture!r} needs is not known here, so "
+                f"any that explains the bytes was accepted ({done}); qc runs the file.",
+            )
+        )
+    return checks
+
+
+def _is_tied_head(name: str, gguf: GGUFFile) -> bool:
+    """A tied output head is left out; llama.cpp then uses the token embedding."""
+    return name == "output.weight" and "output.weight" not in gguf.tensors
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def _names(names: Sequence[str]) -> str:
+    return (", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "none") + "."
