@@ -14,13 +14,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from so8tqc.errors import InputError
+from so8tqc.errors import InputError, ToolError
 from so8tqc.records import FileRef, Record
 
 TEMPORARY_SUFFIX = ".so8tqc-partial"
@@ -76,6 +76,36 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory to write to.
+
+    Raises:
+        ToolError: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolError(f"cannot write here: {error.strerror}", where=str(directory)) from None
+
+
+def require_space(directory: Path, need: float, sentence: str) -> None:
+    """Make a directory and see that its disk has room, before the first expensive byte.
+
+    Args:
+        directory: where will be written.
+        need: bytes.
+        sentence: what needs them, "{}" standing for "1.23 GB".
+
+    Raises:
+        ToolError: it cannot be made, or the disk has no room.
+    """
+    make_directory(directory)
+    free = shutil.disk_usage(directory).free
+    if free < need:
+        wanted = sentence.format(f"{need / 1e9:.2f} GB")
+        raise ToolError(f"{wanted}, {free / 1e9:.2f} GB are free", where=str(directory))
 
 
 def remove_leftovers(directory: Path) -> list[Path]:
@@ -205,7 +235,7 @@ class RunDirectory:
     def ref(self, path: Path) -> FileRef:
         """Digest of a file or directory, cached by size, modification time and inode."""
         if path.is_dir():
-            return self._directory_ref(path)
+            return _directory_ref(path, self.ref)
         try:
             stat = path.stat()
         except FileNotFoundError:
@@ -225,18 +255,6 @@ class RunDirectory:
             )
             self.manifest.digests[key] = known
         return FileRef(path=str(path), sha256=known.sha256, bytes=stat.st_size)
-
-    def _directory_ref(self, path: Path) -> FileRef:
-        parts = {
-            file.relative_to(path).as_posix(): self.ref(file)
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
-        return FileRef(
-            path=str(path),
-            sha256=sha256_json({name: part.sha256 for name, part in parts.items()}),
-            bytes=sum(part.bytes for part in parts.values()),
-        )
 
     def reusable(self, stage: str, fingerprint: str) -> bool:
         """Whether ``stage`` was made from the same things and its outputs are unchanged."""
@@ -265,16 +283,24 @@ class RunDirectory:
 def file_ref(path: Path) -> FileRef:
     """Digest of a file or directory outside any run directory (nothing cached)."""
     if path.is_dir():
-        parts = {
-            file.relative_to(path).as_posix(): sha256_file(file)
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
-        size = sum((path / name).stat().st_size for name in parts)
-        return FileRef(path=str(path), sha256=sha256_json(parts), bytes=size)
+        return _directory_ref(path, file_ref)
     if not path.is_file():
         raise InputError("no such file", where=str(path))
     return FileRef(path=str(path), sha256=sha256_file(path), bytes=path.stat().st_size)
+
+
+def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
+    """Digest of a directory: that of its files' names and digests."""
+    parts = {
+        file.relative_to(path).as_posix(): ref(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+    return FileRef(
+        path=str(path),
+        sha256=sha256_json({name: part.sha256 for name, part in parts.items()}),
+        bytes=sum(part.bytes for part in parts.values()),
+    )
 
 
 def _fsync(path: Path) -> None:

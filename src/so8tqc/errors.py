@@ -41,6 +41,8 @@ class So8tqcError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
+        if text[-1:] not in ".!?":
+            text += "."
         return f"{text} {self.remedy}" if self.remedy else text
 
 

@@ -167,12 +167,17 @@ def skipped(check_id: str, reason: str, *, subject: str = "") -> Check:
     )
 
 
-def overall(checks: Iterable[Check]) -> Verdict:
-    """Fail if any check failed; skip if nothing was judged; else pass."""
-    verdicts = {check.verdict for check in checks}
-    if Verdict.FAIL in verdicts:
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Fail if any failed; skip if nothing was judged; else pass."""
+    found = set(verdicts)
+    if Verdict.FAIL in found:
         return Verdict.FAIL
-    return Verdict.PASS if Verdict.PASS in verdicts else Verdict.SKIP
+    return Verdict.PASS if Verdict.PASS in found else Verdict.SKIP
+
+
+def overall(checks: Iterable[Check]) -> Verdict:
+    """The worst verdict of the checks."""
+    return worst(check.verdict for check in checks)
 
 
 def _holds(value: float, comparison: str, limit: float) -> bool:

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from so8tqc.artifacts import write_record
 from so8tqc.cli.app import app
-from so8tqc.cli.main import paragraph
 from so8tqc.cli.main import run as run_main
 from so8tqc.errors import InputError
 from so8tqc.llama.vendor import is_vendored
@@ -203,8 +202,8 @@ def test_a_defect_says_how_to_get_its_trace(
 
 def test_errors_are_sentences() -> None:
     full = InputError("no such file", where="a.pt", remedy="Give another.")
-    assert paragraph(full) == "a.pt: no such file. Give another."
-    assert paragraph(InputError("Is that all?")) == "Is that all?"
+    assert str(full) == "a.pt: no such file. Give another."
+    assert str(InputError("Is that all?")) == "Is that all?"
 
 
 def test_a_reader_that_leaves_early_changes_no_verdict(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_a_full_disk_and_an_unusable_directory_are_found_before_the_converter_ru
     (tmp_path / "file").write_text("")
     with pytest.raises(ToolError, match="cannot write here"):
         export(config.model_copy(update={"out": tmp_path / "file" / "x.gguf"}))
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(ToolError, match="the export needs about"):
         export(config)
 

@@ -18,7 +18,6 @@ from so8tqc.llama import child
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.imatrix import read_imatrix
 from so8tqc.records import Record, Verdict
-from so8tqc.services import quantize as module
 from so8tqc.services.quantize import quantize
 
 pytestmark = pytest.mark.llama
@@ -170,7 +169,7 @@ def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_found_first(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(ToolError, match="are needed"):
         run(model, tmp_path / "q", "Q8_0")
 

@@ -33,11 +33,6 @@ class PlannedTensor:
     entry: TensorEntry
     dtype: str
 
-    @property
-    def is_bias(self) -> bool:
-        """Whether this is the bias rather than the weight."""
-        return self.entry.name == self.site.bias
-
 
 def plan_bake(
     checkpoint: Checkpoint, rotations: RotationSet, *, dtype: str, all_layers: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -32,15 +32,15 @@ def bake(
     layers: LayersOption = None,
     orthogonalize: OrthogonalizeOption = None,
     baked_dtype: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="keep, float32, float16 or bfloat16.", show_default=False),
     ] = None,
     force: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--force", help="Bake a directory that was already baked."),
     ] = None,
     verify: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option(
             "--verify/--no-verify", help="Re-read the result and prove it.", show_default=False
         ),

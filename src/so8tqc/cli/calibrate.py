@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,13 +16,13 @@ def calibrate(
     tokenizer: Annotated[Path, typer.Option(help="Model directory with the tokenizer.")],
     out: Annotated[Path, typer.Option(help="Directory for the temperature and its report.")],
     data: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="Text file, or builtin:validation (default); repeatable.", show_default=False
         ),
     ] = None,
     objective: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="nll (default), brier, ece, entropy, confidence-variance (degenerate: "
             "tends to a bound).",
@@ -30,18 +30,18 @@ def calibrate(
         ),
     ] = None,
     reference: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Model whose entropy to match (objective entropy)."),
     ] = None,
     apply: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="none (default), or metadata: a copy of the GGUF that carries T.",
             show_default=False,
         ),
     ] = None,
     allow_small: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--allow-small", help="Accept fewer than 500 held-out tokens."),
     ] = None,
     config: ConfigOption = None,

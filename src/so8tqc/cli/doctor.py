@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from so8tqc.cli.options import JsonOption
 
 def doctor(
     path: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Argument(help="Model directory, GGUF, or rotations to describe."),
     ] = None,
     json: JsonOption = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,11 +15,11 @@ def export(
     model: Annotated[Path, typer.Argument(help="Model directory.")],
     out: Annotated[Path, typer.Option(help="GGUF file to write.")],
     type_: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--type", help="f16 (default), bf16, f32 or q8_0.", show_default=False),
     ] = None,
     llama_cpp: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="A llama.cpp checkout to convert with."),
     ] = None,
     config: ConfigOption = None,

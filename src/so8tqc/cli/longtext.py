@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -20,18 +20,18 @@ from so8tqc.cli.options import (
     ThreadsOption,
     given,
 )
-from so8tqc.cli.stage import Output, configure, finish
+from so8tqc.cli.stage import Output, configure, run_reported_stage
 
 
 def longtext(
     model: Annotated[Path, typer.Argument(help="Model directory or GGUF file under test.")],
     out: Annotated[Path, typer.Option(help="Directory for record, plots and series.")],
     reference: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Base model to compare with."),
     ] = None,
     rotations: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Rotations: the reference is then the gated base."),
     ] = None,
     convention: ConventionOption = None,
@@ -40,25 +40,25 @@ def longtext(
     layers: LayersOption = None,
     orthogonalize: OrthogonalizeOption = None,
     data: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="Text file, or builtin:longtext (default); repeatable.", show_default=False
         ),
     ] = None,
     tokenizer: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Model directory with the tokenizer, for a GGUF file."),
     ] = None,
     min_tokens: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Teacher-forced tokens of each text.", show_default=False),
     ] = None,
     max_new_tokens: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Tokens to generate for each prompt; 0 for none.", show_default=False),
     ] = None,
     png: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--png/--no-png", help="Also draw PNG images.", show_default=False),
     ] = None,
     threads: ThreadsOption = None,
@@ -75,26 +75,18 @@ def longtext(
 
         so8tqc longtext model-Q5_K_M.gguf --tokenizer baked/ --data book.txt --out long/
     """
-    from so8tqc.artifacts import write_record
-    from so8tqc.cli.terminal import terminal_progress
     from so8tqc.config import LongTextConfig
     from so8tqc.services.longtext import longtext as service
-    from so8tqc.services.report import write_stage_reports
 
     rotation_options = given(
         convention=convention, parametrization=parametrization, site=site, layers=layers,
         orthogonalize=orthogonalize,
     )  # fmt: skip
     flags = given(
+        rotation_options=rotation_options,
         model=model, out=out, reference=reference, rotations=rotations, data=data,
         tokenizer=tokenizer, min_tokens=min_tokens, max_new_tokens=max_new_tokens, png=png,
         threads=threads,
     )  # fmt: skip
-    if rotation_options:
-        flags["rotation_options"] = rotation_options
     options = configure(LongTextConfig, flags, config, set_)
-    with terminal_progress(quiet=quiet) as progress:
-        record = service(options, progress)
-    write_record(options.out / "record.json", record)
-    write_stage_reports(record, options.out)
-    finish(record, Output(json, quiet), options.out / "report.md")
+    run_reported_stage(service, options, options.out, Output(json, quiet), "report.md")

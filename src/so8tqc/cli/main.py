@@ -33,21 +33,13 @@ def run(arguments: list[str]) -> int:
     except So8tqcError as error:
         if debug:
             raise
-        _complain(paragraph(error))
+        _complain(str(error))
         return int(error.exit_code)
     except Exception as error:  # noqa: BLE001  the last resort: say so and exit, never continue
         return _other(error, debug)
     if code == ExitCode.INTERRUPTED:  # Typer turns most of Ctrl-C into this exit code itself
         _complain("Interrupted; run the same command again to go on where it stopped.")
     return code
-
-
-def paragraph(error: So8tqcError) -> str:
-    """What, where and how to mend it, as sentences."""
-    text = f"{error.where}: {error.what}" if error.where else error.what
-    if text[-1:] not in ".!?":
-        text += "."
-    return f"{text} {error.remedy}" if error.remedy else text
 
 
 def _other(error: Exception, debug: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ def quantize(
     gguf: Annotated[Path, typer.Argument(help="Unquantized GGUF (F16, BF16, F32).")],
     out: Annotated[Path, typer.Option(help="Directory for the quantized files.")],
     type_: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--type", help="Type, e.g. Q5_K_M; repeatable.", show_default=False),
     ] = None,
     threads: ThreadsOption = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,16 +14,16 @@ from so8tqc.cli.stage import Output, configure, finish
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file of a pipeline.")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Run directory; overrides the file's `out`."),
     ] = None,
     set_: SetOption = None,
     only: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(metavar="STAGE", help="Run this stage alone."),
     ] = None,
     from_: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--from", metavar="STAGE", help="Run this stage and all later ones again."),
     ] = None,
     json: JsonOption = False,

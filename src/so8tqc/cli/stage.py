@@ -59,6 +59,29 @@ def run_stage(
     finish(record, output, path)
 
 
+def run_reported_stage(
+    service: Callable[[_Config, Progress], Record],
+    config: _Config,
+    out: Path,
+    output: Output,
+    shown: str,
+) -> None:
+    """As :func:`run_stage`, with the stage's own reports; everything goes into ``out``.
+
+    Args:
+        shown: name of the report whose path is printed.
+    """
+    from so8tqc.artifacts import write_record
+    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.services.report import write_stage_reports
+
+    with terminal_progress(quiet=output.quiet) as progress:
+        record = service(config, progress)
+    write_record(out / "record.json", record)
+    write_stage_reports(record, out)
+    finish(record, output, out / shown)
+
+
 def finish(record: Record, output: Output, path: Path | None = None) -> None:
     """Show a record and exit: 1 if its verdict failed."""
     from so8tqc.cli.terminal import show

@@ -15,6 +15,11 @@ QUANTIZED_COLUMNS = 256
 """K- and I-quants work on super-blocks of 256 columns; other widths fall back to other types."""
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file rather than a model directory."""
+    return path.suffix.lower() == ".gguf"
+
+
 @dataclass(frozen=True)
 class GGUFTensor:
     """One tensor of a GGUF file.

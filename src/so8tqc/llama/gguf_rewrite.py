@@ -10,15 +10,14 @@ re-encode the vocabulary.
 
 from __future__ import annotations
 
-import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from so8tqc.artifacts import atomic_file
-from so8tqc.errors import ModelError, ToolError
+from so8tqc.artifacts import atomic_file, require_space
+from so8tqc.errors import ModelError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.progress import SILENT, Progress, Task
 
@@ -54,7 +53,7 @@ def set_float_values(
     if destination.resolve() == source.resolve():
         raise ModelError("the rewritten file may not replace its source", where=str(source))
     parts = _parts(source)
-    _preflight(source, destination)
+    require_space(destination.parent, source.stat().st_size, "the rewritten file needs {}")
     with (
         progress.task(f"writing {destination.name}", total=parts.size, unit="bytes") as task,
         source.open("rb") as original,
@@ -154,16 +153,3 @@ def _copy(original: BinaryIO, copy: BinaryIO, remaining: int, task: Task) -> Non
         copy.write(piece)
         remaining -= len(piece)
         task.advance(len(piece))
-
-
-def _preflight(source: Path, destination: Path) -> None:
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolError(f"cannot write here: {error.strerror}", where=str(destination)) from None
-    need, free = source.stat().st_size, shutil.disk_usage(destination.parent).free
-    if free < need:
-        raise ToolError(
-            f"the rewritten file needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-            where=str(destination.parent),
-        )

@@ -102,6 +102,7 @@ class LlamaModel:
     Attributes:
         vocab_size: V.
         trained_context: longest context the model was trained for, tokens.
+        file_type: e.g. ``Q5_K_M``; "" if the file does not say.
 
     Raises:
         ModelError: not a loadable GGUF.
@@ -109,7 +110,7 @@ class LlamaModel:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int = 512) -> None:
-        open_gguf(path)
+        self.file_type = open_gguf(path).file_type
         self._lib = library()
         self.path = path
         self._threads = threads

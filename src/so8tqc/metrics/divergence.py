@@ -114,12 +114,12 @@ def distribution(logits: torch.Tensor, targets: torch.Tensor) -> Distribution:
     )
 
 
-def kl_divergence(reference: Distribution, logits: torch.Tensor) -> torch.Tensor:
+def kl_divergence(reference: Distribution, difference: torch.Tensor) -> torch.Tensor:
     """KL(reference‖candidate) of each row without cancellation (see the module's docstring).
 
     Args:
         reference: of t rows.
-        logits: [t, V] the candidate's, float64.
+        difference: [t, V] float64, the candidate's logits minus the reference's.
 
     Returns:
         [t] nats, never negative.
@@ -127,8 +127,7 @@ def kl_divergence(reference: Distribution, logits: torch.Tensor) -> torch.Tensor
     import torch
 
     p = reference.probabilities
-    d = logits - reference.logits
-    d -= torch.linalg.vecdot(p, d)[:, None]
+    d = difference - torch.linalg.vecdot(p, difference)[:, None]
     # e^x − 1 − x loses digits for small x; x²/2 + x³/6 + x⁴/24 is exact to 1e-16·x² below 2⁻¹⁰
     small = d.abs() < 2.0**-10
     series = d.square() * (0.5 + d * (1 / 6 + d / 24))
@@ -158,7 +157,7 @@ def token_rows(
             candidate.max_logit,
             reference.brier,
             candidate.brier,
-            kl_divergence(reference, candidate.logits),
+            kl_divergence(reference, d),
             p_candidate - p_reference,
             (reference.top == candidate.top).double(),
             (reference.top == targets).double(),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from so8tqc.records import Check, Record, Verdict
-from so8tqc.reports import format as fmt
-from so8tqc.reports.markdown import TEMPLATES
+from so8tqc.reports.templating import render
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -55,19 +53,15 @@ def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
     from plotly.offline import get_plotlyjs
 
     with_plots = any(section.plots for section in sections)
-    text: str = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            summary=summary,
-            sections=sections,
-            plotlyjs=get_plotlyjs() if with_plots else "",
-            draw=_draw,
-            groups=check_groups,
-            columns=check_columns,
-        )
+    return render(
+        "page.html.j2",
+        summary=summary,
+        sections=sections,
+        plotlyjs=get_plotlyjs() if with_plots else "",
+        draw=_draw,
+        groups=check_groups,
+        columns=check_columns,
     )
-    return text
 
 
 def check_groups(checks: Sequence[Check]) -> dict[str, list[Check]]:
@@ -100,26 +94,3 @@ def _draw(plot: Plot) -> str:
         config={"displayModeBar": False, "responsive": True},
     )
     return html
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": fmt.number,
-        "interval": fmt.interval,
-        "limit": fmt.limit,
-        "target": fmt.target,
-        "size": fmt.size,
-        "ranges": fmt.ranges,
-        "percent": fmt.percent,
-    }
-    return environment

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from so8tqc.records import Check, FileRef, Record, Verdict
+from so8tqc.records import Check, FileRef, Record, Verdict, worst
 from so8tqc.reports import format as fmt
 from so8tqc.reports.advice import next_steps
 from so8tqc.reports.tables import entries, layers
@@ -22,21 +22,14 @@ def summarise_run(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
     """
     return {
         "name": name,
-        "verdict": str(_worst(records)),
+        "verdict": str(worst(record.verdict for record in records.values())),
         "sentence": _sentence(records),
         "tested": _tested(records),
         "headline": _headline(records),
         "next_steps": [step._asdict() for step in next_steps(records)],
-        "stages": [_stage_row(stage, record) for stage, record in records.items()],
+        "stages": [stage_row(stage, record) for stage, record in records.items()],
         "seconds": sum(record.run.seconds for record in records.values()),
     }
-
-
-def _worst(records: Mapping[str, Record]) -> Verdict:
-    verdicts = {record.verdict for record in records.values()}
-    if Verdict.FAIL in verdicts:
-        return Verdict.FAIL
-    return Verdict.PASS if Verdict.PASS in verdicts else Verdict.SKIP
 
 
 def _sentence(records: Mapping[str, Record]) -> str:
@@ -190,7 +183,8 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _stage_row(stage: str, record: Record) -> dict[str, Any]:
+def stage_row(stage: str, record: Record) -> dict[str, Any]:
+    """A stage's verdict, how many of its checks ended how, and its seconds."""
     verdicts = [check.verdict for check in record.checks]
     return {
         "name": stage,

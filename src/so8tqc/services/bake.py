@@ -7,7 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from so8tqc.artifacts import atomic_directory, file_ref, remove_leftovers, sha256_json
+from so8tqc.artifacts import (
+    atomic_directory,
+    file_ref,
+    remove_leftovers,
+    require_space,
+    sha256_json,
+)
 from so8tqc.checkpoints.baking import TensorFold, sha256_tensor
 from so8tqc.checkpoints.copy import companion_files, copy_file
 from so8tqc.checkpoints.patch import patch_file
@@ -27,7 +33,7 @@ from so8tqc.checkpoints.provenance import (
 )
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.config import BakeConfig
-from so8tqc.errors import ModelError, ToolError
+from so8tqc.errors import ModelError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import read_rotations
@@ -69,7 +75,7 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     ready = _prepare(config)
-    _preflight(config, ready.size)
+    require_space(config.out.parent, ready.size, "the baked model needs {}")
     remove_leftovers(config.out.parent)
 
     notices = list(ready.rotations.notices)
@@ -205,20 +211,6 @@ def _existing(path: Path) -> Path:
     while not parent.exists():
         parent = parent.parent
     return parent
-
-
-def _preflight(config: BakeConfig, size: int) -> None:
-    parent = _existing(config.out)
-    try:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(parent).free
-    except OSError as error:
-        raise ToolError(f"cannot write here: {error.strerror}", where=str(config.out)) from None
-    if free < size:
-        raise ToolError(
-            f"the baked model needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-            where=str(parent),
-        )
 
 
 def _write(ready: _Prepared, directory: Path, progress: Progress) -> list[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from so8tqc.artifacts import file_ref, remove_leftovers, write_text
+from so8tqc.artifacts import file_ref, make_directory, remove_leftovers, write_text
 from so8tqc.config import CalibrateConfig
-from so8tqc.errors import ConfigError, DataError, ModelError, ToolError
+from so8tqc.errors import ConfigError, DataError, ModelError
 from so8tqc.llama.gguf_rewrite import (
     CALIBRATION_TEMPERATURE,
     SAMPLING_TEMPERATURE,
@@ -110,10 +110,7 @@ def _preflight(config: CalibrateConfig) -> None:
         )
     if not config.gguf.is_file():
         raise ModelError("no such GGUF file", where=str(config.gguf))
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolError(f"cannot write here: {error.strerror}", where=str(config.out)) from None
+    make_directory(config.out)
     remove_leftovers(config.out)
 
 

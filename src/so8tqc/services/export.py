@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
-from pathlib import Path
+from dataclasses import replace
 
-from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers
+from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers, require_space
 from so8tqc.checkpoints.provenance import read_provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.config import ExportConfig, ExportType
-from so8tqc.errors import ToolError
 from so8tqc.llama.converter import convert
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.vendor import find_converter
@@ -36,13 +34,14 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     checkpoint = open_checkpoint(config.model)
     converter = find_converter(config.llama_cpp)
     provenance = read_provenance(config.model)
-    _preflight(checkpoint, config.out, config.type)
+    need = _bytes_needed(checkpoint, config.type)
+    require_space(config.out.parent, need, "the export needs about {}")
     remove_leftovers(config.out.parent)
     log = config.out.with_name(config.out.name + ".log")
     with atomic_file(config.out) as temporary:
         convert(converter, config.model, temporary, config.type, log, progress)
-        open_gguf(temporary)  # what cannot be read back must not appear
-    gguf = open_gguf(config.out)
+        written = open_gguf(temporary)  # what cannot be read back must not appear
+    gguf = replace(written, path=config.out)  # reading it again would take as long again
     comparison = compare_tensors(checkpoint, gguf, progress)
     checks = proof_checks(comparison)
     return Record(
@@ -68,17 +67,6 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     )
 
 
-def _preflight(checkpoint: Checkpoint, out: Path, type_: ExportType) -> None:
-    """Make the output's directory and see that the file fits on its disk."""
+def _bytes_needed(checkpoint: Checkpoint, type_: ExportType) -> float:
     weights = sum(math.prod(entry.shape) for entry in checkpoint.tensors.values())
-    need = weights * _BYTES_PER_WEIGHT[type_]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolError(f"cannot write here: {error.strerror}", where=str(out.parent)) from None
-    free = shutil.disk_usage(out.parent).free
-    if free < need:
-        raise ToolError(
-            f"the export needs about {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-            where=str(out.parent),
-        )
+    return weights * _BYTES_PER_WEIGHT[type_]

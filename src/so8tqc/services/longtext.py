@@ -16,6 +16,7 @@ from so8tqc.checkpoints.plan import widened
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import LongTextConfig
 from so8tqc.errors import DataError, InputError, MissingToolError
+from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.spectra import rope_wavelengths, spectrum
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -115,8 +116,8 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
 
 
 def _encode(config: LongTextConfig, texts: Sequence[Text]) -> list[Case]:
-    directory = config.tokenizer or (config.reference if _is_gguf(config.model) else config.model)
-    if directory is None or _is_gguf(directory):
+    directory = config.tokenizer or (config.reference if is_gguf(config.model) else config.model)
+    if directory is None or is_gguf(directory):
         raise InputError("a GGUF file gives no tokenizer", remedy="Give --tokenizer MODEL_DIR.")
     encoded = encode(texts, load_tokenizer(directory), config.min_tokens)
     for item in encoded:
@@ -133,7 +134,7 @@ def _load(config: LongTextConfig) -> _Models:
     if config.rotations is not None and config.reference is None:
         raise InputError("rotations need the base model they are applied to: give --reference")
     candidate: HFModel | GGUFSource
-    if _is_gguf(config.model):
+    if is_gguf(config.model):
         candidate = GGUFSource(
             config.model, CANDIDATE, threads=config.threads, context=config.min_tokens
         )
@@ -346,7 +347,3 @@ def _outputs(out: Path, cases: Sequence[Case]) -> dict[str, FileRef]:
     ]
     files = [out / name for name in [*names, "series.npz"]]
     return {file.name: file_ref(file) for file in files if file.exists()}
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf"

@@ -31,7 +31,8 @@ from so8tqc.errors import ConfigError
 from so8tqc.llama.libllama import library
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
 from so8tqc.progress import SILENT, Progress
-from so8tqc.records import Check, FileRef, Record, Stopwatch, Verdict, overall, versions
+from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
+from so8tqc.reports.summary import stage_row
 from so8tqc.services.bake import bake
 from so8tqc.services.builtin import resolve_model, resolve_rotations
 from so8tqc.services.calibrate import calibrate
@@ -220,15 +221,7 @@ def _summary(config: RunConfig, records: dict[str, Record], watch: Stopwatch) ->
         checks=tuple(checks),
         metrics={
             "name": config.name,
-            "stages": {
-                name: {
-                    "verdict": str(record.verdict),
-                    "reused": record.run.reused,
-                    "seconds": record.run.seconds,
-                    **_counts(record.checks),
-                }
-                for name, record in records.items()
-            },
+            "stages": {name: stage_row(name, record) for name, record in records.items()},
         },
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
         notices=tuple(dict.fromkeys(n for record in records.values() for n in record.notices)),
@@ -237,12 +230,3 @@ def _summary(config: RunConfig, records: dict[str, Record], watch: Stopwatch) ->
         versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
         run=watch.info(),
     )
-
-
-def _counts(checks: Sequence[Check]) -> dict[str, int]:
-    verdicts = [check.verdict for check in checks]
-    return {
-        "passed": verdicts.count(Verdict.PASS),
-        "failed": verdicts.count(Verdict.FAIL),
-        "skipped": verdicts.count(Verdict.SKIP),
-    }

@@ -13,7 +13,7 @@ from so8tqc.checkpoints.plan import PlannedTensor, plan_bake, widened
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
 from so8tqc.errors import InputError
-from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -89,10 +89,11 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     rotations = _rotations(config)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     found.metrics["profile"] = config.profile
+    dtypes: dict[str, str] = {}
     if rotations is not None:
-        _judge_files(config, names, rotations, found, progress)
+        dtypes = _judge_files(config, names, rotations, found, progress)
     if config.level == "full":
-        _judge_logits(config, names, rotations, profile, found, progress)
+        _judge_logits(config, names, rotations, profile, dtypes, found, progress)
     if not found.checks:
         raise InputError(
             "nothing can be judged from files alone without rotations",
@@ -124,11 +125,6 @@ def _rotations(config: QCConfig) -> RotationSet | None:
     return widened(rotations, open_checkpoint(config.reference))
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a path names a GGUF file rather than a model directory."""
-    return path.suffix.lower() == ".gguf"
-
-
 def _names(candidates: Sequence[Path]) -> dict[str, Path]:
     """A short distinct name for each candidate."""
     names: dict[str, Path] = {}
@@ -146,30 +142,37 @@ def _judge_files(
     rotations: RotationSet,
     found: _Findings,
     progress: Progress,
-) -> None:
-    """Everything that needs no forward pass; seconds."""
+) -> dict[str, str]:
+    """Everything that needs no forward pass; seconds.
+
+    Returns:
+        Model directory among the candidates → torch name of the dtype it stores the fold in.
+    """
     base = open_checkpoint(config.reference)
     planned = plan_bake(
         base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
     )
     found.checks += rotation_checks(rotations)
+    split: dict[str, object] = {}
+    dtypes: dict[str, str] = {}
     for name, path in names.items():
         if is_gguf(path):
             continue
         baked = open_checkpoint(path)
+        dtypes[name] = _storage_dtype(baked, planned)
         found.checks += structure_checks(base, baked, planned, name)
         results = algebra(baked, planned, rotations, progress)
         found.checks += algebra_checks(results, name)
         found.diagnosis += diagnose(results, baked, rotations, name)
-        found.metrics.setdefault("split", {})
-        split = found.metrics["split"]
-        assert isinstance(split, dict)
         split[name] = {
             "algebra_relative_error": max(
                 (r.comparison.relative_error for r in results), default=None
             ),
-            "storage": _storage_dtype(baked, planned),
+            "storage": dtypes[name],
         }
+    if split:
+        found.metrics["split"] = split
+    return dtypes
 
 
 def _judge_logits(
@@ -177,43 +180,45 @@ def _judge_logits(
     names: Mapping[str, Path],
     rotations: RotationSet | None,
     profile: Profile,
+    dtypes: Mapping[str, str],
     found: _Findings,
     progress: Progress,
 ) -> None:
+    """Everything that needs the models to be run, once over the texts."""
     texts = encode(
         load_texts(config.data),
         load_tokenizer(config.tokenizer or _tokenizer_directory(config)),
         config.max_tokens,
     )
-    sources, pairs = _sources(config, names, rotations)
+    sources, pairs = _sources(config, names, rotations, dtypes)
+    file_types = {s.name: s.file_type for s in sources if isinstance(s, GGUFSource)}
     try:
         tables = compare(sources, pairs, texts, progress, "comparing logits")
     finally:
         for source in sources:
             source.close()
     bootstrap = Bootstrap(config.resamples, config.seed)
-    floors = {pair[1]: table for pair, table in tables.items() if pair[1].startswith(FLOOR)}
+    floors = {dtype: tables[(REFERENCE, _floor(dtype))] for dtype in set(dtypes.values())}
     worst_floor = max(floors.values(), key=lambda t: float(t.columns["kl"].mean()), default=None)
     if rotations is not None:
         found.checks.append(effect_check(tables[(BASE, REFERENCE)], worst_floor, bootstrap))
         found.metrics["effect"] = summarise(tables[(BASE, REFERENCE)])
-    for name, path in names.items():
+    candidates: dict[str, object] = {}
+    for name in names:
         table = tables[(REFERENCE, name)]
-        if is_gguf(path):
-            file_type = open_gguf(path).file_type
-            limits, floor = profile.for_gguf(file_type), None
+        if name in file_types:
+            limits, floor = profile.for_gguf(file_types[name]), None
         else:
-            limits, floor = profile.models, floors.get(_floor_name(path, config, rotations))
+            limits, floor = profile.models, floors.get(dtypes.get(name, ""))
         found.checks += fidelity_checks(table, limits, name, bootstrap, floor)
-        if is_gguf(path) and rotations is not None:
+        if name in file_types and rotations is not None:
             found.checks.append(survival_check(table, tables[(BASE, name)], name, bootstrap))
-        candidates = found.metrics.setdefault("candidates", {})
-        assert isinstance(candidates, dict)
         candidates[name] = {
             **summarise(table),
             **calibration_summary(table),
             "kl_histogram": kl_histogram(table),
         }
+    found.metrics["candidates"] = candidates
     if worst_floor is not None:
         found.metrics["noise_floor"] = summarise(worst_floor)
     if (REFERENCE, ARITHMETIC) in tables:
@@ -223,7 +228,10 @@ def _judge_logits(
 
 
 def _sources(
-    config: QCConfig, names: Mapping[str, Path], rotations: RotationSet | None
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    dtypes: Mapping[str, str],
 ) -> tuple[list[LogitSource], list[Pair]]:
     """All sources of the pass, and which are compared with which."""
     sources: list[LogitSource] = []
@@ -238,9 +246,9 @@ def _sources(
             sources.append(GatedSource(model, rotations, REFERENCE))
             sources.append(HFSource(model, BASE))
             pairs.append((BASE, REFERENCE))
-            for floor, dtype in _floors(config, names, rotations).items():
-                sources.append(FoldedSource(model, rotations, floor, dtype))
-                pairs.append((REFERENCE, floor))
+            for dtype in dict.fromkeys(dtypes.values()):
+                sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
+                pairs.append((REFERENCE, _floor(dtype)))
             sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
             pairs.append((REFERENCE, ARITHMETIC))
     for name, path in names.items():
@@ -254,23 +262,9 @@ def _sources(
     return sources, pairs
 
 
-def _floors(config: QCConfig, names: Mapping[str, Path], rotations: RotationSet) -> dict[str, str]:
-    """Noise-floor source name → storage dtype, one for each dtype among the candidates."""
-    dtypes = {}
-    for path in names.values():
-        if not is_gguf(path):
-            name = _floor_name(path, config, rotations)
-            dtypes[name] = name.removeprefix(FLOOR + " ")
-    return dtypes
-
-
-def _floor_name(path: Path, config: QCConfig, rotations: RotationSet | None) -> str:
-    if rotations is None:
-        return FLOOR
-    planned = plan_bake(
-        open_checkpoint(config.reference), rotations, dtype="keep", all_layers=False
-    )
-    return f"{FLOOR} {_storage_dtype(open_checkpoint(path), planned)}"
+def _floor(dtype: str) -> str:
+    """Name of the source that gives a storage dtype's noise floor."""
+    return f"{FLOOR} {dtype}"
 
 
 def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:

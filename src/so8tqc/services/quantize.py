@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
-from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers
+from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers, require_space
 from so8tqc.config import QuantizeConfig
-from so8tqc.errors import ConfigError, ModelError, ToolError
+from so8tqc.errors import ConfigError, ModelError
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
 from so8tqc.llama.imatrix import read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import quantize_file, resolve_type
@@ -47,7 +47,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     _refuse(source)
     outputs_by_type = _outputs(config)
     importance = None if config.imatrix is None else _importance(config.imatrix, source)
-    _preflight(config, source, outputs_by_type)
+    need = _bytes_needed(source, outputs_by_type)
+    require_space(config.out, need, "up to {} are needed")
     remove_leftovers(config.out)
     files: dict[str, QuantizedFile] = {}
     checks: list[Check] = []
@@ -109,8 +110,8 @@ def _one(
             imatrix=config.imatrix,
             on_tensor=lambda tensor: task.advance(1, item=tensor),
         )
-        open_gguf(temporary)  # what cannot be read back must not appear
-    return open_gguf(path)
+        written = open_gguf(temporary)  # what cannot be read back must not appear
+    return replace(written, path=path)  # reading it again would take as long again
 
 
 class _Importance(TypedDict):
@@ -163,18 +164,6 @@ def _outputs(config: QuantizeConfig) -> dict[str, tuple[int, Path]]:
     return outputs
 
 
-def _preflight(
-    config: QuantizeConfig, source: GGUFFile, outputs: dict[str, tuple[int, Path]]
-) -> None:
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolError(f"cannot write here: {error.strerror}", where=str(config.out)) from None
+def _bytes_needed(source: GGUFFile, outputs: dict[str, tuple[int, Path]]) -> float:
     weights = sum(tensor.elements for tensor in source.tensors.values())
-    need = sum(weights * _PLAIN_BYTES.get(name, _QUANTIZED_BYTES) for name in outputs)
-    free = shutil.disk_usage(config.out).free
-    if free < need:
-        raise ToolError(
-            f"up to {need / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
-            where=str(config.out),
-        )
+    return sum(weights * _PLAIN_BYTES.get(name, _QUANTIZED_BYTES) for name in outputs)

@@ -38,6 +38,11 @@ class GGUFSource:
         """Longest context the model was trained for, tokens."""
         return self._model.trained_context
 
+    @property
+    def file_type(self) -> str:
+        """How the file is quantized, e.g. ``Q5_K_M``; "" if it does not say."""
+        return self._model.file_type
+
     def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         import torch

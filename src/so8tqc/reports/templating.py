@@ -1,0 +1,47 @@
+"""The jinja environments of the reports: one set of filters, escaping by kind of output."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from so8tqc.reports import format as fmt
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template; values are escaped in HTML, and by the filter ``cell`` in Markdown."""
+    text: str = _environment().get_template(template).render(**values)
+    return text
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        # Markdown is no HTML, and neither are the style and script that the page takes in
+        autoescape=select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": fmt.number,
+        "interval": fmt.interval,
+        "limit": fmt.limit,
+        "target": fmt.target,
+        "size": fmt.size,
+        "percent": fmt.percent,
+        "ranges": fmt.ranges,
+        "cell": _cell,
+    }
+    return environment
+
+
+def _cell(text: object) -> str:
+    """Text that cannot break out of a Markdown table's cell."""
+    return str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
