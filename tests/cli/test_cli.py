@@ -289,6 +289,14 @@ def test_the_whole_pipeline_and_its_second_run(
     stages = json.loads(capsys.readouterr().out)["metrics"]["stages"]
     assert {name for name, s in stages.items() if not s["reused"]} == {"quantize"}
 
+    # an edited profile is another judgement, and lost plots' series are drawn again
+    loose = tmp_path / "loose.yaml"
+    loose.write_text(loose.read_text().replace("0.5", "0.6"))
+    (out / "longtext" / "series.npz").unlink()
+    assert run_main(["run", str(config), "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["metrics"]["stages"]
+    assert {name for name, s in stages.items() if not s["reused"]} == {"qc", "longtext"}
+
     # the wrong convention bakes, and fails against the trained gates
     wrong = ["run", str(config), "--set", "bake.convention=row", "--out", str(tmp_path / "wrong")]
     assert run_main(wrong) == 1

@@ -38,6 +38,7 @@ from so8tqc.services.builtin import resolve_model, resolve_rotations
 from so8tqc.services.calibrate import calibrate
 from so8tqc.services.export import export
 from so8tqc.services.longtext import longtext
+from so8tqc.services.profiles import profile_file
 from so8tqc.services.qc import qc
 from so8tqc.services.quantize import quantize
 from so8tqc.services.report import report, write_stage_reports
@@ -130,6 +131,7 @@ def _stages(
     quantized = {t: folder / f"{config.name}-{t.upper()}.gguf" for t in config.quantize.types}
     data = data_paths(config.data)
     long_data = data_paths(config.long_data)
+    profile = profile_file(config.qc.profile)
     # The reference is the model that was trained: what the rotations are stated to be, never what
     # the bake was told. Else a wrong choice in the bake would be wrong on both sides, and pass.
     trained = config.rotation_options
@@ -163,9 +165,10 @@ def _stages(
         _Stage("calibrate", calibrate_config, (calibrate_config.gguf, baked, *data),
                (out / "calibrate" / "temperature_config.json",),
                lambda p: calibrate(calibrate_config, p)),
-        _Stage("qc", qc_config, (base, rotations, *qc_config.candidates, *data),
+        _Stage("qc", qc_config, (base, rotations, profile, *qc_config.candidates, *data),
                (out / "qc" / "tokens.npz",), lambda p: qc(qc_config, p), reports=True),
-        _Stage("longtext", long_config, (base, rotations, baked, *long_data), (),
+        _Stage("longtext", long_config, (base, rotations, baked, *long_data),
+               (out / "longtext" / "series.npz",),
                lambda p: longtext(long_config, p), reports=True),
     )  # fmt: skip
 

@@ -46,17 +46,18 @@ class Profile(BaseModel):
         return self
 
 
+def profile_file(name: str) -> Path:
+    """The file that a profile's name stands for (see :func:`load_profile`)."""
+    return _locate(name)[0]
+
+
 def load_profile(name: str) -> Profile:
     """A built-in profile by name, or ``FILE.yaml`` or ``FILE.yaml:NAME``.
 
     Raises:
         ConfigError: unknown name, unreadable file, or a malformed profile.
     """
-    path, _, wanted = name.partition(".yaml:")
-    if name.endswith((".yaml", ".yml")) or wanted:
-        file = Path(f"{path}.yaml" if wanted else name)
-    else:
-        file, wanted = BUILTIN_PROFILES, name
+    file, wanted = _locate(name)
     profiles = _load(file)
     wanted = wanted or next(iter(profiles))
     if wanted not in profiles:
@@ -66,6 +67,14 @@ def load_profile(name: str) -> Profile:
             remedy="A file's profile is given as FILE.yaml:NAME.",
         )
     return profiles[wanted]
+
+
+def _locate(name: str) -> tuple[Path, str]:
+    """File and profile name; "" stands for the file's first profile."""
+    path, _, wanted = name.partition(".yaml:")
+    if name.endswith((".yaml", ".yml")) or wanted:
+        return Path(f"{path}.yaml" if wanted else name), wanted
+    return BUILTIN_PROFILES, name
 
 
 def _load(file: Path) -> dict[str, Profile]:
