@@ -3,6 +3,9 @@
 A value is an unevaluated sum hi + lo with |lo| ≤ ulp(hi)/2 (Dekker, Numerische Mathematik 18,
 1971; Hida, Li and Bailey, ARITH-15, 2001). Only elementwise +, −, ×, ÷ in a fixed order are used,
 each of which IEEE 754 defines to the last bit: the results are the same on every machine.
+
+Matrices lie *blocks last*, [r, c, N]: numpy's inner loop then runs along the N blocks, eight times
+faster here than along the few columns of a block.
 """
 
 from __future__ import annotations
@@ -31,6 +34,16 @@ def from_float64(values: FloatArray) -> DoubleDouble:
 def to_float64(value: DoubleDouble) -> FloatArray:
     """The nearest float64: hi already is hi + lo rounded."""
     return value.hi + value.lo
+
+
+def from_blocks(blocks: FloatArray) -> DoubleDouble:
+    """[N, r, c] → blocks last, [r, c, N]; exact."""
+    return from_float64(np.ascontiguousarray(blocks.transpose(1, 2, 0)))
+
+
+def to_blocks(value: DoubleDouble) -> FloatArray:
+    """Blocks last, [r, c, N] → the nearest float64, [N, r, c]."""
+    return np.ascontiguousarray(to_float64(value).transpose(2, 0, 1))
 
 
 def add(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
@@ -69,35 +82,50 @@ def scale(a: DoubleDouble, power_of_two: float | FloatArray) -> DoubleDouble:
 
 
 def matmul(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
-    """[N, r, n] · [N, n, c] → [N, r, c], terms added in the order of the inner index."""
-    total: DoubleDouble | None = None
-    for k in range(a.hi.shape[2]):
-        left = DoubleDouble(a.hi[:, :, k, None], a.lo[:, :, k, None])
-        right = DoubleDouble(b.hi[:, None, k, :], b.lo[:, None, k, :])
-        term = multiply(left, right)
-        total = term if total is None else add(total, term)
-    if total is None:
+    """[r, n, N] · [n, c, N] → [r, c, N], terms added in the order of the inner index.
+
+    A compensated dot product: the sum of the leading parts and all its rounding errors are kept
+    apart (Dot2 of Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005), so the error is below
+    about n²·2⁻¹⁰⁵·Σ|a||b|.
+
+    Raises:
+        ValueError: the inner dimension is empty.
+    """
+    if a.hi.shape[1] == 0:
         raise ValueError("an empty inner dimension")
+    total, errors = _product(a, b, 0)
+    for k in range(1, a.hi.shape[1]):
+        term, error = _product(a, b, k)
+        total, lost = _two_sum(total, term)
+        errors += error + lost
+    return DoubleDouble(*_quick_two_sum(total, errors))
+
+
+def matmul_float64(a: FloatArray, b: FloatArray) -> FloatArray:
+    """[r, n, N] · [n, c, N] → [r, c, N] in float64, terms added in the order of the inner index."""
+    total: FloatArray = a[:, 0, None] * b[None, 0]
+    for k in range(1, a.shape[1]):
+        total += a[:, k, None] * b[None, k]
     return total
 
 
 def identity_like(a: DoubleDouble) -> DoubleDouble:
-    """The identity for each of [N, n, n]."""
-    eye = np.broadcast_to(np.eye(a.hi.shape[1]), a.hi.shape).copy()
+    """The identity for each of [n, n, N]."""
+    eye = np.broadcast_to(np.eye(a.hi.shape[0])[:, :, None], a.hi.shape).copy()
     return from_float64(eye)
 
 
 def frobenius_norm(a: FloatArray) -> FloatArray:
-    """‖A‖_F of each block in float64, summed in a fixed order: [N, b, b] → [N]."""
-    total = np.zeros(a.shape[0])
-    for i in range(a.shape[1]):
-        for j in range(a.shape[2]):
-            total = total + a[:, i, j] * a[:, i, j]
+    """‖A‖_F of each block in float64, summed in a fixed order: [b, b, N] → [N]."""
+    total = np.zeros(a.shape[2])
+    for i in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            total = total + a[i, j] * a[i, j]
     return np.sqrt(total)
 
 
 def solve(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
-    """a⁻¹·b for [N, n, n] and [N, n, c] by Gauss–Jordan elimination without pivoting.
+    """a⁻¹·b for [n, n, N] and [n, c, N] by Gauss–Jordan elimination without pivoting.
 
     For a whose symmetric part is positive definite, xᵀ·a·x ≥ c·‖x‖² with c > 0, as for I − A/2
     with A skew (c = 1). No pivot vanishes then: after k steps the rest of the matrix is the
@@ -105,17 +133,24 @@ def solve(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
     a·x = (0, S·y), hence yᵀ·S·y = xᵀ·a·x ≥ c·‖x‖² ≥ c·‖y‖²: every pivot is at least c. Elements
     grow by at most ‖a‖²/c² (Golub and Van Loan, Linear Algebra Appl. 28, 1979).
     """
-    size = a.hi.shape[1]
-    work = DoubleDouble(np.concatenate([a.hi, b.hi], axis=2), np.concatenate([a.lo, b.lo], axis=2))
+    size = a.hi.shape[0]
+    work = DoubleDouble(np.concatenate([a.hi, b.hi], axis=1), np.concatenate([a.lo, b.lo], axis=1))
     for k in range(size):
-        pivot = DoubleDouble(work.hi[:, k, k, None], work.lo[:, k, k, None])
-        row = divide(DoubleDouble(work.hi[:, k], work.lo[:, k]), pivot)
-        factors = DoubleDouble(work.hi[:, :, k, None].copy(), work.lo[:, :, k, None].copy())
-        factors.hi[:, k] = factors.lo[:, k] = 0.0
-        step = multiply(factors, DoubleDouble(row.hi[:, None], row.lo[:, None]))
+        pivot = DoubleDouble(work.hi[k, None, k], work.lo[k, None, k])
+        row = divide(DoubleDouble(work.hi[k], work.lo[k]), pivot)
+        factors = DoubleDouble(work.hi[:, k, None].copy(), work.lo[:, k, None].copy())
+        factors.hi[k] = factors.lo[k] = 0.0
+        step = multiply(factors, DoubleDouble(row.hi[None], row.lo[None]))
         work = add(work, negate(step))
-        work.hi[:, k], work.lo[:, k] = row
-    return DoubleDouble(work.hi[:, :, size:], work.lo[:, :, size:])
+        work.hi[k], work.lo[k] = row
+    return DoubleDouble(work.hi[:, size:], work.lo[:, size:])
+
+
+def _product(a: DoubleDouble, b: DoubleDouble, k: int) -> DoubleDouble:
+    """The k-th term of every dot product: rounded, and what the rounding cut off."""
+    left, right = DoubleDouble(a.hi[:, k, None], a.lo[:, k, None]), DoubleDouble(b.hi[k], b.lo[k])
+    p, e = _two_product(left.hi, right.hi)
+    return DoubleDouble(p, e + (left.hi * right.lo + left.lo * right.hi))
 
 
 def _two_sum(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from so8tqc.rotations.rotation_set import FloatArray
 
 _BATCH = 256  # blocks at a time: intermediate arrays stay in the cache
 
-_EXP_TERMS = 16
 _EXP_NORM = 2.0**-4
 """With ‖A‖ ≤ 1/16 the Taylor series cut after A¹⁶/16! is off by less than 2⁻¹¹⁶."""
 
@@ -57,18 +57,18 @@ def exponential(theta: FloatArray) -> FloatArray:
     """R = exp(A), A = θ − θᵀ: [N, b, b] → [N, b, b].
 
     Scaling and squaring: exp(A) = exp(A/2^s)^(2^s), with s the least integer for which
-    ‖A/2^s‖_F ≤ 1/16, chosen for each block by itself, and a Taylor series in Horner form.
+    ‖A/2^s‖_F ≤ 1/16, chosen for each block by itself, and a Taylor series (:func:`_exp_series`).
     """
     a = _skew(theta)
     squarings = _squarings(a.hi)
     result = np.empty_like(theta)
     for s in np.unique(squarings):
         chosen = squarings == s
-        part = dd.scale(DoubleDouble(a.hi[chosen], a.lo[chosen]), math.ldexp(1.0, -int(s)))
-        r = _taylor(part, _EXP_TERMS)
+        part = DoubleDouble(a.hi[..., chosen], a.lo[..., chosen])
+        r = _exp_series(dd.scale(part, math.ldexp(1.0, -int(s))))
         for _ in range(int(s)):
             r = dd.matmul(r, r)
-        result[chosen] = dd.to_float64(r)
+        result[chosen] = dd.to_blocks(r)
     return result
 
 
@@ -80,7 +80,7 @@ def cayley(theta: FloatArray) -> FloatArray:
     """
     half = dd.scale(_skew(theta), 0.5)
     one = dd.identity_like(half)
-    return dd.to_float64(dd.solve(dd.add(one, dd.negate(half)), dd.add(one, half)))
+    return dd.to_blocks(dd.solve(dd.add(one, dd.negate(half)), dd.add(one, half)))
 
 
 def legacy_taylor(theta: FloatArray) -> FloatArray:
@@ -96,26 +96,60 @@ def legacy_taylor(theta: FloatArray) -> FloatArray:
     a = dd.add(a, dd.from_float64(one.hi * _LEGACY_SHIFT))
     norm = dd.frobenius_norm(a.hi)
     s = np.minimum(norm, 1.0)
-    divisor = dd.from_float64((s + _LEGACY_EPSILON)[:, None, None])
-    b = dd.divide(a, divisor)
-    r = _taylor(b, _LEGACY_TERMS)
+    b = dd.divide(a, dd.from_float64(s + _LEGACY_EPSILON))
+    r = _horner(b, _LEGACY_TERMS)
     if (s >= 1.0).any():
         r = dd.matmul(r, r)
-    return dd.to_float64(r)
+    return dd.to_blocks(r)
 
 
 def _skew(theta: FloatArray) -> DoubleDouble:
-    """θ − θᵀ, exact."""
-    theta_t = np.ascontiguousarray(theta.transpose(0, 2, 1))
-    return dd.add(dd.from_float64(theta), dd.from_float64(-theta_t))
+    """θ − θᵀ, exact: [N, b, b] → blocks last, [b, b, N]."""
+    last = np.ascontiguousarray(theta.transpose(1, 2, 0))
+    return dd.add(dd.from_float64(last), dd.from_float64(-last.transpose(1, 0, 2)))
 
 
-def _taylor(a: DoubleDouble, terms: int) -> DoubleDouble:
-    """Σ_{k=0..terms} A^k/k! = I + A·(I + A/2·(I + A/3·(…)))."""
+def _exp_series(a: DoubleDouble) -> DoubleDouble:
+    """Σ_{k=0..16} A^k/k! for ‖A‖ ≤ 1/16, off by less than 2⁻⁹⁸: [b, b, N] → [b, b, N].
+
+    In powers of A⁴ (Paterson and Stockmeyer, SIAM J. Comput. 2, 1973): with
+    B_i = Σ_{j<4} A^j/(4i+j)! it is B_0 + A⁴·(B_1 + A⁴·(B_2 + A⁴·(B_3 + A⁴/16!))). Since
+    ‖A⁸‖/8! < 2⁻⁴⁷, B_2 and what follows need only float64.
+    """
+    square = dd.matmul(a, a)
+    powers = (dd.identity_like(a), a, square, dd.matmul(square, a))
+    fourth = dd.matmul(square, square)
+    tail = dd.identity_like(a).hi * _inverse_factorial(16).hi
+    for i in (3, 2):
+        tail = dd.matmul_float64(fourth.hi, tail)
+        for j, power in enumerate(powers):
+            tail += power.hi * _inverse_factorial(4 * i + j).hi
+    inner = dd.add(_combination(powers, 4), dd.from_float64(dd.matmul_float64(fourth.hi, tail)))
+    return dd.add(_combination(powers, 0), dd.matmul(fourth, inner))
+
+
+def _combination(powers: tuple[DoubleDouble, ...], first: int) -> DoubleDouble:
+    """Σ_j powers[j]/(first + j)!, smallest terms first."""
+    terms = [dd.multiply(p, _inverse_factorial(first + j)) for j, p in enumerate(powers)]
+    total = terms[-1]
+    for term in reversed(terms[:-1]):
+        total = dd.add(total, term)
+    return total
+
+
+def _inverse_factorial(k: int) -> DoubleDouble:
+    """1/k!, as scalars that broadcast."""
+    exact = Fraction(1, math.factorial(k))
+    hi = float(exact)
+    return DoubleDouble(np.array(hi), np.array(float(exact - Fraction(hi))))
+
+
+def _horner(a: DoubleDouble, terms: int) -> DoubleDouble:
+    """Σ_{k=0..terms} A^k/k! = I + A·(I + A/2·(I + A/3·(…))): [b, b, N] → [b, b, N]."""
     one = dd.identity_like(a)
     result = one
     for k in range(terms, 0, -1):
-        divisor = dd.from_float64(np.full_like(a.hi, float(k)))
+        divisor = dd.from_float64(np.array(float(k)))
         result = dd.add(one, dd.divide(dd.matmul(a, result), divisor))
     return result
 

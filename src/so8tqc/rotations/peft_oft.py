@@ -91,20 +91,20 @@ def neumann_series(q: FloatArray, terms: int, last_term_halved: bool) -> FloatAr
     halved last term always ends with a cubic or higher power of weight 1, Q^max(3, t−1);
     the older one ends with 2·Q^(t−1).
     """
-    one = dd.identity_like(dd.from_float64(q))
+    base = dd.from_blocks(q)
+    one = dd.identity_like(base)
     if terms <= 1:
-        return dd.to_float64(one)
-    base = dd.from_float64(q)
+        return dd.to_blocks(one)
     total = dd.add(one, dd.scale(base, 2.0))
     if terms == 2:
-        return dd.to_float64(total)
+        return dd.to_blocks(total)
     last = max(3, terms - 1) if last_term_halved else terms - 1
     power: DoubleDouble = base
     for exponent in range(2, last + 1):
         power = dd.matmul(power, base)
         weight = 1.0 if last_term_halved and exponent == last else 2.0
         total = dd.add(total, dd.scale(power, weight))
-    return dd.to_float64(total)
+    return dd.to_blocks(total)
 
 
 def _vectors(path: Path) -> dict[Target, FloatArray]:
@@ -156,7 +156,7 @@ def _constrained(q: FloatArray, eps: float) -> FloatArray:
     some CPUs torch's own float32 √N is off by one unit in the last place.)
     """
     limit = float(np.float32(1) / np.sqrt(np.float32(q.shape[0])) * np.float32(eps))
-    norm = dd.frobenius_norm(q)[:, None, None]
+    norm = dd.frobenius_norm(dd.from_blocks(q).hi)[:, None, None]
     constrained: FloatArray = np.where(norm <= limit, q, limit * (q / np.maximum(norm, limit)))
     return constrained
 

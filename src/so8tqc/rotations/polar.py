@@ -47,29 +47,30 @@ def nearest_rotations(blocks: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bo
 def _newton_schulz(blocks: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     _, exponent = np.frexp(np.abs(blocks).max(axis=(1, 2)))
     scaled = np.ldexp(blocks, -exponent[:, None, None])  # first: a norm could overflow
-    norms = dd.frobenius_norm(scaled)
+    norms = dd.frobenius_norm(dd.from_blocks(scaled).hi)
     _, exponent = np.frexp(norms)
     scaled = np.ldexp(scaled, -exponent[:, None, None])
     result = blocks.copy()
     active = np.flatnonzero(norms > 0)
-    x = dd.from_float64(scaled[active])
+    x = dd.from_blocks(scaled[active])
     for _ in range(_MAX_STEPS):
         if active.size == 0:
             break
         x, error = _step(x)
         done = error <= _ENOUGH
-        result[active[done]] = dd.to_float64(x)[done]
-        active, x = active[~done], DoubleDouble(x.hi[~done], x.lo[~done])
+        result[active[done]] = dd.to_blocks(x)[done]
+        active, x = active[~done], DoubleDouble(x.hi[..., ~done], x.lo[..., ~done])
     exists = norms > 0
     exists[active] = False
     return result, exists
 
 
 def _step(x: DoubleDouble) -> tuple[DoubleDouble, FloatArray]:
-    """X − X·E/2 with E = XᵀX − I, and the largest |E| of each block before the step."""
-    transposed = DoubleDouble(
-        np.ascontiguousarray(x.hi.transpose(0, 2, 1)), np.ascontiguousarray(x.lo.transpose(0, 2, 1))
-    )
+    """X − X·E/2 with E = XᵀX − I, and the largest |E| of each block before the step.
+
+    x lies blocks last, [b, b, N].
+    """
+    transposed = DoubleDouble(x.hi.transpose(1, 0, 2), x.lo.transpose(1, 0, 2))
     e = dd.add(dd.matmul(transposed, x), dd.negate(dd.identity_like(x)))
-    error: FloatArray = np.abs(e.hi).max(axis=(1, 2))
+    error: FloatArray = np.abs(e.hi).max(axis=(0, 1))
     return dd.add(x, dd.negate(dd.scale(dd.matmul(x, e), 0.5))), error

@@ -59,7 +59,7 @@ def read_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
     theta = dict(raw.theta)
     if options.layers is not None:
         theta = _select(theta, options.layers, path)
-    blocks = {t: _blocks(t, value, parametrization, path) for t, value in theta.items()}
+    blocks = _blocks(theta, parametrization, path)
     if options.orthogonalize == "polar":
         blocks = _orthogonalized(blocks, notices, path)
     return RotationSet(
@@ -143,9 +143,34 @@ def _first_missing(wanted: tuple[range, ...], present: Collection[int]) -> str:
 
 
 def _blocks(
-    target: Target, theta: FloatArray, parametrization: Parametrization, path: Path
-) -> FloatArray:
-    where = f"{path}, {target}"
+    theta: dict[Target, FloatArray], parametrization: Parametrization, path: Path
+) -> dict[Target, FloatArray]:
+    """R of every target, in one batch where blocks do not depend on their neighbours."""
+    for target, value in theta.items():
+        _check_theta(value, f"{path}, {target}")
+    blocks: dict[Target, FloatArray] = {}
+    for group in _batches(theta, parametrization):
+        together = rotation_blocks(np.concatenate([theta[t] for t in group]), parametrization)
+        ends = np.cumsum([theta[t].shape[0] for t in group])
+        blocks |= dict(zip(group, np.split(together, ends[:-1]), strict=True))
+    for target in theta:
+        _check_finite(blocks[target], theta[target], f"{path}, {target}")
+    return {target: blocks[target] for target in theta}
+
+
+def _batches(
+    theta: dict[Target, FloatArray], parametrization: Parametrization
+) -> list[list[Target]]:
+    """Targets whose blocks may be computed together: those of one size, but for legacy-taylor."""
+    if parametrization is Parametrization.LEGACY_TAYLOR:
+        return [[target] for target in theta]
+    sizes: dict[int, list[Target]] = {}
+    for target, value in theta.items():
+        sizes.setdefault(value.shape[1], []).append(target)
+    return list(sizes.values())
+
+
+def _check_theta(theta: FloatArray, where: str) -> None:
     if theta.ndim != 3 or theta.shape[1] != theta.shape[2] or 0 in theta.shape:
         raise RotationError(f"theta has shape {list(theta.shape)}, expected [N, b, b]", where=where)
     finite = np.isfinite(theta).all(axis=(1, 2))
@@ -155,7 +180,9 @@ def _blocks(
             where=where,
             remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
         )
-    blocks = rotation_blocks(theta, parametrization)
+
+
+def _check_finite(blocks: FloatArray, theta: FloatArray, where: str) -> None:
     finite = np.isfinite(blocks).all(axis=(1, 2))
     if not finite.all():
         largest = float(np.abs(theta[np.argmin(finite)]).max())
@@ -164,7 +191,6 @@ def _blocks(
             where=where,
             remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
         )
-    return blocks
 
 
 def _orthogonalized(
