@@ -14,25 +14,31 @@ tensor and suitable blocks B: see :func:`orient`.
 Rounding. The float64 sum s of b products differs from the exact one by at most
 e = γ·‖m‖·‖c‖ (γ = n·u/(1 − n·u), n = b, u = 2⁻⁵³; Higham, Accuracy and Stability of
 Numerical Algorithms, §3.1, with Cauchy–Schwarz for the sum of absolute products).
-If s − e and s + e round to the same stored value, so does the exact sum. The few
-others are decided with rational arithmetic (Ziv's strategy), so the stored bytes do
-not depend on the order of summation, hence not on BLAS, threads or CPU. A zero is
-always stored as +0: the exact sum has no signed zero.
+If s − e and s + e round to the same stored value, so does the exact sum. Ziv's strategy
+in three steps: one bound for the whole chunk tells most elements apart; the suspects
+get bounds of their own; those that are still open, a handful, are decided with rational
+arithmetic. So the stored bytes do not depend on the order of summation, hence not on
+BLAS, threads or CPU. A zero is always stored as +0: the exact sum has no signed zero.
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from so8tqc.errors import RotationError, ShapeError
+from so8tqc.errors import ModelError, RotationError, ShapeError
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import FloatArray
 
 if TYPE_CHECKING:
     import torch
+
+    Number = TypeVar("Number", float, torch.Tensor)
+else:
+    Number = TypeVar("Number")
 
 _UNIT_ROUNDOFF = 2.0**-53
 _SMALLEST_FLOAT64 = 2.0**-1074
@@ -82,57 +88,37 @@ def fold(matrix: torch.Tensor, blocks: FloatArray, dtype: torch.dtype) -> torch.
 
     Raises:
         ShapeError: the blocks do not cover the columns.
+        ModelError: the matrix holds a NaN or an infinity.
         RotationError: a finite product does not fit the dtype (overflow to infinity).
-    """
-    product, bound = exact_product(matrix, blocks)
-    folded = product.to(dtype)
-    size = blocks.shape[1]
-    for k, i, j in _suspects(product, bound, dtype).tolist():
-        row = matrix[i, k * size : (k + 1) * size].double().tolist()
-        folded[k, i, j] = round_once(_exact_dot(row, blocks[k, :, j].tolist()), dtype)
-    _refuse_overflow(folded, product)
-    folded += 0.0  # −0 becomes +0
-    result: torch.Tensor = folded.transpose(0, 1).reshape(matrix.shape)
-    return result
-
-
-def _suspects(product: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[k, 3] indices of the elements whose ``product.to(dtype)`` may not be the exact product's.
-
-    float32: those for which the ends of the error interval round differently. 16-bit types:
-    torch converts through float32, rounding twice, which can only go wrong where the float32
-    value is exactly halfway between two 16-bit values; and where it is not, the float64 error
-    cannot matter either, as long as it is far below half a float32 ulp. So the halfway cases
-    (one in 2^16 or 2^13), small values whose error is large beside them, and float16's
-    subnormals, whose halfway points lie elsewhere, are told apart from the rest.
     """
     import torch
 
-    if dtype in (torch.float32, torch.float64):
-        return (product - bound).to(dtype).ne((product + bound).to(dtype)).nonzero()
-    dropped = 16 if dtype is torch.bfloat16 else 13
-    tail = product.to(torch.float32).view(torch.int32) & ((1 << dropped) - 1)
-    magnitude = product.abs()
-    found = tail.eq(1 << (dropped - 1)) | bound.gt(magnitude * 2.0**-26)
-    # below twice the smallest normal number the spacing no longer follows the exponent
-    tiny = magnitude.lt(2 * torch.finfo(dtype).tiny)
-    if bool(tiny.any()):
-        p, b = product[tiny], bound.expand_as(product)[tiny]
-        found[tiny] = to_storage(p - b, dtype).ne(to_storage(p + b, dtype)) | p.to(dtype).ne(
-            to_storage(p, dtype)
-        )
-    return found.nonzero()
+    m, b = blockwise(matrix, blocks)
+    smallest, largest = (float(end) for end in torch.aminmax(m))
+    norm = math.sqrt(b.shape[1]) * max(-smallest, largest)  # of a row of a block, at most
+    if not math.isfinite(norm):
+        raise ModelError("the weights hold a NaN or an infinity")
+    reach = norm * float(b.norm(dim=1).max())  # no element of the product is larger
+    product = torch.bmm(m, b)
+    folded = product.to(torch.float32).to(dtype) if dtype.itemsize == 2 else product.to(dtype)
+    suspects = _suspects(product, _error_bound(reach, b.shape[1]), dtype)
+    if suspects.shape[0]:
+        _decide(folded, product, m, b, suspects)
+    if reach >= torch.finfo(dtype).max:
+        _refuse_overflow(folded, product)
+    folded += 0.0  # −0 becomes +0
+    return flat(folded)
 
 
-def exact_product(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
-    """M·B in float64, with a bound on its error.
+def blockwise(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """M and B in float64, ready for one batched product per block, never a dense D×D matrix.
 
     Args:
         matrix: [rows, N·b], any floating dtype.
         blocks: [N, b, b] float64.
 
     Returns:
-        Product and bound, both [N, rows, b] float64; column block k of M·B is the k-th.
+        [N, rows, b], the columns of M block by block, and [N, b, b].
 
     Raises:
         ShapeError: the blocks do not cover the columns.
@@ -143,25 +129,83 @@ def exact_product(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tenso
     count, size, _ = blocks.shape
     if count * size != columns:
         raise ShapeError(f"{count} blocks of {size} do not cover {columns} features")
-    # [N, rows, b]: one batched product per block, never a dense D×D matrix
     m = matrix.to(torch.float64).reshape(rows, count, size).transpose(0, 1)
-    b = torch.from_numpy(np.ascontiguousarray(blocks))
-    return torch.bmm(m, b), _error_bound(m, b)
+    return m, torch.from_numpy(np.ascontiguousarray(blocks))
 
 
-def _error_bound(m: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[N, rows, b]: bound on |float64 sum − exact sum| for each element of M·B.
+def flat(blocked: torch.Tensor) -> torch.Tensor:
+    """[N, rows, b] → [rows, N·b], the inverse of :func:`blockwise`."""
+    return blocked.transpose(0, 1).reshape(blocked.shape[1], -1)
 
-    γ_n·Σ|m||b| ≤ γ_n·‖m‖·‖b‖; n is raised by 4 to cover the rounding of the
-    norms themselves, and a few smallest subnormals cover underflow of products.
+
+def error_bounds(
+    m: torch.Tensor, b: torch.Tensor, where: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """Bounds on |float64 sum − exact sum| for some elements of m·b.
+
+    Args:
+        m: [N, rows, b] float64.
+        b: [N, b, b] float64.
+        where: block, row and column of each element, [S] each.
+
+    Returns:
+        [S] float64: γ·‖row of m‖·‖column of b‖, see :func:`_error_bound`.
     """
-    n = b.shape[-1] + 4
-    gamma = n * _UNIT_ROUNDOFF / (1 - n * _UNIT_ROUNDOFF)
-    # squares of float32 values neither overflow nor vanish in float64; those of float64 values may,
-    # towards infinity or zero: the first makes everything a suspect, the second needs the last term
-    row_norms = m.square().sum(dim=2, keepdim=True).sqrt_()
-    bound: torch.Tensor = gamma * row_norms * b.norm(dim=1, keepdim=True) + n * _SMALLEST_FLOAT64
+    k, i, j = where
+    rows, columns = m[k, i], b[k, :, j]
+    bound: torch.Tensor = _error_bound(rows.norm(dim=1) * columns.norm(dim=1), b.shape[1])
     return bound
+
+
+def _error_bound(absolute_sum: Number, terms: int) -> Number:
+    """γ_n·Σ|m||b| and a little more.
+
+    n is raised by 4 to cover the rounding of the norms themselves, and a few smallest subnormals
+    cover underflow of products. Norms of float32 values neither overflow nor vanish in float64;
+    those of float64 values may, towards infinity or zero: the first makes everything a suspect,
+    the second needs the last term.
+    """
+    n = terms + 4
+    gamma = n * _UNIT_ROUNDOFF / (1 - n * _UNIT_ROUNDOFF)
+    return gamma * absolute_sum + n * _SMALLEST_FLOAT64
+
+
+def _suspects(product: torch.Tensor, bound: float, dtype: torch.dtype) -> torch.Tensor:
+    """[S, 3] indices of the elements that torch may not have rounded as the exact product.
+
+    float32: those for which the ends of the error interval round differently. 16-bit types:
+    torch converts through float32, rounding twice, which can only go wrong where the float32
+    value is exactly halfway between two 16-bit values; and where it is not, the float64 error
+    cannot matter either, as long as it is far below half a float32 ulp. So the halfway cases
+    (one in 2^16 or 2^13), small values whose error is large beside them, and float16's
+    subnormals, whose halfway points lie elsewhere, are told apart from the rest.
+    """
+    import torch
+
+    if dtype.itemsize != 2:
+        return (product - bound).to(dtype).ne((product + bound).to(dtype)).nonzero()
+    dropped = 16 if dtype is torch.bfloat16 else 13
+    single = product.to(torch.float32)
+    found = (single.view(torch.int32) & ((1 << dropped) - 1)).eq(1 << (dropped - 1))
+    # below twice the smallest normal number the spacing no longer follows the exponent
+    small = max(1.01 * bound * 2.0**26, 2 * torch.finfo(dtype).tiny)
+    return found.logical_or_(single.abs_().lt(small)).nonzero()
+
+
+def _decide(
+    folded: torch.Tensor,
+    product: torch.Tensor,
+    m: torch.Tensor,
+    b: torch.Tensor,
+    suspects: torch.Tensor,
+) -> None:
+    """Round the suspects' exact products, in place in ``folded``."""
+    where = suspects.unbind(1)
+    values, bounds = product[where], error_bounds(m, b, where)
+    low, high = (to_storage(values + end, folded.dtype) for end in (-bounds, bounds))
+    folded[where] = low
+    for k, i, j in suspects[low.ne(high)].tolist():
+        folded[k, i, j] = round_once(_exact_dot(m[k, i].tolist(), b[k, :, j].tolist()), folded.dtype)
 
 
 def _exact_dot(m: list[float], b: list[float]) -> Fraction:
