@@ -1,76 +1,230 @@
 """Bake against its peers, in one run: copying the directory, and PEFT's merge.
 
-    python benchmarks/bake.py
+    python benchmarks/bake.py [--models smollm2,qwen2-vl-2b] [--scratch DIR] [--repeats 5]
 
-Prints ratios: wall time of a bake over `cp -r` plus sync of the same model (SmolLM2-135M), and of
-PEFT's `merge_and_unload` + `save_pretrained` of the same rotation over the bake.
+For each model, with one and the same rotation (an OFT adapter, exact Cayley, on every o_proj of the
+text layers), each in a process of its own and ended by `sync`:
+
+* `cp -r` of the model directory;
+* `so8tqc.services.bake`, with and without reading the result back;
+* PEFT's `merge_and_unload` and `save_pretrained`, in the dtype of the checkpoint and, on machines
+  without fast 16-bit matrix products, in float32.
+
+The time is that of the work, after imports; memory is the peak of the process above what it holds
+after `import torch`. `qwen2-vl-2b` is a synthetic bfloat16 checkpoint with the shapes of
+Qwen2-VL-2B (28 text layers of width 1536, the vision tower of 32 blocks; 4.4 GB), filled with
+noise.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
 import torch
 
-from so8tqc.config import BakeConfig
-from so8tqc.services.bake import bake
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
+SHARD_BYTES = 2 << 30
+METHODS = ("copy", "bake", "bake, verified", "PEFT, stored dtype", "PEFT, float32")
 
 
-def seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    os.sync()
-    return time.perf_counter() - started
+class Run(NamedTuple):
+    """What one method took."""
+
+    seconds: float
+    bytes: int
 
 
-def make_adapter(base: Path, directory: Path) -> None:
-    """An OFT adapter on every o_proj, exact Cayley, small random rotations."""
-    from peft import OFTConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+# --- the models ---------------------------------------------------------------------------------
 
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
-    config = OFTConfig(r=0, oft_block_size=8, target_modules=["o_proj"], use_cayley_neumann=False)
-    live = get_peft_model(model, config)
+
+def smollm2(_root: Path) -> Path:
+    from so8tqc.services.builtin import DEMO_MODEL, resolve_model
+
+    return resolve_model(DEMO_MODEL)
+
+
+def qwen2_vl_2b(root: Path) -> Path:
+    """A checkpoint of noise: names, shapes and configuration of Qwen2-VL-2B."""
+    from accelerate import init_empty_weights
+    from safetensors.torch import save_file
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    directory = root / "qwen2-vl-2b"
+    if directory.is_dir():
+        return directory
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+            "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4,
+        },
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    with init_empty_weights():
+        model = Qwen2VLForConditionalGeneration(config)
+    directory.mkdir()
+    model.config.save_pretrained(directory)
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in live.named_parameters():
-        if "oft_R" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
-    live.save_pretrained(str(directory))
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = SHARD_BYTES
+    for name, empty in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        if room < empty.numel() * 2:
+            shards.append({})
+            room = SHARD_BYTES
+        room -= empty.numel() * 2
+        shards[-1][name] = (torch.randn(empty.shape, generator=generator) * 0.02).bfloat16()
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for file, tensors in zip(files, shards, strict=True):
+        save_file(tensors, str(directory / file), metadata={"format": "pt"})
+    names = {n: f for f, tensors in zip(files, shards, strict=True) for n in tensors}
+    index = {"metadata": {}, "weight_map": names}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
 
 
-def peft_merge(base: Path, adapter: Path, out: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+MODELS = {"smollm2": smollm2, "qwen2-vl-2b": qwen2_vl_2b}
 
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    merged.to(torch.bfloat16).save_pretrained(str(out))
+
+def write_adapter(base: Path, directory: Path) -> None:
+    """An OFT adapter on every o_proj of the text layers: exact Cayley, small random rotations."""
+    import re
+
+    import peft
+    from safetensors.torch import save_file
+
+    from so8tqc.checkpoints.safetensors_index import open_checkpoint
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, entry in open_checkpoint(base).tensors.items():
+        if re.search(r"layers\.\d+\.self_attn\.o_proj\.weight$", name):
+            key = f"base_model.model.{name.removesuffix('.weight')}.oft_R.weight"
+            tensors[key] = torch.randn(entry.shape[1] // 8, 28, generator=generator) * 0.05
+    config = peft.OFTConfig(
+        r=0, oft_block_size=8, target_modules=r".*layers\.\d+\.self_attn\.o_proj",
+        use_cayley_neumann=False,
+    )  # fmt: skip
+    config.inference_mode = True
+    directory.mkdir()
+    config.save_pretrained(str(directory))
+    save_file(tensors, str(directory / "adapter_model.safetensors"))
+
+
+# --- the methods, each run in a process of its own ----------------------------------------------
+
+
+def work(method: str, base: Path, adapter: Path, out: Path) -> Run:
+    """Import what the method needs, then do it and flush it to disk."""
+    idle = resident()
+    if method.startswith("bake"):
+        from so8tqc.config import BakeConfig
+        from so8tqc.services.bake import bake
+
+        config = BakeConfig(
+            base=base, rotations=adapter, out=out, verify=method == "bake, verified"
+        )
+        started = time.perf_counter()
+        bake(config)
+    elif method.startswith("PEFT"):
+        from peft import PeftModel
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+        stored = method == "PEFT, stored dtype"
+        vision = hasattr(AutoConfig.from_pretrained(str(base)), "vision_config")
+        auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+        started = time.perf_counter()
+        model = auto.from_pretrained(str(base), dtype=torch.bfloat16 if stored else torch.float32)
+        live = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=not stored)
+        live.merge_and_unload().to(torch.bfloat16).save_pretrained(str(out))
+    else:
+        started = time.perf_counter()
+        subprocess.run(["cp", "-r", str(base), str(out)], check=True)
+    os.sync()
+    seconds = time.perf_counter() - started
+    return Run(seconds, peak() - idle)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak() -> int:
+    """Most bytes that this process has ever held (getrusage would count its parent, too)."""
+    line = next(t for t in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in t)
+    return int(line.split()[1]) * 1024
+
+
+def in_a_process(method: str, base: Path, adapter: Path, out: Path) -> Run:
+    shutil.rmtree(out, ignore_errors=True)
+    os.sync()
+    command = [sys.executable, __file__, "--work", method, str(base), str(adapter), str(out)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    shutil.rmtree(out, ignore_errors=True)
+    return Run(*json.loads(done.stdout.splitlines()[-1]))
+
+
+# --- the comparison -----------------------------------------------------------------------------
+
+
+def compare(name: str, root: Path, repeats: int, methods: list[str]) -> None:
+    base = MODELS[name](root)
+    adapter = root / f"{name}-adapter"
+    write_adapter(base, adapter)
+    runs: dict[str, list[Run]] = {method: [] for method in methods}
+    for i in range(repeats):
+        for method in methods:
+            if i == 0 or not method.startswith("PEFT"):  # once: it is slow, and needs no median
+                runs[method].append(in_a_process(method, base, adapter, root / "out"))
+    seconds = {m: statistics.median(r.seconds for r in runs[m]) for m in methods}
+    memory = {m: max(r.bytes for r in runs[m]) for m in methods}
+    size = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 1e9
+    print(f"\n{name}: {size:.2f} GB, median of {repeats} (PEFT: 1), {os.cpu_count()} cores")
+    print(f"{'':20}{'seconds':>9}{'× copy':>9}{'× bake':>9}{'MiB':>9}{'× bake':>9}")
+    for m in methods:
+        print(
+            f"{m:20}{seconds[m]:9.2f}{seconds[m] / seconds['copy']:9.2f}"
+            f"{seconds[m] / seconds['bake']:9.2f}{memory[m] / 2**20:9.0f}"
+            f"{memory[m] / memory['bake']:9.1f}"
+        )
+    checking = seconds["bake, verified"] - seconds["bake"]
+    print(f"reading back costs {checking / seconds['bake']:.2f} × the bake")
 
 
 def main() -> None:
-    base = resolve_model(DEMO_MODEL)
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        make_adapter(base, root / "adapter")
-        config = BakeConfig(base=base, rotations=root / "adapter", out=root / "baked")
-        copies, bakes = [], []
-        for i in range(5):
-            copies.append(seconds(lambda i=i: shutil.copytree(base, root / f"copy{i}")))
-            bakes.append(seconds(lambda: bake(config)))
-        merge = seconds(lambda: peft_merge(base, root / "adapter", root / "merged"))
-    copy, baked = float(np.median(copies)), float(np.median(bakes))
-    print(f"copy + sync        {copy:6.2f} s")
-    print(f"bake, verified     {baked:6.2f} s   {baked / copy:5.2f} × the copy")
-    print(f"PEFT merge + save  {merge:6.2f} s   {merge / baked:5.2f} × the bake")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--methods", default=";".join(METHODS), help="separated by ;")
+    parser.add_argument("--scratch", type=Path, help="where the models are made (kept)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        method, *paths = arguments.work
+        print(json.dumps(work(method, *map(Path, paths))))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as own:
+        for name in arguments.models.split(","):
+            root = arguments.scratch or Path(own)
+            shutil.rmtree(root / f"{name}-adapter", ignore_errors=True)
+            compare(name, root, arguments.repeats, arguments.methods.split(";"))
 
 
 if __name__ == "__main__":

@@ -512,9 +512,9 @@ def test_a_bake_killed_while_writing_leaves_nothing_that_looks_like_a_model(
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "import so8tqc.services.bake as service; from so8tqc.config import BakeConfig\n"
-        "real = service.patch_file\n"
+        "real = service.patch_files\n"
         "def die(*a):\n    real(*a)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "service.patch_file = die\n"
+        "service.patch_files = die\n"
         "base, gates, out = map(Path, sys.argv[1:])\n"
         "service.bake(BakeConfig(base=base, rotations=gates, out=out))\n"
     )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
+from typing import NamedTuple
+
+from so8tqc.errors import ModelError
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file (btrfs, xfs)
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
-_COPY_CHUNK = 1 << 30
+_COPY_BYTES = 64 << 20  # at a time, so that a copy can be given up
+_BUFFER_BYTES = 4 << 20
 
 OTHER_WEIGHTS = (
     ".bin",
@@ -25,10 +30,56 @@ OTHER_WEIGHTS = (
 """Weights in files that a bake does not change: copied along, they would be unbaked twins."""
 
 
-def copy_file(source: Path, destination: Path) -> None:
-    """Copy a file's bytes: reflink, else ``copy_file_range``, else a plain copy."""
-    if not (_reflink(source, destination) or _copy_range(source, destination)):
-        shutil.copyfile(source, destination)
+class Run(NamedTuple):
+    """A range of bytes to copy: where it starts in the old and the new file, and its length."""
+
+    source: int
+    destination: int
+    length: int
+
+
+def create(path: Path, size: int, clone: Path | None) -> bool:
+    """Create a file of ``size`` zero bytes, or, where the file system can, a clone of another.
+
+    Returns:
+        Whether it is a clone: it shares the other's blocks until either is written to.
+    """
+    with path.open("xb") as stream:
+        if clone is not None and _reflink(clone, stream.fileno()):
+            return True
+        stream.truncate(size)
+    return False
+
+
+def copy_runs(source: Path, destination: Path, runs: Sequence[Run], stop: Event) -> None:
+    """Copy ranges of one file into another that exists, and start writing them to disk.
+
+    Args:
+        source: the file to read.
+        destination: a file that is large enough; other ranges of it may be written meanwhile.
+        runs: the ranges.
+        stop: set by another thread, it ends the copy early.
+
+    Raises:
+        ModelError: the source ends before a run does.
+    """
+    with source.open("rb", buffering=0) as reader, destination.open("r+b", buffering=0) as writer:
+        copy = _copy_range if hasattr(os, "copy_file_range") else _copy_plain
+        for run in runs:
+            done = 0
+            while done < run.length and not stop.is_set():
+                part = Run(run.source + done, run.destination + done, run.length - done)
+                try:
+                    count = copy(reader.fileno(), writer.fileno(), part)
+                except OSError as error:
+                    if copy is _copy_plain or error.errno not in _UNSUPPORTED:
+                        raise
+                    copy = _copy_plain
+                    continue
+                if count == 0:
+                    raise ModelError("the file ended early", where=str(source))
+                done += count
+        os.fsync(writer.fileno())
 
 
 def companion_files(directory: Path, shards: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
@@ -47,14 +98,14 @@ def companion_files(directory: Path, shards: tuple[Path, ...]) -> tuple[list[Pat
     return keep, leave
 
 
-def _reflink(source: Path, destination: Path) -> bool:
+def _reflink(source: Path, destination: int) -> bool:
     try:
         import fcntl
     except ImportError:  # not on Windows
         return False
-    with source.open("rb") as reader, destination.open("wb") as writer:
+    with source.open("rb") as reader:
         try:
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+            fcntl.ioctl(destination, _FICLONE, reader.fileno())
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 return False
@@ -62,19 +113,13 @@ def _reflink(source: Path, destination: Path) -> bool:
     return True
 
 
-def _copy_range(source: Path, destination: Path) -> bool:
-    if not hasattr(os, "copy_file_range"):
-        return False
-    left = source.stat().st_size
-    with source.open("rb") as reader, destination.open("wb") as writer:
-        while left:
-            try:
-                done = os.copy_file_range(reader.fileno(), writer.fileno(), min(left, _COPY_CHUNK))
-            except OSError as error:
-                if error.errno in _UNSUPPORTED:
-                    return False
-                raise
-            if done == 0:
-                return False
-            left -= done
-    return True
+def _copy_range(reader: int, writer: int, run: Run) -> int:
+    return os.copy_file_range(
+        reader, writer, min(run.length, _COPY_BYTES), run.source, run.destination
+    )
+
+
+def _copy_plain(reader: int, writer: int, run: Run) -> int:
+    os.lseek(reader, run.source, os.SEEK_SET)
+    os.lseek(writer, run.destination, os.SEEK_SET)
+    return os.write(writer, os.read(reader, min(run.length, _BUFFER_BYTES)))

@@ -26,11 +26,15 @@ class BakedTensor(Frozen):
 
 
 class Provenance(Frozen):
-    """What a baked directory says about itself."""
+    """What a baked directory says about itself.
+
+    ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors; None if the bake
+    was not verified, since only the verification reads them all.
+    """
 
     schema_version: Literal[1] = 1
     base: str
-    base_fingerprint: str
+    base_fingerprint: str | None
     rotations: str
     rotations_fingerprint: str
     convention: Convention

@@ -138,9 +138,7 @@ def flat(blocked: torch.Tensor) -> torch.Tensor:
     return blocked.transpose(0, 1).reshape(blocked.shape[1], -1)
 
 
-def error_bounds(
-    m: torch.Tensor, b: torch.Tensor, where: tuple[torch.Tensor, ...]
-) -> torch.Tensor:
+def error_bounds(m: torch.Tensor, b: torch.Tensor, where: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Bounds on |float64 sum − exact sum| for some elements of m·b.
 
     Args:
@@ -205,7 +203,9 @@ def _decide(
     low, high = (to_storage(values + end, folded.dtype) for end in (-bounds, bounds))
     folded[where] = low
     for k, i, j in suspects[low.ne(high)].tolist():
-        folded[k, i, j] = round_once(_exact_dot(m[k, i].tolist(), b[k, :, j].tolist()), folded.dtype)
+        folded[k, i, j] = round_once(
+            _exact_dot(m[k, i].tolist(), b[k, :, j].tolist()), folded.dtype
+        )
 
 
 def _exact_dot(m: list[float], b: list[float]) -> Fraction:

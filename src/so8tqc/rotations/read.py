@@ -153,8 +153,8 @@ def _blocks(
         together = rotation_blocks(np.concatenate([theta[t] for t in group]), parametrization)
         ends = np.cumsum([theta[t].shape[0] for t in group])
         blocks |= dict(zip(group, np.split(together, ends[:-1]), strict=True))
-    for target in theta:
-        _check_finite(blocks[target], theta[target], f"{path}, {target}")
+    for target, value in theta.items():
+        _check_finite(blocks[target], value, f"{path}, {target}")
     return {target: blocks[target] for target in theta}
 
 

@@ -15,8 +15,8 @@ from so8tqc.artifacts import (
     sha256_json,
 )
 from so8tqc.checkpoints.baking import TensorFold, sha256_tensor
-from so8tqc.checkpoints.copy import companion_files, copy_file
-from so8tqc.checkpoints.patch import patch_file
+from so8tqc.checkpoints.copy import companion_files
+from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.plan import (
     PlannedTensor,
     bytes_needed,
@@ -35,7 +35,7 @@ from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.config import BakeConfig
 from so8tqc.errors import ModelError
 from so8tqc.progress import SILENT, Progress
-from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
+from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet, orthogonality_error
 from so8tqc.services.structure import (
@@ -58,11 +58,26 @@ class _Prepared:
     size: int
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """What reading the result back from disk has shown.
+
+    Attributes:
+        checks: structure and algebra.
+        results: the comparison of every folded tensor with the exact fold.
+        base_fingerprint: SHA-256 over the base's config and all its tensors.
+    """
+
+    checks: list[Check]
+    results: list[TargetAlgebra]
+    base_fingerprint: str
+
+
 def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """Fold rotations into a checkpoint: W' = W·C on every target (see ``rotations.fold``).
 
-    The result appears at ``config.out`` complete or not at all. With ``config.verify`` it is then
-    read back from disk and judged: structure, rotations, algebra.
+    The result appears at ``config.out`` complete or not at all. With ``config.verify`` it is read
+    back from disk before and judged: structure, rotations, algebra.
 
     Record metrics: ``layers`` (one row per folded tensor: drift, angles, effect, distance
     from the exact fold in ulps, sha256 before and after), ``orthogonality`` (‖RᵀR − I‖_F,
@@ -80,32 +95,24 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
 
     notices = list(ready.rotations.notices)
     with atomic_directory(config.out) as directory:
-        # hashing the base needs no write, and leaves the interpreter lock to the fold
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            hashing = pool.submit(_hashes, ready.checkpoint, progress)
-            notices += _write(ready, directory, progress)
-            before = hashing.result()
-        provenance = _provenance(config, ready, before, open_checkpoint(directory))
+        notices += _write(ready, directory, progress)
+        baked = open_checkpoint(directory)
+        proof = _prove(ready, baked, progress) if config.verify else None
+        provenance = _provenance(config, ready, baked, proof)
         write_provenance(directory, provenance)
 
-    baked = open_checkpoint(config.out)
-    checks = rotation_checks(ready.rotations)
-    results: list[TargetAlgebra] = []
-    if config.verify:
-        results = algebra(baked, ready.planned, ready.rotations, progress)
-        checks += structure_checks(ready.checkpoint, baked, ready.planned)
-        checks += algebra_checks(results)
+    checks = rotation_checks(ready.rotations) + (proof.checks if proof else [])
     return Record(
         kind="bake",
         verdict=overall(checks),
         checks=tuple(checks),
         metrics={
-            "layers": jsonable(_rows(ready.rotations, results, provenance)),
+            "layers": jsonable(_rows(ready.rotations, proof.results if proof else [], provenance)),
             "orthogonality": jsonable(_drift(ready.rotations)),
             "bytes_written": ready.size,
         },
         notices=tuple(notices),
-        inputs=_inputs(config, ready, provenance.base_fingerprint),
+        inputs=_inputs(config, ready, proof),
         outputs={
             "baked_model": FileRef(
                 path=str(config.out),
@@ -176,17 +183,18 @@ def _drift(rotations: RotationSet) -> list[object]:
     return [orthogonality_error(rotations.blocks[target]) for target in rotations]
 
 
-def _inputs(config: BakeConfig, ready: _Prepared, base_fingerprint: str) -> dict[str, FileRef]:
-    return {
-        "base": FileRef(
-            path=str(config.base), sha256=base_fingerprint, bytes=ready.checkpoint.bytes
-        ),
-        "rotations": FileRef(
-            path=str(config.rotations),
-            sha256=ready.rotations.fingerprint,
-            bytes=file_ref(config.rotations).bytes,
-        ),
-    }
+def _inputs(config: BakeConfig, ready: _Prepared, proof: _Proof | None) -> dict[str, FileRef]:
+    rotations = FileRef(
+        path=str(config.rotations),
+        sha256=ready.rotations.fingerprint,
+        bytes=file_ref(config.rotations).bytes,
+    )
+    if proof is None:
+        return {"rotations": rotations}
+    base = FileRef(
+        path=str(config.base), sha256=proof.base_fingerprint, bytes=ready.checkpoint.bytes
+    )
+    return {"base": base, "rotations": rotations}
 
 
 def _refuse_second_bake(config: BakeConfig) -> None:
@@ -220,38 +228,46 @@ def _write(ready: _Prepared, directory: Path, progress: Progress) -> list[str]:
     for file in keep:
         destination = directory / file.relative_to(base.directory)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(file, destination)
+        shutil.copyfile(file, destination)
     total = sum(p.entry.end - p.entry.start for p in ready.planned)
     with progress.task("baking", total=total, unit="bytes") as task:
-        for shard in base.files:
-            patches = {
-                p.entry.name: TensorFold(p, ready.rotations, task)
-                for p in ready.planned
-                if p.entry.file == shard
-            }
-            patch_file(shard, directory / shard.name, patches)
+        patch_files(
+            [(shard, directory / shard.name) for shard in base.files],
+            {p.entry.name: TensorFold(p, ready.rotations, task) for p in ready.planned},
+        )
     if leave:
         names = ", ".join(file.name for file in leave[:5])
         return [f"Left behind, since these weights would not be baked: {names}."]
     return []
 
 
-def _hashes(base: Checkpoint, progress: Progress) -> dict[str, str]:
-    """SHA-256 of every tensor of the base."""
+def _prove(ready: _Prepared, baked: Checkpoint, progress: Progress) -> _Proof:
+    """Read everything back. Reading and hashing leave the interpreter lock to the algebra."""
+    base = ready.checkpoint
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        fingerprint = pool.submit(_fingerprint, base, progress)
+        structure = pool.submit(structure_checks, base, baked, ready.planned)
+        results = algebra(baked, ready.planned, ready.rotations, progress)
+        checks = structure.result() + algebra_checks(results)
+        return _Proof(checks, results, fingerprint.result())
+
+
+def _fingerprint(checkpoint: Checkpoint, progress: Progress) -> str:
+    """SHA-256 over config and every tensor."""
     hashes: dict[str, str] = {}
-    with progress.task("hashing the base", total=base.bytes, unit="bytes") as task:
-        for name, entry in base.tensors.items():
+    with progress.task("hashing the base", total=checkpoint.bytes, unit="bytes") as task:
+        for name, entry in checkpoint.tensors.items():
             hashes[name] = sha256_tensor(entry)
             task.advance(entry.end - entry.start, item=name)
-    return hashes
+    return sha256_json({"config": dict(checkpoint.config), "tensors": hashes})
 
 
 def _provenance(
-    config: BakeConfig, ready: _Prepared, before: dict[str, str], baked: Checkpoint
+    config: BakeConfig, ready: _Prepared, baked: Checkpoint, proof: _Proof | None
 ) -> Provenance:
     return Provenance(
         base=str(config.base),
-        base_fingerprint=sha256_json({"config": dict(ready.checkpoint.config), "tensors": before}),
+        base_fingerprint=proof.base_fingerprint if proof else None,
         rotations=str(config.rotations),
         rotations_fingerprint=ready.rotations.fingerprint,
         convention=ready.rotations.convention,
@@ -262,7 +278,7 @@ def _provenance(
                 name=p.entry.name,
                 layer=p.site.target.layer,
                 dtype=p.dtype,
-                sha256_before=before[p.entry.name],
+                sha256_before=sha256_tensor(p.entry),
                 sha256_after=sha256_tensor(baked.tensors[p.entry.name]),
             )
             for p in ready.planned
