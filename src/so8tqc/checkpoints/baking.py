@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, PlannedTensor
-from so8tqc.checkpoints.safetensors_index import TensorEntry
+from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
 from so8tqc.errors import ModelError, So8tqcError
 from so8tqc.progress import Task
 from so8tqc.rotations.fold import fold, orient
@@ -58,6 +60,16 @@ def sha256_tensor(entry: TensorEntry) -> str:
     for count in _read(entry, view):
         digest.update(view[:count])
     return digest.hexdigest()
+
+
+def differing(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Those of ``names``, tensors of both, whose dtype, shape or bytes differ; on all cores."""
+
+    def same(name: str) -> bool:
+        return same_bytes(a.tensors[name], b.tensors[name])
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return [n for n, equal in zip(names, pool.map(same, names), strict=True) if not equal]
 
 
 def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:

@@ -28,13 +28,12 @@ class BakedTensor(Frozen):
 class Provenance(Frozen):
     """What a baked directory says about itself.
 
-    ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors; None if the bake
-    was not verified, since only the verification reads them all.
+    ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors.
     """
 
     schema_version: Literal[1] = 1
     base: str
-    base_fingerprint: str | None
+    base_fingerprint: str
     rotations: str
     rotations_fingerprint: str
     convention: Convention

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from so8tqc.artifacts import (
@@ -31,7 +32,7 @@ from so8tqc.checkpoints.provenance import (
     read_provenance,
     write_provenance,
 )
-from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
+from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
 from so8tqc.config import BakeConfig
 from so8tqc.errors import ModelError
 from so8tqc.progress import SILENT, Progress
@@ -65,12 +66,10 @@ class _Proof:
     Attributes:
         checks: structure and algebra.
         results: the comparison of every folded tensor with the exact fold.
-        base_fingerprint: SHA-256 over the base's config and all its tensors.
     """
 
-    checks: list[Check]
-    results: list[TargetAlgebra]
-    base_fingerprint: str
+    checks: list[Check] = field(default_factory=list)
+    results: list[TargetAlgebra] = field(default_factory=list)
 
 
 def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
@@ -95,24 +94,28 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
 
     notices = list(ready.rotations.notices)
     with atomic_directory(config.out) as directory:
-        notices += _write(ready, directory, progress)
+        # writing waits for the disk, and hashing leaves the interpreter lock to the fold
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            hashing = pool.submit(_hashes, ready.checkpoint, progress)
+            notices += _write(ready, directory, progress)
+            before = hashing.result()
         baked = open_checkpoint(directory)
-        proof = _prove(ready, baked, progress) if config.verify else None
-        provenance = _provenance(config, ready, baked, proof)
+        proof = _prove(ready, baked, progress) if config.verify else _Proof()
+        provenance = _provenance(config, ready, before, baked)
         write_provenance(directory, provenance)
 
-    checks = rotation_checks(ready.rotations) + (proof.checks if proof else [])
+    checks = rotation_checks(ready.rotations) + proof.checks
     return Record(
         kind="bake",
         verdict=overall(checks),
         checks=tuple(checks),
         metrics={
-            "layers": jsonable(_rows(ready.rotations, proof.results if proof else [], provenance)),
+            "layers": jsonable(_rows(ready.rotations, proof.results, provenance)),
             "orthogonality": jsonable(_drift(ready.rotations)),
             "bytes_written": ready.size,
         },
         notices=tuple(notices),
-        inputs=_inputs(config, ready, proof),
+        inputs=_inputs(config, ready, provenance.base_fingerprint),
         outputs={
             "baked_model": FileRef(
                 path=str(config.out),
@@ -183,18 +186,17 @@ def _drift(rotations: RotationSet) -> list[object]:
     return [orthogonality_error(rotations.blocks[target]) for target in rotations]
 
 
-def _inputs(config: BakeConfig, ready: _Prepared, proof: _Proof | None) -> dict[str, FileRef]:
-    rotations = FileRef(
-        path=str(config.rotations),
-        sha256=ready.rotations.fingerprint,
-        bytes=file_ref(config.rotations).bytes,
-    )
-    if proof is None:
-        return {"rotations": rotations}
-    base = FileRef(
-        path=str(config.base), sha256=proof.base_fingerprint, bytes=ready.checkpoint.bytes
-    )
-    return {"base": base, "rotations": rotations}
+def _inputs(config: BakeConfig, ready: _Prepared, base_fingerprint: str) -> dict[str, FileRef]:
+    return {
+        "base": FileRef(
+            path=str(config.base), sha256=base_fingerprint, bytes=ready.checkpoint.bytes
+        ),
+        "rotations": FileRef(
+            path=str(config.rotations),
+            sha256=ready.rotations.fingerprint,
+            bytes=file_ref(config.rotations).bytes,
+        ),
+    }
 
 
 def _refuse_second_bake(config: BakeConfig) -> None:
@@ -242,32 +244,34 @@ def _write(ready: _Prepared, directory: Path, progress: Progress) -> list[str]:
 
 
 def _prove(ready: _Prepared, baked: Checkpoint, progress: Progress) -> _Proof:
-    """Read everything back. Reading and hashing leave the interpreter lock to the algebra."""
-    base = ready.checkpoint
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        fingerprint = pool.submit(_fingerprint, base, progress)
-        structure = pool.submit(structure_checks, base, baked, ready.planned)
+    """Read everything back; comparing bytes leaves the interpreter lock to the algebra."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        structure = pool.submit(structure_checks, ready.checkpoint, baked, ready.planned)
         results = algebra(baked, ready.planned, ready.rotations, progress)
-        checks = structure.result() + algebra_checks(results)
-        return _Proof(checks, results, fingerprint.result())
+        return _Proof(structure.result() + algebra_checks(results), results)
 
 
-def _fingerprint(checkpoint: Checkpoint, progress: Progress) -> str:
-    """SHA-256 over config and every tensor."""
-    hashes: dict[str, str] = {}
-    with progress.task("hashing the base", total=checkpoint.bytes, unit="bytes") as task:
-        for name, entry in checkpoint.tensors.items():
-            hashes[name] = sha256_tensor(entry)
-            task.advance(entry.end - entry.start, item=name)
-    return sha256_json({"config": dict(checkpoint.config), "tensors": hashes})
+def _hashes(base: Checkpoint, progress: Progress) -> dict[str, str]:
+    """SHA-256 of every tensor of the base, on all cores."""
+    with (
+        progress.task("hashing the base", total=base.bytes, unit="bytes") as task,
+        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+    ):
+
+        def digest(entry: TensorEntry) -> str:
+            value = sha256_tensor(entry)
+            task.advance(entry.end - entry.start, item=entry.name)
+            return value
+
+        return dict(zip(base.tensors, pool.map(digest, base.tensors.values()), strict=True))
 
 
 def _provenance(
-    config: BakeConfig, ready: _Prepared, baked: Checkpoint, proof: _Proof | None
+    config: BakeConfig, ready: _Prepared, before: dict[str, str], baked: Checkpoint
 ) -> Provenance:
     return Provenance(
         base=str(config.base),
-        base_fingerprint=proof.base_fingerprint if proof else None,
+        base_fingerprint=sha256_json({"config": dict(ready.checkpoint.config), "tensors": before}),
         rotations=str(config.rotations),
         rotations_fingerprint=ready.rotations.fingerprint,
         convention=ready.rotations.convention,
@@ -278,7 +282,7 @@ def _provenance(
                 name=p.entry.name,
                 layer=p.site.target.layer,
                 dtype=p.dtype,
-                sha256_before=sha256_tensor(p.entry),
+                sha256_before=before[p.entry.name],
                 sha256_after=sha256_tensor(baked.tensors[p.entry.name]),
             )
             for p in ready.planned

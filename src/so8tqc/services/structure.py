@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from so8tqc.checkpoints.baking import same_bytes
+from so8tqc.checkpoints.baking import differing
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
 from so8tqc.checkpoints.safetensors_index import Checkpoint
@@ -55,11 +55,7 @@ def structure_checks(
     added = sorted(baked.tensors.keys() - base.tensors.keys())
     reshaped = sorted(n for n in common if base.tensors[n].shape != baked.tensors[n].shape)
     retyped = sorted(n for n in common - targets if base.tensors[n].dtype != baked.tensors[n].dtype)
-    differing = sorted(
-        n
-        for n in common - targets - set(reshaped) - set(retyped)
-        if not same_bytes(base.tensors[n], baked.tensors[n])
-    )
+    changed = differing(base, baked, sorted(common - targets - set(reshaped) - set(retyped)))
     gates = sorted(n for n in baked.tensors if any(word in n.lower() for word in _GATE_WORDS))
     config = _config_differences(base, baked)
     companions = _companion_differences(base.directory, baked.directory)
@@ -68,7 +64,7 @@ def structure_checks(
         _none("structure.added", added, "tensor(s) were added", subject),
         _none("structure.shapes", reshaped, "tensor(s) changed shape", subject),
         _none("structure.dtypes", retyped, "untouched tensor(s) changed dtype", subject),
-        _none("structure.untouched", differing, "untouched tensor(s) changed", subject),
+        _none("structure.untouched", changed, "untouched tensor(s) changed", subject),
         _none("structure.gates", gates, "gate tensor(s) are left", subject),
         _none("structure.config", config, "config value(s) changed", subject),
         _none("structure.tokenizer", companions, "tokenizer file(s) differ", subject),
