@@ -28,12 +28,13 @@ class BakedTensor(Frozen):
 class Provenance(Frozen):
     """What a baked directory says about itself.
 
-    ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors.
+    ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors; None where the
+    bake did not read them all, because it was not to be verified.
     """
 
     schema_version: Literal[1] = 1
     base: str
-    base_fingerprint: str
+    base_fingerprint: str | None
     rotations: str
     rotations_fingerprint: str
     convention: Convention

@@ -96,7 +96,7 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     with atomic_directory(config.out) as directory:
         # writing waits for the disk, and hashing leaves the interpreter lock to the fold
         with ThreadPoolExecutor(max_workers=1) as pool:
-            hashing = pool.submit(_hashes, ready.checkpoint, progress)
+            hashing = pool.submit(_hashes, _to_hash(config, ready), progress)
             notices += _write(ready, directory, progress)
             before = hashing.result()
         baked = open_checkpoint(directory)
@@ -186,17 +186,16 @@ def _drift(rotations: RotationSet) -> list[object]:
     return [orthogonality_error(rotations.blocks[target]) for target in rotations]
 
 
-def _inputs(config: BakeConfig, ready: _Prepared, base_fingerprint: str) -> dict[str, FileRef]:
-    return {
-        "base": FileRef(
-            path=str(config.base), sha256=base_fingerprint, bytes=ready.checkpoint.bytes
-        ),
-        "rotations": FileRef(
-            path=str(config.rotations),
-            sha256=ready.rotations.fingerprint,
-            bytes=file_ref(config.rotations).bytes,
-        ),
-    }
+def _inputs(config: BakeConfig, ready: _Prepared, fingerprint: str | None) -> dict[str, FileRef]:
+    rotations = FileRef(
+        path=str(config.rotations),
+        sha256=ready.rotations.fingerprint,
+        bytes=file_ref(config.rotations).bytes,
+    )
+    if fingerprint is None:
+        return {"rotations": rotations}
+    base = FileRef(path=str(config.base), sha256=fingerprint, bytes=ready.checkpoint.bytes)
+    return {"base": base, "rotations": rotations}
 
 
 def _refuse_second_bake(config: BakeConfig) -> None:
@@ -251,10 +250,18 @@ def _prove(ready: _Prepared, baked: Checkpoint, progress: Progress) -> _Proof:
         return _Proof(structure.result() + algebra_checks(results), results)
 
 
-def _hashes(base: Checkpoint, progress: Progress) -> dict[str, str]:
-    """SHA-256 of every tensor of the base, on all cores."""
+def _to_hash(config: BakeConfig, ready: _Prepared) -> list[TensorEntry]:
+    """The whole base for a bake that reads everything back, else only what is folded."""
+    if config.verify:
+        return list(ready.checkpoint.tensors.values())
+    return [p.entry for p in ready.planned]
+
+
+def _hashes(entries: list[TensorEntry], progress: Progress) -> dict[str, str]:
+    """SHA-256 of each tensor, on all cores."""
+    total = sum(entry.end - entry.start for entry in entries)
     with (
-        progress.task("hashing the base", total=base.bytes, unit="bytes") as task,
+        progress.task("hashing the base", total=total, unit="bytes") as task,
         ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
     ):
 
@@ -263,15 +270,16 @@ def _hashes(base: Checkpoint, progress: Progress) -> dict[str, str]:
             task.advance(entry.end - entry.start, item=entry.name)
             return value
 
-        return dict(zip(base.tensors, pool.map(digest, base.tensors.values()), strict=True))
+        return dict(zip((e.name for e in entries), pool.map(digest, entries), strict=True))
 
 
 def _provenance(
     config: BakeConfig, ready: _Prepared, before: dict[str, str], baked: Checkpoint
 ) -> Provenance:
+    fingerprint = sha256_json({"config": dict(ready.checkpoint.config), "tensors": before})
     return Provenance(
         base=str(config.base),
-        base_fingerprint=sha256_json({"config": dict(ready.checkpoint.config), "tensors": before}),
+        base_fingerprint=fingerprint if config.verify else None,
         rotations=str(config.rotations),
         rotations_fingerprint=ready.rotations.fingerprint,
         convention=ready.rotations.convention,
