@@ -30,6 +30,9 @@ EXACT_LIMIT_ULP = 0.5
 EFFECT_SHARE = 0.9
 """A bake must have changed each weight by at least this share of what its rotation changes."""
 
+WORST_BLOCKS = 3
+"""Blocks that the orthogonality check names."""
+
 _IGNORED_CONFIG = frozenset({"_name_or_path", "transformers_version"})
 _GATE_WORDS = ("rotation_gate", "oft_r", ".theta")
 
@@ -137,16 +140,20 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
 def rotation_checks(rotations: RotationSet) -> list[Check]:
     """``rotation.orthogonality`` and ``rotation.determinant`` over all blocks."""
     errors = {t: orthogonality_error(rotations.blocks[t]) for t in rotations}
-    worst = max(errors, key=lambda t: float(errors[t].max()))
+    worst = sorted(
+        ((float(error), f"{t}, block {k}") for t in rotations for k, error in enumerate(errors[t])),
+        reverse=True,
+    )[:WORST_BLOCKS]
     determinants = np.concatenate([np.linalg.det(rotations.blocks[t]) for t in rotations])
     return [
         judge(
             "rotation.orthogonality",
-            float(errors[worst].max()),
+            worst[0][0],
             ORTHOGONALITY_LIMIT,
             target=ORTHOGONALITY_LIMIT,
-            detail=f"Largest ‖RᵀR − I‖_F of {determinants.size} blocks, in {worst}, block "
-            f"{int(errors[worst].argmax())}.",
+            detail=f"Largest ‖RᵀR − I‖_F of {determinants.size} blocks: "
+            + "; ".join(f"{error:.1e} in {place}" for error, place in worst)
+            + ".",
         ),
         judge(
             "rotation.determinant",
