@@ -137,6 +137,50 @@ def test_rounding_boundaries_are_found_and_decided_exactly() -> None:
     assert float(folded[1, 0]) == 1.0
 
 
+def exactly(matrix: torch.Tensor, blocks: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """M·B by rational arithmetic, rounded once: the slow oracle."""
+    size = blocks.shape[1]
+    result = np.empty(matrix.shape)
+    for (i, j), _ in np.ndenumerate(result):
+        k = j // size
+        row = matrix[i, size * k : size * (k + 1)].tolist()
+        exact = sum(
+            (Fraction(m) * Fraction(c) for m, c in zip(row, blocks[k, :, j % size], strict=True)),
+            Fraction(0),
+        )
+        result[i, j] = round_once(exact, dtype) + 0.0
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ties_among_the_subnormals_are_decided_exactly(dtype: torch.dtype) -> None:
+    """Below the normal range halfway points lie where float32's last bits do not show them."""
+    unit = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    blocks = np.eye(8)[None].copy()
+    blocks[0, 0] = [0.5, 1.5, 2.5, 0.25, 0.75, 1.25, -0.5, -1.5]  # odd multiples of unit/2: ties
+    blocks[0, 1, :3] = 2.0**-45  # just beside the tie, closer than float32 resolves
+    matrix = torch.zeros(4, 8, dtype=dtype)
+    matrix[0, 0] = unit
+    matrix[1, :2] = torch.tensor([unit, unit])
+    matrix[2, :2] = torch.tensor([unit, -unit])
+    matrix[3, :2] = torch.tensor([3 * unit, unit])
+    folded = fold(matrix, blocks, dtype)
+    np.testing.assert_array_equal(folded.double().numpy(), exactly(matrix, blocks, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_left_of_a_cancellation_is_rounded_exactly(dtype: torch.dtype) -> None:
+    """Two large products cancel; the float64 sum of the rest has lost its last bits."""
+    generator = np.random.default_rng(0)
+    blocks = np.eye(8)[None].copy()
+    blocks[0, :, 0] = [1 / 3, -1 / 3, *generator.normal(size=6) * 2.0**-50]
+    blocks[0, :, 1] = [0.1, np.nextafter(-0.1, -1), *generator.normal(size=6) * 2.0**-54]
+    matrix = torch.from_numpy(generator.normal(size=(64, 8))).to(dtype)
+    matrix[:, 1] = matrix[:, 0]
+    folded = fold(matrix, blocks, dtype)
+    np.testing.assert_array_equal(folded.double().numpy(), exactly(matrix, blocks, dtype))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bytes_do_not_depend_on_threads_or_chunks(threads: int) -> None:
     matrix = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.enums import Parametrization
-from so8tqc.rotations.parametrization import rotation_blocks
+from so8tqc.rotations.parametrization import _exp_series, rotation_blocks
 
 EXP, CAYLEY, LEGACY, MATRIX = (
     Parametrization.EXP,
@@ -61,6 +62,21 @@ def expm_by_halving(a: mpmath.matrix) -> mpmath.matrix:
         for _ in range(16):
             r = r * r
         return r
+
+
+def test_the_series_itself_is_good_to_98_bits_at_the_end_of_its_range() -> None:
+    """What squaring multiplies and rounding cuts off must not be visible in float64."""
+    a = theta(2, 1, 1.0)[0]
+    a = (a - a.T) / np.linalg.norm(a - a.T) / 16
+    ours = _exp_series(dd.from_blocks(a[None]))
+    with mpmath.workdps(60):
+        exact = expm_by_halving(mpmath.matrix(a.tolist()))
+        worst = max(
+            abs(mpmath.mpf(float(ours.hi[i, j, 0])) + float(ours.lo[i, j, 0]) - exact[i, j])
+            for i in range(8)
+            for j in range(8)
+        )
+    assert worst < mpmath.mpf(2) ** -98
 
 
 def test_cayley_agrees_with_numpy_solve() -> None:
