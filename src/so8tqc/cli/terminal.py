@@ -156,7 +156,8 @@ def show(record: Record, path: Path | None = None) -> None:
     for name, output in record.outputs.items():
         console.print(f"[dim]{escape(name)}:[/] {escape(output.path)}", soft_wrap=True)
     if path is not None:
-        console.print(f"[dim]record:[/] {escape(str(path))}", soft_wrap=True)
+        kind = "record" if path.suffix == ".json" else "report"
+        console.print(f"[dim]{kind}:[/] {escape(str(path))}", soft_wrap=True)
     console.print(f"\n{record.kind}: {MARKS[record.verdict]}")
 
 
