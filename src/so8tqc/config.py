@@ -126,6 +126,25 @@ class CalibrateConfig(CalibrateOptions):
     reference: Path | None = Field(None, description="Model whose entropy to match (entropy).")
 
 
+class CaptureOptions(Options):
+    """Recording a model's logits as a reference."""
+
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="Storage dtype of the logits; float16 is exact to 2⁻¹¹ of each."
+    )
+    max_tokens: Annotated[int, Field(ge=2)] = Field(256, description="Tokens used of each text.")
+    threads: int | None = Field(None, ge=1)
+
+
+class CaptureConfig(CaptureOptions):
+    model: Path
+    rotations: Path | None = None
+    rotation_options: RotationOptions = RotationOptions()
+    data: tuple[str, ...] = (QUALITY_TEXTS,)
+    tokenizer: Path | None = None
+    out: Path
+
+
 class QCOptions(Options):
     """Judging candidates against a reference."""
 
@@ -139,6 +158,9 @@ class QCOptions(Options):
 
 class QCConfig(QCOptions):
     reference: Path
+    base: Path | None = Field(
+        None, description="What the rotations are applied to, if the reference is a capture."
+    )
     rotations: Path | None = None
     rotation_options: RotationOptions = RotationOptions()
     candidates: tuple[Path, ...] = Field(min_length=1)

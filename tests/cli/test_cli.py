@@ -22,8 +22,8 @@ from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Check, Record, RunInfo, judge, overall
 
 COMMANDS = (
-    "run", "demo", "bake", "export", "quantize", "calibrate", "qc", "longtext", "report",
-    "doctor", "vendor",
+    "run", "demo", "bake", "export", "quantize", "calibrate", "capture", "qc", "longtext",
+    "report", "doctor", "vendor",
 )  # fmt: skip
 
 

@@ -24,12 +24,18 @@ from so8tqc.cli.stage import Output, configure, run_reported_stage
 
 
 def qc(
-    reference: Annotated[Path, typer.Option(help="The model we trust: directory or GGUF.")],
+    reference: Annotated[
+        Path, typer.Option(help="The model we trust: directory, GGUF or capture.")
+    ],
     candidate: Annotated[list[Path], typer.Option(help="Model under test; repeatable.")],
     out: Annotated[Path, typer.Option(help="Directory for record and reports.")],
     rotations: Annotated[
         Path | None,
         typer.Option(help="Rotations: the reference is then the gated model."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="What the rotations are applied to, if the reference is a capture."),
     ] = None,
     convention: ConventionOption = None,
     parametrization: ParametrizationOption = None,
@@ -73,6 +79,8 @@ def qc(
         so8tqc qc --reference model/ --rotations gates.pt --candidate baked/
           --candidate model-Q5_K_M.gguf --data texts.jsonl --out qc/
 
+        so8tqc qc --reference ref.safetensors --candidate model-Q5_K_M.gguf --out qc/
+
         so8tqc qc --reference model/ --rotations gates.pt --candidate baked/ --level files --out qc/
     """
     from so8tqc.config import QCConfig
@@ -84,8 +92,9 @@ def qc(
     )  # fmt: skip
     flags = given(
         rotation_options=rotation_options,
-        reference=reference, candidates=candidate, out=out, rotations=rotations, data=data,
-        tokenizer=tokenizer, profile=profile, level=level, max_tokens=max_tokens, threads=threads,
+        reference=reference, base=base, candidates=candidate, out=out, rotations=rotations,
+        data=data, tokenizer=tokenizer, profile=profile, level=level, max_tokens=max_tokens,
+        threads=threads,
     )  # fmt: skip
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from so8tqc.artifacts import atomic_file, file_ref
-from so8tqc.checkpoints.plan import PlannedTensor, plan_bake, widened
+from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
-from so8tqc.errors import InputError
+from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
@@ -27,8 +28,8 @@ from so8tqc.records import (
     overall,
     versions,
 )
-from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.diagnose import diagnose
 from so8tqc.services.judging import (
     Bootstrap,
@@ -39,21 +40,37 @@ from so8tqc.services.judging import (
     survival_check,
 )
 from so8tqc.services.profiles import Profile, load_profile
+from so8tqc.services.reference import reference_rotations
 from so8tqc.services.structure import (
     algebra,
     algebra_checks,
     rotation_checks,
     structure_checks,
 )
+from so8tqc.sources.capture import (
+    Capture,
+    CaptureSource,
+    RoundedSource,
+    check_same_tokens,
+    cut,
+    is_capture,
+    open_capture,
+)
 from so8tqc.sources.compare import Pair, compare
 from so8tqc.sources.folded import FoldedSource
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.protocol import LogitSource
+from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
+GATED = "gated"
+"""Base plus gates, beside a recorded reference: noise floors are measured from it."""
+
 TOKENS_FILE = "tokens.npz"
 
 
@@ -72,11 +89,13 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
 
     With ``rotations`` the reference is the gated model (base plus gates); model directories
     are then also checked tensor by tensor, and the gate's effect, the noise floor and the
-    survival in GGUF files are measured in the same pass.
+    survival in GGUF files are measured in the same pass. A capture as reference brings its own
+    texts; ``base`` and ``rotations`` beside it add all that needs them, and it stays the judge.
 
     Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise`` and
     calibration; ``effect``, ``noise_floor``: the same statistics of base and of our own
-    rounded fold; ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
+    rounded fold; ``capture``: what was recorded, and ``gated``: the same statistics of base plus
+    gates against it; ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
     Writes ``tokens.npz`` (the token table) to ``config.out``.
 
     Raises:
@@ -86,6 +105,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     profile = load_profile(config.profile)
     names = _names(config.candidates)
+    capture = open_capture(config.reference) if is_capture(config.reference) else None
     rotations = _rotations(config)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     found.metrics["profile"] = config.profile
@@ -93,7 +113,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     if rotations is not None:
         dtypes = _judge_files(config, names, rotations, found, progress)
     if config.level == "full":
-        _judge_logits(config, names, rotations, profile, dtypes, found, progress)
+        _judge_logits(config, names, rotations, capture, profile, dtypes, found, progress)
     if not found.checks:
         raise InputError(
             "nothing can be judged from files alone without rotations",
@@ -114,15 +134,20 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
 
 
 def _rotations(config: QCConfig) -> RotationSet | None:
-    if config.rotations is None:
-        return None
-    if is_gguf(config.reference):
+    if config.base is not None and not (is_capture(config.reference) and config.rotations):
+        raise ConfigError("base is for a capture as reference, together with rotations")
+    if config.rotations and is_capture(config.reference) and config.base is None:
         raise InputError(
-            "rotations are applied to a model directory, not to a GGUF file",
+            "rotations are applied to a model directory, not to a capture",
             where=str(config.reference),
+            remedy="Give that directory too: --base MODEL.",
         )
-    rotations = read_rotations(config.rotations, config.rotation_options)
-    return widened(rotations, open_checkpoint(config.reference))
+    return reference_rotations(_base(config), config.rotations, config.rotation_options)
+
+
+def _base(config: QCConfig) -> Path:
+    """What the rotations are applied to."""
+    return config.base or config.reference
 
 
 def _names(candidates: Sequence[Path]) -> dict[str, Path]:
@@ -148,7 +173,7 @@ def _judge_files(
     Returns:
         Model directory among the candidates → torch name of the dtype it stores the fold in.
     """
-    base = open_checkpoint(config.reference)
+    base = open_checkpoint(_base(config))
     planned = plan_bake(
         base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
     )
@@ -179,18 +204,17 @@ def _judge_logits(
     config: QCConfig,
     names: Mapping[str, Path],
     rotations: RotationSet | None,
+    capture: Capture | None,
     profile: Profile,
     dtypes: Mapping[str, str],
     found: _Findings,
     progress: Progress,
 ) -> None:
     """Everything that needs the models to be run, once over the texts."""
-    texts = encode(
-        load_texts(config.data),
-        load_tokenizer(config.tokenizer or _tokenizer_directory(config)),
-        config.max_tokens,
-    )
-    sources, pairs = _sources(config, names, rotations, dtypes)
+    texts = _texts(config, capture)
+    if capture is not None:
+        found.checks += vocabulary_checks(capture, names)
+    sources, pairs = _sources(config, names, rotations, capture, dtypes)
     file_types = {s.name: s.file_type for s in sources if isinstance(s, GGUFSource)}
     try:
         tables = compare(sources, pairs, texts, progress, "comparing logits")
@@ -198,7 +222,8 @@ def _judge_logits(
         for source in sources:
             source.close()
     bootstrap = Bootstrap(config.resamples, config.seed)
-    floors = {dtype: tables[(REFERENCE, _floor(dtype))] for dtype in set(dtypes.values())}
+    witness = REFERENCE if capture is None else GATED
+    floors = {dtype: tables[(witness, _floor(dtype))] for dtype in set(dtypes.values())}
     worst_floor = max(floors.values(), key=lambda t: float(t.columns["kl"].mean()), default=None)
     if rotations is not None:
         found.checks.append(effect_check(tables[(BASE, REFERENCE)], worst_floor, bootstrap))
@@ -221,36 +246,57 @@ def _judge_logits(
     found.metrics["candidates"] = candidates
     if worst_floor is not None:
         found.metrics["noise_floor"] = summarise(worst_floor)
-    if (REFERENCE, ARITHMETIC) in tables:
-        found.metrics["arithmetic"] = summarise(tables[(REFERENCE, ARITHMETIC)])
+    if (witness, ARITHMETIC) in tables:
+        found.metrics["arithmetic"] = summarise(tables[(witness, ARITHMETIC)])
+    if capture is not None:
+        to_gated = tables.get((REFERENCE, GATED))
+        found.metrics["capture"] = capture_metrics(capture, to_gated)
+        found.notices += capture_notices(to_gated, worst_floor)
     _diagnose_logits(found)
     _write_tokens(config.out / TOKENS_FILE, {n: tables[(REFERENCE, n)] for n in names})
+
+
+def _texts(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
+    """The texts to compare on: the recorded ones if the reference is a capture."""
+    if capture is None:
+        return encode(load_texts(config.data), _tokenizer(config), config.max_tokens)
+    if "data" in config.model_fields_set:
+        check_same_tokens(capture, encode(load_texts(config.data), _tokenizer(config), None))
+    limit = config.max_tokens if "max_tokens" in config.model_fields_set else None
+    return cut(capture.texts, limit)
 
 
 def _sources(
     config: QCConfig,
     names: Mapping[str, Path],
     rotations: RotationSet | None,
+    capture: Capture | None,
     dtypes: Mapping[str, str],
 ) -> tuple[list[LogitSource], list[Pair]]:
     """All sources of the pass, and which are compared with which."""
     sources: list[LogitSource] = []
     pairs: list[Pair] = []
+    if capture is not None:
+        sources.append(CaptureSource(capture, REFERENCE))
     if is_gguf(config.reference):
         sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
-    else:
-        model = HFModel.load(config.reference)
-        if rotations is None:
-            sources.append(HFSource(model, REFERENCE))
-        else:
-            sources.append(GatedSource(model, rotations, REFERENCE))
-            sources.append(HFSource(model, BASE))
-            pairs.append((BASE, REFERENCE))
-            for dtype in dict.fromkeys(dtypes.values()):
-                sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
-                pairs.append((REFERENCE, _floor(dtype)))
-            sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
-            pairs.append((REFERENCE, ARITHMETIC))
+    elif rotations is not None:
+        model = HFModel.load(_base(config))
+        witness = REFERENCE
+        gated: LogitSource = GatedSource(model, rotations, witness)
+        if capture is not None:
+            witness = GATED
+            gated = RoundedSource(GatedSource(model, rotations, witness), capture.dtype)
+            pairs.append((REFERENCE, witness))
+        sources += [gated, HFSource(model, BASE)]
+        pairs.append((BASE, REFERENCE))
+        for dtype in dict.fromkeys(dtypes.values()):
+            sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
+            pairs.append((witness, _floor(dtype)))
+        sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
+        pairs.append((witness, ARITHMETIC))
+    elif capture is None:
+        sources.append(HFSource(HFModel.load(config.reference), REFERENCE))
     for name, path in names.items():
         if is_gguf(path):
             sources.append(GGUFSource(path, name, threads=config.threads))
@@ -290,15 +336,15 @@ def _diagnose_logits(found: _Findings) -> None:
             )
 
 
+def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(config.tokenizer or _tokenizer_directory(config))
+
+
 def _tokenizer_directory(config: QCConfig) -> Path:
-    if is_gguf(config.reference):
-        for path in config.candidates:
-            if not is_gguf(path):
-                return path
-        raise InputError(
-            "GGUF files alone give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY."
-        )
-    return config.reference
+    for path in (_base(config), *config.candidates):
+        if not is_gguf(path) and not is_capture(path):
+            return path
+    raise InputError("these files give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY.")
 
 
 def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
@@ -314,6 +360,8 @@ def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
 
 def _inputs(config: QCConfig) -> dict[str, FileRef]:
     inputs = {"reference": file_ref(config.reference)}
+    if config.base is not None:
+        inputs["base"] = file_ref(config.base)
     if config.rotations is not None:
         inputs["rotations"] = file_ref(config.rotations)
     for i, path in enumerate(config.candidates):
