@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums, resample_weights
-from so8tqc.metrics.divergence import COLUMNS, TokenTable, distribution, summarise, token_rows
+from so8tqc.metrics.distributions import distribution
+from so8tqc.metrics.divergence import COLUMNS, TokenTable, summarise, token_rows
 
 
 def rows(z: np.ndarray, w: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from so8tqc.records import (
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.diagnose import diagnose
+from so8tqc.services.evaluation_texts import evaluation_texts
 from so8tqc.services.judging import (
     Bootstrap,
     calibration_summary,
@@ -51,7 +53,10 @@ from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.texts import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
 TOKENS_FILE = "tokens.npz"
@@ -185,11 +190,7 @@ def _judge_logits(
     progress: Progress,
 ) -> None:
     """Everything that needs the models to be run, once over the texts."""
-    texts = encode(
-        load_texts(config.data),
-        load_tokenizer(config.tokenizer or _tokenizer_directory(config)),
-        config.max_tokens,
-    )
+    texts = evaluation_texts(config, lambda: _tokenizer(config))
     sources, pairs = _sources(config, names, rotations, dtypes)
     file_types = {s.name: s.file_type for s in sources if isinstance(s, GGUFSource)}
     try:
@@ -288,6 +289,10 @@ def _diagnose_logits(found: _Findings) -> None:
                     "(or choose a finer quantization type).",
                 )
             )
+
+
+def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(config.tokenizer or _tokenizer_directory(config))
 
 
 def _tokenizer_directory(config: QCConfig) -> Path:

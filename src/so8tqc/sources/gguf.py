@@ -43,13 +43,16 @@ class GGUFSource:
         """How the file is quantized, e.g. ``Q5_K_M``; "" if it does not say."""
         return self._model.file_type
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         import torch
 
         self._model.begin(tokens.size)
-        for start in range(0, tokens.size, rows):
-            yield torch.from_numpy(self._model.decode(tokens[start : start + rows], start))
+        start = 0
+        for stop in range(min(first + rows, tokens.size), tokens.size + rows, rows):
+            part = tokens[start:stop]
+            yield torch.from_numpy(self._model.decode(part, start, max(0, first - start)))
+            start += part.size
 
     def steps(
         self, tokens: TokenIds, max_new_tokens: int, pick: Callable[[torch.Tensor], int]
