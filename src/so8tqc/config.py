@@ -152,8 +152,28 @@ class QCOptions(Options):
     level: Literal["files", "full"] = "full"
     seed: int = 0
     resamples: Annotated[int, Field(ge=100)] = 2000
-    max_tokens: Annotated[int, Field(ge=2)] = Field(256, description="Tokens used of each text.")
+    protocol: Literal["native", "llama-perplexity"] = Field(
+        "native", description="Which tokens are scored: every one, or those that tool scores."
+    )
+    ctx: int | None = Field(
+        None, ge=8, description="Window length, tokens; default 512 under llama-perplexity."
+    )
+    stride: int | None = Field(
+        None, ge=1, description="Tokens from one window to the next; default half of ctx."
+    )
+    max_tokens: int | None = Field(
+        None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
+    )
     threads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _windows_make_sense(self) -> QCOptions:
+        if self.stride is not None:
+            if self.protocol == "llama-perplexity":
+                raise ValueError("llama-perplexity's windows follow one another: no stride")
+            if self.ctx is None or self.stride >= self.ctx:
+                raise ValueError("stride needs a longer ctx: a window keeps ctx − stride tokens")
+        return self
 
 
 class QCConfig(QCOptions):

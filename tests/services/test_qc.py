@@ -6,10 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from so8tqc.config import BakeConfig, QCConfig, RotationOptions
@@ -21,6 +23,7 @@ from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.profiles import load_profile
 from so8tqc.services.qc import qc
+from so8tqc.sources.texts import load_tokenizer
 
 Edit = Callable[[dict[str, torch.Tensor]], None]
 O_PROJ = "model.layers.{}.self_attn.o_proj.weight"
@@ -325,3 +328,37 @@ def test_profiles_are_data(tmp_path: Path) -> None:
     own.write_text("mine:\n  models: {kl.mean: {limit: 0.5, target: 1}}\n  gguf: {default: {}}\n")
     with pytest.raises(ConfigError, match=r"own.yaml.*either limit or target"):
         load_profile(str(own))
+
+
+def test_long_texts_in_overlapping_windows(llama: Path, tmp_path: Path) -> None:
+    """Every token of every text is scored, and texts stay what is resampled."""
+    texts = json.loads((Path(__file__).parents[2] / "data" / "validation_en.json").read_text())
+    (tmp_path / "t.json").write_text(json.dumps(texts["texts"][:6]))
+    config = QCConfig(
+        reference=llama, candidates=(llama,), out=tmp_path / "qc", resamples=200,
+        data=(str(tmp_path / "t.json"),), ctx=128, stride=100,
+    )  # fmt: skip
+    record = qc(config)
+    tokenizer = load_tokenizer(llama)
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts["texts"][:6]]
+    assert min(lengths) > 256
+    tokens = np.load(tmp_path / "qc" / "tokens.npz")
+    assert [list(tokens["position"][tokens["text"] == i]) for i in range(6)] == [
+        list(range(length - 1)) for length in lengths
+    ]
+    metrics = record.metrics["candidates"][llama.name]  # type: ignore[index,call-overload]
+    assert (metrics["texts"], metrics["tokens"]) == (6, sum(lengths) - 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 4}, "longer ctx"),
+        ({"ctx": 64, "stride": 64}, "longer ctx"),
+        ({"ctx": 64, "stride": 32, "protocol": "llama-perplexity"}, "no stride"),
+        ({"ctx": 4}, "greater than or equal to 8"),
+    ],
+)
+def test_windows_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        QCConfig(reference=Path("a"), candidates=(Path("b"),), out=Path("c"), **options)

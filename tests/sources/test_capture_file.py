@@ -50,8 +50,8 @@ class Dreamed:
             logits[position, 3] = value
         return logits
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
-        yield from self.whole(tokens).split(rows)
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
+        yield from self.whole(tokens)[first:].split(rows)
 
     def close(self) -> None:
         pass
@@ -127,14 +127,24 @@ def test_a_beginning_of_a_text_has_the_texts_logits(good: Path) -> None:
         next(CaptureSource(capture, "ref").logits(stranger, 1))
 
 
+@pytest.mark.parametrize("first", [0, 1, 77, 199])
+def test_rows_may_be_wanted_from_a_later_one_on(first: int, tmp_path: Path) -> None:
+    path = tmp_path / "ref.safetensors"
+    texts = encoded()
+    write_capture(path, Dreamed(), texts, "F32", {})
+    tokens = texts[1].tokens
+    blocks = CaptureSource(open_capture(path), "reference").logits(tokens, 50, first)
+    assert torch.equal(torch.cat(list(blocks)), Dreamed().whole(tokens)[first:])
+
+
 def test_memory_is_that_of_a_block(tmp_path: Path) -> None:
     """16 texts of 200 rows, read with 10 rows at a time, never hold more than a few blocks."""
 
     class Wide(Dreamed):
         vocab_size = 20_000
 
-        def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
-            for start in range(0, tokens.size, rows):
+        def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
+            for start in range(first, tokens.size, rows):
                 yield torch.zeros(min(rows, tokens.size - start), self.vocab_size)
 
     path = tmp_path / "ref.safetensors"

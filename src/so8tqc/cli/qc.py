@@ -60,9 +60,33 @@ def qc(
         str | None,
         typer.Option(help="full (default), or files: no model is run.", show_default=False),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="native (default): every token is scored; llama-perplexity: the tokens that "
+            "tool scores.",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            help="Window length in tokens, for texts longer than that.", show_default=False
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens from one window to the next; half of --ctx if left out.",
+            show_default=False,
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens used of each text.", show_default=False),
+        typer.Option(
+            help="Tokens used of each text; 256 if left out, or all with --ctx.",
+            show_default=False,
+        ),
     ] = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
@@ -82,6 +106,9 @@ def qc(
         so8tqc qc --reference ref.safetensors --candidate model-Q5_K_M.gguf --out qc/
 
         so8tqc qc --reference model/ --rotations gates.pt --candidate baked/ --level files --out qc/
+
+        so8tqc qc --reference model-F16.gguf --candidate model-Q8_0.gguf --data wiki.txt
+          --protocol llama-perplexity --ctx 512 --out qc/
     """
     from so8tqc.config import QCConfig
     from so8tqc.services.qc import qc as service
@@ -93,8 +120,8 @@ def qc(
     flags = given(
         rotation_options=rotation_options,
         reference=reference, base=base, candidates=candidate, out=out, rotations=rotations,
-        data=data, tokenizer=tokenizer, profile=profile, level=level, max_tokens=max_tokens,
-        threads=threads,
+        data=data, tokenizer=tokenizer, profile=profile, level=level, protocol=protocol, ctx=ctx,
+        stride=stride, max_tokens=max_tokens, threads=threads,
     )  # fmt: skip
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

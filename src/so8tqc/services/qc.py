@@ -31,6 +31,7 @@ from so8tqc.records import (
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.diagnose import diagnose
+from so8tqc.services.evaluation_texts import evaluation_texts
 from so8tqc.services.judging import (
     Bootstrap,
     calibration_summary,
@@ -259,11 +260,16 @@ def _judge_logits(
 def _texts(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
     """The texts to compare on: the recorded ones if the reference is a capture."""
     if capture is None:
-        return encode(load_texts(config.data), _tokenizer(config), config.max_tokens)
+        return evaluation_texts(config, lambda: _tokenizer(config))
+    if config.protocol != "native" or config.ctx is not None:
+        raise ConfigError(
+            "a capture is compared on whole texts, as they were recorded",
+            where="protocol, ctx",
+            remedy="Leave --protocol and --ctx out, or give the model itself as reference.",
+        )
     if "data" in config.model_fields_set:
         check_same_tokens(capture, encode(load_texts(config.data), _tokenizer(config), None))
-    limit = config.max_tokens if "max_tokens" in config.model_fields_set else None
-    return cut(capture.texts, limit)
+    return cut(capture.texts, config.max_tokens)
 
 
 def _sources(

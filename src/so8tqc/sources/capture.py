@@ -180,7 +180,7 @@ class CaptureSource:
         self.name = name
         self.vocab_size = capture.vocab_size
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`.
 
         Raises:
@@ -189,8 +189,8 @@ class CaptureSource:
         index = self._find(tokens)
         entry = self.capture.logits[index]
         with entry.file.open("rb") as stream:
-            stream.seek(entry.start)
-            for start in range(0, tokens.size, rows):
+            stream.seek(entry.start + first * entry.shape[1] * ITEM_BYTES[entry.dtype])
+            for start in range(first, tokens.size, rows):
                 block = _read_rows(stream, entry, min(rows, tokens.size - start))
                 self._check_finite(block, self.capture.texts[index].id, start)
                 yield block
@@ -233,9 +233,9 @@ class RoundedSource:
         self._source = source
         self._dtype = dtype
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
-        for block in self._source.logits(tokens, rows):
+        for block in self._source.logits(tokens, rows, first):
             yield block.to(self._dtype).to(block.dtype)
 
     def close(self) -> None:

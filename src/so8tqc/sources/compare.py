@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from so8tqc.errors import DataError, InputError
-from so8tqc.metrics.divergence import (
-    COLUMNS,
-    Distribution,
-    TokenTable,
-    distribution,
-    rows_per_block,
-    token_rows,
-)
+from so8tqc.metrics.distributions import Distribution, Workspace, distribution, rows_per_block
+from so8tqc.metrics.divergence import COLUMNS, TokenTable, token_rows
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources.protocol import EncodedText, LogitSource
 
@@ -25,6 +19,8 @@ if TYPE_CHECKING:
 HEAD_ROWS = 128
 """Rows asked of a source at once: large enough for an efficient matrix product."""
 
+_PAIR = ""
+"""Name of the scratch memory for pairs; no source is called so."""
 
 Pair = tuple[str, str]
 """Names of a reference and of a candidate."""
@@ -40,12 +36,13 @@ def compare(
     """Token tables of every pair, in a single pass over the texts.
 
     Each source's logits are computed once, however many pairs it is part of. Every
-    position but a text's last is scored, on the token that follows it.
+    position from a text's ``first`` on but its last is scored, on the token that follows it.
 
     Args:
         sources: all models, with distinct names; each name in ``pairs`` is one of them.
         pairs: which candidate is compared with which reference.
-        texts: token ids, each at least two.
+        texts: token ids, each at least two; windows of one text share its id, and are one
+            text in the table.
         progress: told about each text, in tokens.
         description: what the progress says.
 
@@ -58,24 +55,28 @@ def compare(
     """
     _check_sources(sources)
     parts: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
+    memory = {name: Workspace() for name in (_PAIR, *(source.name for source in sources))}
     total = sum(text.tokens.size for text in texts)
     with progress.task(description, total=total, unit="tokens") as task:
         for text in texts:
-            for pair, rows in _compare_text(sources, pairs, text).items():
+            for pair, rows in _compare_text(sources, pairs, text, memory).items():
                 parts[pair].append(rows)
             task.advance(text.tokens.size, item=text.id)
     return {pair: _table(rows, texts, sources[0].vocab_size) for pair, rows in parts.items()}
 
 
 def _compare_text(
-    sources: Sequence[LogitSource], pairs: Sequence[Pair], text: EncodedText
+    sources: Sequence[LogitSource],
+    pairs: Sequence[Pair],
+    text: EncodedText,
+    memory: Mapping[str, Workspace],
 ) -> dict[Pair, torch.Tensor]:
     import torch
 
-    targets = torch.from_numpy(text.tokens[1:])
+    targets = torch.from_numpy(text.tokens[text.first + 1 :])
     step = rows_per_block(sources[0].vocab_size)
     rows: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
-    walks = [source.logits(text.tokens, HEAD_ROWS) for source in sources]
+    walks = [source.logits(text.tokens, HEAD_ROWS, text.first) for source in sources]
     start = 0
     for blocks in zip(*walks, strict=True):
         height = min(blocks[0].shape[0], targets.shape[0] - start)
@@ -83,29 +84,27 @@ def _compare_text(
             stop = min(row + step, height)
             goal = targets[start + row : start + stop]
             sides = {
-                source.name: _side(block[row:stop], goal, source, text, start + row)
+                source.name: _checked(
+                    distribution(block[row:stop], goal, memory[source.name]),
+                    source,
+                    text,
+                    start + row,
+                )
                 for source, block in zip(sources, blocks, strict=True)
             }
             for pair in pairs:
-                rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal))
+                rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal, memory[_PAIR]))
         start += blocks[0].shape[0]
     return {pair: torch.cat(parts) for pair, parts in rows.items()}
 
 
-def _side(
-    block: torch.Tensor,
-    targets: torch.Tensor,
-    source: LogitSource,
-    text: EncodedText,
-    position: int,
-) -> Distribution:
+def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: int) -> Distribution:
     import torch
 
-    side = distribution(block, targets)
     # a NaN anywhere in a row, or an infinity, leaves its mark on the row's entropy
     finite = torch.isfinite(side.entropy) & torch.isfinite(side.nll)
     if not bool(finite.all()):
-        at = position + int((~finite).nonzero()[0, 0])
+        at = text.start + text.first + row + int((~finite).nonzero()[0, 0])
         raise DataError(
             f"{source.name} yields non-finite logits at position {at}",
             where=text.id,
@@ -118,13 +117,19 @@ def _table(parts: list[torch.Tensor], texts: Sequence[EncodedText], vocab_size: 
     import torch
 
     values = torch.cat(parts).numpy()
-    lengths = [text.tokens.size - 1 for text in texts]
+    scored = [np.arange(text.first, text.tokens.size - 1, dtype=np.int32) for text in texts]
+    index = {name: i for i, name in enumerate(dict.fromkeys(text.id for text in texts))}
     return TokenTable(
         columns={name: np.ascontiguousarray(values[:, i]) for i, name in enumerate(COLUMNS)},
-        text=np.repeat(np.arange(len(texts), dtype=np.int32), lengths),
-        position=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        text=np.repeat(
+            np.array([index[text.id] for text in texts], dtype=np.int32),
+            [rows.size for rows in scored],
+        ),
+        position=np.concatenate(
+            [rows + text.start for rows, text in zip(scored, texts, strict=True)], dtype=np.int32
+        ),
         vocab_size=vocab_size,
-        texts=tuple(text.id for text in texts),
+        texts=tuple(index),
     )
 
 

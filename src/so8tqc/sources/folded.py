@@ -39,11 +39,11 @@ class FoldedSource:
         self.vocab_size = model.vocab_size
         self._folded = list(_fold_all(model, rotations, storage))
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         with _swapped(self._folded):
             hidden = self.model.hidden(tokens)
-        yield from head_blocks(self.model, hidden, rows)
+        yield from head_blocks(self.model, hidden[first:], rows)
 
     def close(self) -> None:
         """Release the model."""

@@ -33,11 +33,11 @@ class GatedSource:
         self.name = name
         self.vocab_size = model.vocab_size
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         with gated(self.model, self.rotations):
             hidden = self.model.hidden(tokens)
-        yield from head_blocks(self.model, hidden, rows)
+        yield from head_blocks(self.model, hidden[first:], rows)
 
     def close(self) -> None:
         """Release the model."""

@@ -170,9 +170,9 @@ class HFSource:
         self.name = name
         self.vocab_size = model.vocab_size
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
-        yield from head_blocks(self.model, self.model.hidden(tokens), rows)
+        yield from head_blocks(self.model, self.model.hidden(tokens)[first:], rows)
 
     def close(self) -> None:
         """Release the model."""
