@@ -135,6 +135,12 @@ class QCOptions(Options):
     resamples: Annotated[int, Field(ge=100)] = 2000
     max_tokens: Annotated[int, Field(ge=2)] = Field(256, description="Tokens used of each text.")
     threads: int | None = Field(None, ge=1)
+    fail_on: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids; only these count for the verdict."
+    )
+    allow: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids that do not count for the verdict."
+    )
 
 
 class QCConfig(QCOptions):
@@ -145,6 +151,9 @@ class QCConfig(QCOptions):
     data: tuple[str, ...] = (QUALITY_TEXTS,)
     tokenizer: Path | None = None
     out: Path
+    save_recovered: Path | None = Field(
+        None, description="Write the rotations recovered from the candidate as a gate file."
+    )
 
 
 class LongTextOptions(Options):

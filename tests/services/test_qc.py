@@ -176,6 +176,7 @@ def test_every_fault_is_caught_and_named_from_the_files(
     record = judged(base, gates, wrong, texts_file, tmp_path / "qc", level="files")
     assert record.verdict is Verdict.FAIL
     code, layers = FAULTS[name]
+    print([d.text for d in record.diagnosis])
     assert codes(record) == {code}
     assert record.diagnosis[0].layers == layers
     assert "so8tqc bake" in record.diagnosis[0].remedy or "--" in record.diagnosis[0].remedy

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from so8tqc.rotations.fold import to_storage
 from so8tqc.rotations.rotation_set import FloatArray
 
 if TYPE_CHECKING:
@@ -30,6 +31,21 @@ class Recovered:
 
     blocks: FloatArray
     residual: FloatArray
+
+
+@dataclass(frozen=True)
+class LinearMaps:
+    """The linear map that best explains each block, whether a rotation or not.
+
+    Attributes:
+        blocks: [N, b, b] matrices X minimising ‖M_k·X_k − M'_k‖_F.
+        residual: [N] ‖M_k·X_k − M'_k‖_F over what rounding M_k·X_k to the storage dtype causes.
+        uncertainty: [N] ‖X_k‖_F error that rounding alone causes, one standard deviation.
+    """
+
+    blocks: FloatArray
+    residual: FloatArray
+    uncertainty: FloatArray
 
 
 def recover_rotations(matrix: torch.Tensor, stored: torch.Tensor, size: int) -> Recovered:
@@ -50,6 +66,29 @@ def recover_rotations(matrix: torch.Tensor, stored: torch.Tensor, size: int) -> 
     blocks = u @ vh
     residual = (m @ blocks - w).flatten(1).norm(dim=1) / m.flatten(1).norm(dim=1)
     return Recovered(blocks.numpy(), residual.numpy())
+
+
+def recover_linear_maps(matrix: torch.Tensor, stored: torch.Tensor, size: int) -> LinearMaps:
+    """Solve the unconstrained least-squares problem of every block; arguments as above.
+
+    Needs at least ``size`` rows of full rank. An element of M' is rounded by up to half a unit,
+    uniformly, so its variance is that of the rounding of M·X, and X's is σ²·‖M⁺‖_F² for each
+    of its b columns.
+    """
+    import torch
+
+    rows, columns = matrix.shape
+    shape = (rows, columns // size, size)
+    m = matrix.to(torch.float64).reshape(shape).transpose(0, 1)
+    w = stored.to(torch.float64).reshape(shape).transpose(0, 1)
+    x = torch.linalg.lstsq(m, w).solution
+    product = m @ x
+    rounding = (to_storage(product, stored.dtype).double() - product).flatten(1).norm(dim=1)
+    smallest = torch.finfo(torch.float64).tiny
+    residual = (product - w).flatten(1).norm(dim=1) / rounding.clamp_min(smallest)
+    sigma = rounding / (rows * size) ** 0.5
+    inverse = torch.linalg.svdvals(m).reciprocal().norm(dim=1)
+    return LinearMaps(x.numpy(), residual.numpy(), (sigma * inverse * size**0.5).numpy())
 
 
 def distances(recovered: FloatArray, expected: FloatArray) -> FloatArray:

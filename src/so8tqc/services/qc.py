@@ -12,7 +12,7 @@ from so8tqc.artifacts import atomic_file, file_ref
 from so8tqc.checkpoints.plan import PlannedTensor, plan_bake, widened
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
-from so8tqc.errors import InputError
+from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
@@ -25,11 +25,13 @@ from so8tqc.records import (
     Verdict,
     jsonable,
     overall,
+    skipped,
     versions,
 )
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.diagnose import diagnose
+from so8tqc.services.diagnose import diagnose, diagnose_logits, diagnose_structure
+from so8tqc.services.gguf_weights import judge_gguf
 from so8tqc.services.judging import (
     Bootstrap,
     calibration_summary,
@@ -37,8 +39,10 @@ from so8tqc.services.judging import (
     fidelity_checks,
     kl_histogram,
     survival_check,
+    tuned,
 )
 from so8tqc.services.profiles import Profile, load_profile
+from so8tqc.services.recovering import recover
 from so8tqc.services.structure import (
     algebra,
     algebra_checks,
@@ -56,6 +60,11 @@ from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
 TOKENS_FILE = "tokens.npz"
 
+_UNRUNNABLE = (
+    "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
+)  # fmt: skip
+"""Checks after whose failure a model cannot be loaded or yields NaN."""
+
 
 @dataclass
 class _Findings:
@@ -65,6 +74,26 @@ class _Findings:
     diagnosis: list[Diagnosis] = field(default_factory=list)
     metrics: dict[str, object] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+    """Candidates that have a diagnosis from their files."""
+    unrunnable: dict[str, str] = field(default_factory=dict)
+    """Candidates whose logits would mean nothing, and why."""
+
+    def name(self, subject: str, diagnosis: Sequence[Diagnosis]) -> None:
+        """Add what is wrong with a candidate."""
+        self.diagnosis += diagnosis
+        if diagnosis:
+            self.named.add(subject)
+
+    def failed(self, subject: str, *ids: str) -> list[Check]:
+        """The checks of a candidate that failed, of those with these ids (all if none)."""
+        return [
+            check
+            for check in self.checks
+            if check.subject == subject
+            and check.verdict is Verdict.FAIL
+            and (not ids or check.id in ids)
+        ]
 
 
 def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
@@ -92,6 +121,8 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     dtypes: dict[str, str] = {}
     if rotations is not None:
         dtypes = _judge_files(config, names, rotations, found, progress)
+    if config.save_recovered is not None:
+        _save_recovered(config, names, rotations, found)
     if config.level == "full":
         _judge_logits(config, names, rotations, profile, dtypes, found, progress)
     if not found.checks:
@@ -99,14 +130,16 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
             "nothing can be judged from files alone without rotations",
             remedy="Give --rotations, or use --level full.",
         )
+    checks, notices = tuned(found.checks, profile, config.fail_on, config.allow)
     return Record(
         kind="qc",
-        verdict=overall(found.checks),
-        checks=tuple(found.checks),
+        verdict=overall(checks),
+        checks=tuple(checks),
         metrics={key: jsonable(value) for key, value in found.metrics.items()},
         diagnosis=tuple(found.diagnosis),
-        notices=tuple(dict.fromkeys(found.notices)),
+        notices=tuple(dict.fromkeys((*found.notices, *notices))),
         inputs=_inputs(config),
+        outputs=_outputs(config),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
         run=watch.info(),
@@ -155,15 +188,22 @@ def _judge_files(
     found.checks += rotation_checks(rotations)
     split: dict[str, object] = {}
     dtypes: dict[str, str] = {}
+    survival: dict[str, object] = {}
     for name, path in names.items():
         if is_gguf(path):
+            checks, diagnosis, survival[name] = judge_gguf(path, planned, rotations, name, progress)
+            found.checks += checks
+            found.name(name, diagnosis)
             continue
         baked = open_checkpoint(path)
         dtypes[name] = _storage_dtype(baked, planned)
         found.checks += structure_checks(base, baked, planned, name)
         results = algebra(baked, planned, rotations, progress)
         found.checks += algebra_checks(results, name)
-        found.diagnosis += diagnose(results, baked, rotations, name)
+        found.name(name, diagnose(results, baked, rotations, name))
+        found.name(name, diagnose_structure(found.failed(name), name))
+        if broken := found.failed(name, *_UNRUNNABLE):
+            found.unrunnable[name] = ", ".join(check.id for check in broken)
         split[name] = {
             "algebra_relative_error": max(
                 (r.comparison.relative_error for r in results), default=None
@@ -172,7 +212,28 @@ def _judge_files(
         }
     if split:
         found.metrics["split"] = split
+    if survival:
+        found.metrics["survival"] = survival
     return dtypes
+
+
+def _save_recovered(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    found: _Findings,
+) -> None:
+    if len(names) != 1 or is_gguf(config.reference):
+        raise ConfigError(
+            "rotations are recovered from one candidate, whose base is a model directory",
+            where="save_recovered",
+        )
+    assert config.save_recovered is not None  # the caller's condition
+    ((name, path),) = names.items()
+    base = open_checkpoint(config.reference)
+    check, rows = recover(path, base, rotations, config.save_recovered, name)
+    found.checks.append(check)
+    found.metrics["recovered"] = rows
 
 
 def _judge_logits(
@@ -185,6 +246,13 @@ def _judge_logits(
     progress: Progress,
 ) -> None:
     """Everything that needs the models to be run, once over the texts."""
+    for name, why in found.unrunnable.items():
+        reason = f"Not run, since {why} failed."
+        found.checks.append(skipped("logits.run", reason, subject=name))
+    names = {name: path for name, path in names.items() if name not in found.unrunnable}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if name in names}
+    if not names:
+        return
     texts = encode(
         load_texts(config.data),
         load_tokenizer(config.tokenizer or _tokenizer_directory(config)),
@@ -223,7 +291,7 @@ def _judge_logits(
         found.metrics["noise_floor"] = summarise(worst_floor)
     if (REFERENCE, ARITHMETIC) in tables:
         found.metrics["arithmetic"] = summarise(tables[(REFERENCE, ARITHMETIC)])
-    _diagnose_logits(found)
+    found.diagnosis += diagnose_logits(found.checks, found.named)
     _write_tokens(config.out / TOKENS_FILE, {n: tables[(REFERENCE, n)] for n in names})
 
 
@@ -275,21 +343,6 @@ def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
     raise InputError("none of the rotated tensors is in the candidate", where=str(baked.directory))
 
 
-def _diagnose_logits(found: _Findings) -> None:
-    """Name what only logits can show: a GGUF in which the gate is not found."""
-    for check in found.checks:
-        if check.id == "effect.survival" and check.verdict is Verdict.FAIL:
-            found.diagnosis.append(
-                Diagnosis(
-                    code="not_baked",
-                    text=f"{check.subject} is no nearer to the gated model than to the base: "
-                    "it was made from the unbaked model, or its quantization erased the gate.",
-                    remedy="Export again from the baked directory: so8tqc export BAKED --out FILE "
-                    "(or choose a finer quantization type).",
-                )
-            )
-
-
 def _tokenizer_directory(config: QCConfig) -> Path:
     if is_gguf(config.reference):
         for path in config.candidates:
@@ -310,6 +363,12 @@ def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
         arrays |= {f"{name}/{column}": values for column, values in table.columns.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def _outputs(config: QCConfig) -> dict[str, FileRef]:
+    if config.save_recovered is None:
+        return {}
+    return {"recovered": file_ref(config.save_recovered)}
 
 
 def _inputs(config: QCConfig) -> dict[str, FileRef]:
