@@ -35,8 +35,9 @@ _CHUNK_ELEMENTS = 1 << 19
 _ROUNDINGS = 16
 """Roundings of a product of two blocks, generously: in R, in W, in each of 8 products and sums."""
 
-_COARSER = 4.0
-"""Eight products summed in a precision err about 2.5 times as much as one rounding to it."""
+_COARSER = 6.0
+"""Eight products summed in a precision err about 2.5 times as much as one rounding to it, in some
+rows of a small matrix twice that."""
 
 _WIDESPREAD = 0.01
 """Imprecise arithmetic shows in many elements, an edit may show in few."""

@@ -17,7 +17,9 @@ from so8tqc.rotations.algebra import FoldComparison
 from so8tqc.rotations.enums import Convention, Site
 from so8tqc.rotations.fold import exact_product, orient
 from so8tqc.rotations.hypotheses import (
+    PRECISIONS,
     Hypothesis,
+    Precision,
     arithmetic_of,
     hypotheses,
     nearest_hypotheses,
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 
-_RESIDUAL_FACTOR = 1.5
-"""A linear map explains a block whose residual is at most this many times rounding's."""
+_RESIDUAL_FACTOR = 2.0
+"""A linear map explains a block whose residual is at most this many times rounding's: once rounded
+values that were then scaled have been rounded twice, and err √2 times as much."""
 
 _SIGNIFICANT = 6.0
 """A recovered map is no rotation if it is this many standard deviations away from one."""
@@ -125,12 +128,16 @@ def summarise_findings(findings: Sequence[Finding], targets: int, model: str) ->
 
 def diagnose_structure(checks: Iterable[Check], model: str) -> list[Diagnosis]:
     """Name edits that have nothing to do with the rotations, from the checks that caught them."""
+    failed = {c.id: c for c in checks if c.verdict is Verdict.FAIL and c.id in _STRUCTURE_REMEDIES}
+    if "structure.finite" in failed and (
+        failed["structure.finite"].value == failed["structure.untouched"].value
+    ):
+        del failed["structure.untouched"]  # the tensors with NaN, which have a better name
     found = []
-    for check in checks:
-        if check.verdict is Verdict.FAIL and check.id in _STRUCTURE_REMEDIES:
-            code = "non_finite" if check.id == "structure.finite" else "foreign_edit"
-            text = f"{_TEXTS[code][0]} in {model}: {check.detail}"
-            found.append(Diagnosis(code=code, text=text, remedy=_STRUCTURE_REMEDIES[check.id]))
+    for check in failed.values():
+        code = "non_finite" if check.id == "structure.finite" else "foreign_edit"
+        text = f"{_TEXTS[code][0]} in {model}: {check.detail}"
+        found.append(Diagnosis(code=code, text=text, remedy=_STRUCTURE_REMEDIES[check.id]))
     return found
 
 
@@ -208,12 +215,30 @@ def _examine(
     possible = [(h, arithmetic) for h, arithmetic in nearest if arithmetic is not None]
     if possible:
         best, arithmetic = min(possible, key=lambda pair: pair[1].unit_roundoff)
-        note = best.note or f"the product was computed in {arithmetic.name}"
-        return Finding(layer, best.code, note)
+        told = Finding(layer, best.code, _note(best, arithmetic, possible))
+        if arithmetic is PRECISIONS[0]:
+            return told
+        # a small edit is no larger than coarse arithmetic's error, but a linear map explains it
+        return _examine_map(case, best, layer) or told
     if _at_the_other_site(stored, plan, rotations):
         side = "input" if rotations.site is Site.OUTPUT else "output"
         return Finding(layer, "wrong_site", f"the rotation was multiplied at the {side} side")
-    return _examine_map(case, layer) or Finding(layer, "foreign_edit", _describe_edit(case))
+    right = Hypothesis("storage_rounding", "", case.matrix, case.blocks)
+    found = _examine_map(case, right, layer)
+    return found or Finding(layer, "foreign_edit", _describe_edit(case))
+
+
+def _note(
+    best: Hypothesis, arithmetic: Precision, possible: Sequence[tuple[Hypothesis, Precision]]
+) -> str:
+    """The hypothesis, the arithmetic if it shows, and what the storage cannot tell it from."""
+    notes = [best.note] if best.note else []
+    if not notes or arithmetic is not PRECISIONS[0]:
+        notes.append(f"the product was computed in {arithmetic.name}")
+    rivals = [h.note or "a right fold" for h, a in possible if a == arithmetic and h is not best]
+    if rivals:
+        notes.append(f"the storage dtype cannot tell it from: {', '.join(rivals[:_NOTES])}")
+    return "; ".join(notes)
 
 
 def _at_the_other_site(stored: torch.Tensor, plan: PlannedTensor, rotations: RotationSet) -> bool:
@@ -235,12 +260,12 @@ def _at_the_other_site(stored: torch.Tensor, plan: PlannedTensor, rotations: Rot
     return False
 
 
-def _examine_map(case: Case, layer: int) -> Finding | None:
-    """Whether an unknown linear map was folded, and nothing else was done."""
+def _examine_map(case: Case, known: Hypothesis, layer: int) -> Finding | None:
+    """Whether another linear map than the one known was folded, and nothing else was done."""
     size = case.blocks.shape[1]
     if case.matrix.shape[0] < 2 * size:
         return None
-    maps = recover_linear_maps(case.matrix, case.stored, size)
+    maps = recover_linear_maps(known.matrix, case.stored, size)
     if maps.residual.max() > _RESIDUAL_FACTOR:
         return None
     gram = np.einsum("nji,njk->nik", maps.blocks, maps.blocks)
@@ -253,7 +278,7 @@ def _examine_map(case: Case, layer: int) -> Finding | None:
     if mirrored.any():
         note = f"block(s) {_listed(mirrored)} are reflections, det = −1"
         return Finding(layer, "non_orthogonal", note)
-    other = distances(maps.blocks, case.blocks) > _SIGNIFICANT * maps.uncertainty
+    other = distances(maps.blocks, known.blocks) > _SIGNIFICANT * maps.uncertainty
     if not other.any():
         return None
     return Finding(layer, "foreign_edit", f"block(s) {_listed(other)} {_kind(maps, case, other)}")

@@ -60,18 +60,20 @@ def judge_gguf(
         reason = f"{gguf.architecture!r} keeps the rotated weights in an unknown place"
         return [skipped("algebra.nearest", reason, subject=subject)], [], {}
     findings: list[Finding] = []
+    wrong = list(missing)
     rows: dict[str, LayerWeight] = {}
     with progress.task("checking the algebra", total=len(weights), unit="tensors") as task:
         for plan, tensor, stored in weights:
             case = make_case(plan, stored, planned, rotations)
             row = _measure(case, tensor)
             rows[str(case.target.layer)] = row
-            if found := _examine(case, row, rotations):
-                findings.append(found)
+            found, nearest = _examine(case, row, rotations)
+            findings += [found] if found else []
+            wrong += [] if nearest else [case.target.layer]
             task.advance(1, item=plan.entry.name)
     findings += [Finding(layer, "foreign_edit", "its weight is missing") for layer in missing]
     diagnosis = summarise_findings(findings, len(planned), subject)
-    return _checks(findings, rows, subject), diagnosis, rows
+    return _checks(wrong, rows, subject), diagnosis, rows
 
 
 def stored_weights(
@@ -131,33 +133,30 @@ def _measure(case: Case, tensor: GGUFTensor) -> LayerWeight:
     }
 
 
-def _examine(case: Case, row: LayerWeight, rotations: RotationSet) -> Finding | None:
-    """None if the right fold is among the hypotheses nearest to the stored weight."""
+def _examine(case: Case, row: LayerWeight, rotations: RotationSet) -> tuple[Finding | None, bool]:
+    """What is wrong, if anything, and whether the right fold is among the nearest hypotheses."""
     import torch
 
     layer = case.target.layer
     if not bool(torch.isfinite(case.stored).all()):
-        return Finding(layer, "non_finite", "NaN or infinite elements")
+        return Finding(layer, "non_finite", "NaN or infinite elements"), False
     nearest = explanations(case, rotations)
     limit = error_limit(row["type"])
-    if any(h.is_right for h in nearest):
-        if row["error"] <= limit:
-            return None
-        if row["error"] <= _LARGEST_ERROR:
-            note = (
-                f"the error is {row['error']:.1%} of the norm, {row['type']} explains "
-                f"{limit:.1%}: a wrong importance matrix, or noise"
-            )
-            return Finding(layer, "storage_rounding", note)
-    elif relative_error(case.stored, nearest[0]) <= limit:
-        return Finding(layer, nearest[0].code, nearest[0].note)
-    return Finding(layer, "foreign_edit", "nothing that is known explains the weight")
+    right = any(h.is_right for h in nearest)
+    if right and row["error"] <= limit:
+        return None, True
+    if right and row["error"] <= _LARGEST_ERROR:
+        note = (
+            f"the error is {row['error']:.1%} of the norm, where {row['type']} explains "
+            f"{limit:.1%}: a wrong importance matrix, or noise"
+        )
+        return Finding(layer, "storage_rounding", note), True
+    if not right and relative_error(case.stored, nearest[0]) <= limit:
+        return Finding(layer, nearest[0].code, nearest[0].note), False
+    return Finding(layer, "foreign_edit", "nothing that is known explains the weight"), False
 
 
-def _checks(
-    findings: Sequence[Finding], rows: Mapping[str, LayerWeight], subject: str
-) -> list[Check]:
-    wrong = sorted({f.layer for f in findings})
+def _checks(wrong: Sequence[int], rows: Mapping[str, LayerWeight], subject: str) -> list[Check]:
     worst = max(rows, key=lambda layer: rows[layer]["error"] / error_limit(rows[layer]["type"]))
     row = rows[worst]
     listed = ", ".join(map(str, wrong[:8])) + (" …" if len(wrong) > 8 else "")
