@@ -47,7 +47,7 @@ class Check(Frozen):
         target: the absolute target, shown whatever the limit was.
         target_met: whether the absolute target was met too.
         noise_floor: the error that correct rounding alone causes, measured.
-        allowed: it does not count for the stage's verdict, as the user asked.
+        allowed: it did not pass, and does not count for the verdict, as the user asked.
         detail: a sentence for people.
     """
 
@@ -65,6 +65,11 @@ class Check(Frozen):
     noise_floor: float | None = None
     allowed: bool = False
     detail: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails the stage's verdict."""
+        return self.verdict is Verdict.FAIL and not self.allowed
 
 
 class Diagnosis(Frozen):

@@ -18,7 +18,7 @@ from so8tqc.services.diagnose import Case, Finding, explanations, make_case, sum
 if TYPE_CHECKING:
     import torch
 
-_ERROR_FACTOR = 4.0
+_ERROR_FACTOR = 3.0
 _FINEST_BITS = 8
 """A GGUF of any plain type was made from a checkpoint that may have 8 significant bits."""
 _LARGEST_ERROR = 0.5
@@ -110,7 +110,7 @@ def stored_weights(
 def error_limit(type_: str) -> float:
     """Largest ‖Q − W'‖/‖W'‖ that a GGML type explains.
 
-    A type of n bits a weight errs by about 2⁻ⁿ of the norm; the limit is four times that.
+    A type of n bits a weight errs by about 2⁻ⁿ of the norm; the limit is three times that.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
