@@ -142,7 +142,8 @@ def nearest_hypotheses(stored: torch.Tensor, candidates: Sequence[Hypothesis]) -
     products = [_product(h.matrix[rows], h.blocks) for h in candidates]
     errors = torch.stack([(w - product).norm() for product in products])
     best = int(errors.argmin())
-    reach = SEPARABLE * float(errors[best]) / w.numel() ** 0.5
+    rounding = (to_storage(products[0], stored.dtype).double() - products[0]).norm()
+    reach = SEPARABLE * float(errors[best].maximum(rounding)) / w.numel() ** 0.5
     return [
         candidate
         for candidate, product in zip(candidates, products, strict=True)

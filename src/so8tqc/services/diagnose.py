@@ -212,17 +212,25 @@ def _examine(
 ) -> Finding:
     layer = case.target.layer
     nearest = [(h, arithmetic_of(case.stored, h)) for h in explanations(case, rotations)]
-    possible = [(h, arithmetic) for h, arithmetic in nearest if arithmetic is not None]
+    possible = [
+        (h, arithmetic)
+        for h, arithmetic in nearest
+        # nothing is computed, so nothing is rounded, where nothing is baked
+        if arithmetic is PRECISIONS[0] or (arithmetic and h.code != "not_baked")
+    ]
     if possible:
         best, arithmetic = min(possible, key=lambda pair: pair[1].unit_roundoff)
         told = Finding(layer, best.code, _note(best, arithmetic, possible))
         if arithmetic is PRECISIONS[0]:
             return told
-        # a small edit is no larger than coarse arithmetic's error, but a linear map explains it
-        return _examine_map(case, best, layer) or told
-    if _at_the_other_site(stored, plan, rotations):
-        side = "input" if rotations.site is Site.OUTPUT else "output"
-        return Finding(layer, "wrong_site", f"the rotation was multiplied at the {side} side")
+        # a small edit is no larger than coarse arithmetic's error, but has a better explanation
+        return (
+            _examine_site(stored, plan, rotations, PRECISIONS[0])
+            or _examine_map(case, best, layer)
+            or told
+        )
+    if found := _examine_site(stored, plan, rotations, PRECISIONS[-1]):
+        return found
     right = Hypothesis("storage_rounding", "", case.matrix, case.blocks)
     found = _examine_map(case, right, layer)
     return found or Finding(layer, "foreign_edit", _describe_edit(case))
@@ -241,12 +249,17 @@ def _note(
     return "; ".join(notes)
 
 
-def _at_the_other_site(stored: torch.Tensor, plan: PlannedTensor, rotations: RotationSet) -> bool:
-    """Whether the rotation, or as much of it as there is room for, was folded on the other side."""
+def _examine_site(
+    stored: torch.Tensor, plan: PlannedTensor, rotations: RotationSet, coarsest: Precision
+) -> Finding | None:
+    """Whether the rotation, or as much of it as there is room for, was folded on the other side.
+
+    ``coarsest``: the arithmetic that may be blamed for what is left.
+    """
     other = Site.OUTPUT if rotations.site is Site.INPUT else Site.INPUT
     base = tensor_view(plan.entry)
     if base.ndim != 2:
-        return False
+        return None
     column = rotations.column_blocks(plan.site.target)
     for convention in Convention:
         blocks = column if convention is Convention.COLUMN else column.transpose(0, 2, 1)
@@ -254,10 +267,12 @@ def _at_the_other_site(stored: torch.Tensor, plan: PlannedTensor, rotations: Rot
         candidate, _ = orient(stored, blocks, other, transposed=plan.site.transposed)
         room = matrix.shape[1] // b.shape[1]
         if room > len(b) or matrix.shape[1] % b.shape[1]:
-            return False
-        if arithmetic_of(candidate, Hypothesis("wrong_site", "", matrix, b[:room])) is not None:
-            return True
-    return False
+            return None
+        arithmetic = arithmetic_of(candidate, Hypothesis("wrong_site", "", matrix, b[:room]))
+        if arithmetic and arithmetic.unit_roundoff <= coarsest.unit_roundoff:
+            note = f"the rotation was multiplied at the {other} side"
+            return Finding(plan.site.target.layer, "wrong_site", note)
+    return None
 
 
 def _examine_map(case: Case, known: Hypothesis, layer: int) -> Finding | None:

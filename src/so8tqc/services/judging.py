@@ -57,8 +57,8 @@ def tuned(
         allow: glob patterns of check ids that do not count.
 
     Returns:
-        The checks, those that did not pass but do not count with ``allowed``, and ``profile.…`` checks; and
-        notices about patterns that match nothing.
+        The checks, those that did not pass but do not count with ``allowed``, and
+        ``profile.…`` checks; and notices about patterns that match nothing.
     """
 
     def counts(check: Check) -> bool:

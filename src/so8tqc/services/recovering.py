@@ -17,7 +17,7 @@ from so8tqc.records import Check, judge
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.fold import fold, orient
 from so8tqc.rotations.native import write_native
-from so8tqc.rotations.recover import distances, recover_rotations
+from so8tqc.rotations.recover import distances, recover_rotations, refine_rotations
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target, rotation_angles
 from so8tqc.services.gguf_weights import error_limit, stored_weights
 
@@ -48,7 +48,7 @@ class RecoveredLayer(TypedDict):
 def recover(
     candidate: Path, base: Checkpoint, rotations: RotationSet | None, out: Path, subject: str
 ) -> tuple[Check, dict[str, RecoveredLayer]]:
-    """Recover a model's rotations by orthogonal Procrustes and write them as a native gate file.
+    """Recover a model's rotations (Procrustes, refined) and write them as a native gate file.
 
     Args:
         candidate: a model directory or GGUF file that may carry rotations.
@@ -83,15 +83,16 @@ def recover(
             raise ModelError(f"{plan.entry.name} holds NaN or infinity", where=str(candidate))
         result = recover_rotations(matrix, weight, blocks.shape[1])
         noise = tolerance or _rounding(matrix, result.blocks, weight.dtype)
+        recovered = result.blocks
+        if tolerance is None and (result.residual / noise).max() <= RESIDUAL_LIMIT:
+            recovered = refine_rotations(matrix, weight, recovered)
         target = plan.site.target
-        found[target] = _as_column(result.blocks, expected.site)
+        found[target] = _as_column(recovered, expected.site)
         rows[f"{target}"] = {
             "residual": float((result.residual / noise).max()),
-            "angle_max": float(rotation_angles(result.blocks).max()),
-            "determinant": float(np.linalg.det(result.blocks).min()),
-            "distance": None
-            if rotations is None
-            else float(distances(result.blocks, blocks).max()),
+            "angle_max": float(rotation_angles(recovered).max()),
+            "determinant": float(np.linalg.det(recovered).min()),
+            "distance": None if rotations is None else float(distances(recovered, blocks).max()),
         }
     write_native(
         out, found, parametrization=Parametrization.MATRIX, convention=Convention.COLUMN,
