@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +73,9 @@ def test_gates_without_effect_fail(
     bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
     record = judged(llama, gates, tmp_path / "baked", texts_file, tmp_path / "qc")
     assert record.check("effect.kl").verdict is Verdict.FAIL
+    assert codes(record) == {"storage_rounding"}
+    assert "cannot hold" in record.diagnosis[0].text
+    assert "less than rounding" in record.diagnosis[-1].text
 
 
 def test_the_wrong_convention_in_qc_is_a_failed_verdict(
@@ -132,3 +137,72 @@ def test_profiles_are_data(tmp_path: Path) -> None:
     own.write_text("mine:\n  models: {kl.mean: {limit: 0.5, target: 1}}\n  gguf: {default: {}}\n")
     with pytest.raises(ConfigError, match=r"own.yaml.*either limit or target"):
         load_profile(str(own))
+
+
+def broken(correct: Path, out: Path) -> Path:
+    """A config value changed: fails structure.config and nothing else from the files."""
+    shutil.copytree(correct, out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps(config | {"bos_token_id": 3}), encoding="utf-8")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict"),
+    [
+        ({}, Verdict.FAIL),
+        ({"allow": ("structure.config",)}, Verdict.PASS),
+        ({"allow": ("structure.*",)}, Verdict.PASS),
+        ({"allow": ("kl.*", "config")}, Verdict.FAIL),
+        ({"fail_on": ("algebra.*",)}, Verdict.PASS),
+        ({"fail_on": ("algebra.*", "structure.c*")}, Verdict.FAIL),
+        ({"fail_on": ("structure.*",), "allow": ("structure.config",)}, Verdict.PASS),
+    ],
+)
+def test_which_checks_count_is_the_users_choice(
+    options: dict[str, tuple[str, ...]], verdict: Verdict, baked: tuple[Path, Path, Path],
+    texts_file: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    base, gates, correct = baked
+    wrong = broken(correct, tmp_path / "wrong")
+    record = judged(base, gates, wrong, texts_file, tmp_path / "qc", level="files", **options)
+    assert record.verdict is verdict
+    check = record.check("structure.config")
+    assert check.verdict is Verdict.FAIL  # shown as it is, whatever counts
+    assert check.allowed is (verdict is Verdict.PASS)
+    assert {c.id for c in record.checks if c.allowed} <= {"structure.config"}
+    assert codes(record) == {"foreign_edit"}
+
+
+def test_patterns_that_match_nothing_are_told(
+    baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
+) -> None:
+    """A mistyped --fail-on must not turn every check off."""
+    base, gates, correct = baked
+    record = judged(
+        base, gates, correct, texts_file, tmp_path / "qc", level="files",
+        fail_on=("algebra.*", "algbra.exact"), allow=("kl.maen",),
+    )  # fmt: skip
+    assert record.verdict is Verdict.FAIL
+    assert "algbra.exact" in record.check("profile.fail_on").detail
+    assert any("kl.maen" in notice for notice in record.notices)
+
+
+@pytest.mark.parametrize("skips", ["allow", "forbid"])
+def test_a_profile_can_forbid_skips(
+    skips: str, baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
+) -> None:
+    base, gates, correct = baked
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        f"mine: {{skips: {skips}, models: {{no.such: {{limit: 1}}}}, gguf: {{default: {{}}}}}}\n"
+    )
+    record = judged(base, gates, correct, texts_file, tmp_path / "qc", profile=str(own))
+    assert record.check("no.such").verdict is Verdict.SKIP
+    assert record.verdict is (Verdict.PASS if skips == "allow" else Verdict.FAIL)
+    if skips == "forbid":
+        assert "no.such" in record.check("profile.skips").detail
+        record = judged(
+            base, gates, correct, texts_file, tmp_path / "qc", profile=str(own), allow=("no.*",)
+        )
+        assert record.verdict is Verdict.PASS

@@ -142,7 +142,7 @@ def nearest_hypotheses(stored: torch.Tensor, candidates: Sequence[Hypothesis]) -
     products = [_product(h.matrix[rows], h.blocks) for h in candidates]
     errors = torch.stack([(w - product).norm() for product in products])
     best = int(errors.argmin())
-    rounding = (to_storage(products[0], stored.dtype).double() - products[0]).norm()
+    rounding = ulp(products[0], stored.dtype).norm() / 12**0.5  # uniform on ± half a unit
     reach = SEPARABLE * float(errors[best].maximum(rounding)) / w.numel() ** 0.5
     return [
         candidate

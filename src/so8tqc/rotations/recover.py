@@ -3,7 +3,8 @@
 From M and M' (see ``fold.orient``) the rotation applied to block k is
 B̂_k = argmin ‖M_k·B − M'_k‖_F over orthogonal B. With the SVD M_kᵀ·M'_k = U·S·Vᵀ it is
 B̂_k = U·Vᵀ (Schönemann, Psychometrika 31, 1966). Storage rounding moves B̂ by about
-ε·‖M_k‖_F/σ_min(M_k), and ten times less once :func:`refine_rotations` has weighed it; what B̂ cannot explain, ‖M_k·B̂ − M'_k‖/‖M_k‖, is an edit that is no rotation.
+ε·‖M_k‖_F/σ_min(M_k), and ten times less once :func:`refine_rotations` has weighed it; what
+B̂ cannot explain, ‖M_k·B̂ − M'_k‖/‖M_k‖, is an edit that is no rotation.
 """
 
 from __future__ import annotations
