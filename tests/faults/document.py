@@ -13,8 +13,9 @@ _HEAD = """\
 
 Correct bakes, broken in every way that is known to happen, and what `so8tqc qc` says about them.
 Each fault is made on two tiny architectures (Llama, and Qwen3 with heads × head_dim ≠ hidden_size)
-in the storage dtypes named, and judged by the real service. The verdict is `fail` every time, the
-checks listed fail whatever architecture and dtype, and the diagnosis is the only code reported.
+in the storage dtypes named, and judged by the real service, from the files alone; one combination
+of each is also run. The verdict is `fail` every time, the checks listed fail whatever architecture
+and dtype, and the diagnosis is the only code reported.
 Twenty correct bakes with other seeds, conventions, parametrizations and sites pass without one.
 
 `tests/faults/` makes them; this page is written by `python tests/faults/document.py`.
