@@ -93,6 +93,14 @@ def test_recovered_blocks_are_the_true_ones(sigma: float, tmp_path: Path) -> Non
     for target in true:
         distance = np.linalg.norm(recovered.blocks[target] - true.blocks[target], axis=(1, 2))
         assert 1e-6 < distance.max() <= 6e-5  # 4e-4 were asked for
+    again = qc(
+        QCConfig(
+            reference=base, rotations=found, candidates=(candidate,), level="files",
+            out=tmp_path / "qc",
+        )
+    )  # fmt: skip
+    assert codes(again) == {"storage_rounding"}  # nearly the right ones, not the right ones
+    assert "within" in again.diagnosis[0].text
 
 
 def test_a_model_that_carries_no_rotation_of_the_base_is_told(tmp_path: Path) -> None:
@@ -111,6 +119,17 @@ def test_a_model_that_carries_no_rotation_of_the_base_is_told(tmp_path: Path) ->
         )  # fmt: skip
 
 
+def test_one_small_element_is_not_taken_for_rounding(tmp_path: Path) -> None:
+    def edit(w: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        value = w @ r
+        value[17, 30] += 0.05
+        return value
+
+    record = examined(tmp_path, 0.02, edit)
+    assert codes(record) == {"foreign_edit"}
+    assert "row(s) 17 of 576 were changed" in record.diagnosis[0].text
+
+
 @pytest.mark.parametrize(
     ("code", "fold"),
     [
@@ -119,6 +138,7 @@ def test_a_model_that_carries_no_rotation_of_the_base_is_told(tmp_path: Path) ->
         ("not_baked", lambda w, r: w),
         ("blocks_permuted", lambda w, r: w @ torch.roll(r, (8, 8), (0, 1))),
         ("wrong_site", lambda w, r: r @ w),
+        ("foreign_edit", lambda w, r: w * (1 + 0.005 * torch.sin(w * 1e6))),
         ("storage_rounding", lambda w, r: (w.float() @ r.bfloat16().float()).double()),
     ],
 )

@@ -13,7 +13,7 @@ from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.records import Check, Diagnosis, Verdict
-from so8tqc.rotations.algebra import FoldComparison
+from so8tqc.rotations.algebra import FoldComparison, ulp
 from so8tqc.rotations.enums import Convention, Site
 from so8tqc.rotations.fold import exact_product, orient
 from so8tqc.rotations.hypotheses import (
@@ -23,6 +23,7 @@ from so8tqc.rotations.hypotheses import (
     arithmetic_of,
     hypotheses,
     nearest_hypotheses,
+    relative_error,
 )
 from so8tqc.rotations.recover import (
     LinearMaps,
@@ -225,15 +226,14 @@ def _examine(
             return told
         # a small edit is no larger than coarse arithmetic's error, but has a better explanation
         return (
-            _examine_site(stored, plan, rotations, PRECISIONS[0])
+            _examine_site(stored, plan, rotations, relative_error(case.stored, best))
             or _examine_map(case, best, layer)
             or told
         )
-    if found := _examine_site(stored, plan, rotations, PRECISIONS[-1]):
+    if found := _examine_site(stored, plan, rotations, relative_error(case.stored, nearest[0][0])):
         return found
     right = Hypothesis("storage_rounding", "", case.matrix, case.blocks)
-    found = _examine_map(case, right, layer)
-    return found or Finding(layer, "foreign_edit", _describe_edit(case))
+    return _examine_map(case, right, layer) or _examine_rest(case, layer)
 
 
 def _note(
@@ -250,11 +250,11 @@ def _note(
 
 
 def _examine_site(
-    stored: torch.Tensor, plan: PlannedTensor, rotations: RotationSet, coarsest: Precision
+    stored: torch.Tensor, plan: PlannedTensor, rotations: RotationSet, rival: float
 ) -> Finding | None:
     """Whether the rotation, or as much of it as there is room for, was folded on the other side.
 
-    ``coarsest``: the arithmetic that may be blamed for what is left.
+    ``rival``: relative error of the best explanation so far, to be halved at least.
     """
     other = Site.OUTPUT if rotations.site is Site.INPUT else Site.INPUT
     base = tensor_view(plan.entry)
@@ -268,8 +268,9 @@ def _examine_site(
         room = matrix.shape[1] // b.shape[1]
         if room > len(b) or matrix.shape[1] % b.shape[1]:
             return None
-        arithmetic = arithmetic_of(candidate, Hypothesis("wrong_site", "", matrix, b[:room]))
-        if arithmetic and arithmetic.unit_roundoff <= coarsest.unit_roundoff:
+        folded = Hypothesis("wrong_site", "", matrix, b[:room])
+        nearer = relative_error(candidate, folded) < rival / 2
+        if nearer and arithmetic_of(candidate, folded):
             note = f"the rotation was multiplied at the {other} side"
             return Finding(plan.site.target.layer, "wrong_site", note)
     return None
@@ -314,18 +315,28 @@ def _kind(maps: LinearMaps, case: Case, other: Mask) -> str:
     return "hold a rotation that these gates do not make"
 
 
-def _describe_edit(case: Case) -> str:
-    """Which blocks or rows differ from the right fold, if most do not."""
+def _examine_rest(case: Case, layer: int) -> Finding:
+    """Some rows or blocks were changed, or the rotation is off by less than the weight tells."""
     size = case.blocks.shape[1]
     product, _ = exact_product(case.matrix, case.blocks)
-    error = (product.transpose(0, 1).reshape(case.matrix.shape) - case.stored.double()).square()
-    of_rows = error.sum(dim=1).sqrt().numpy()
-    of_blocks = error.reshape(error.shape[0], -1, size).sum(dim=(0, 2)).sqrt().numpy()
-    for what, values in (("row(s)", of_rows), ("block(s)", of_blocks)):
+    product = product.transpose(0, 1).reshape(case.matrix.shape)
+    error = (product - case.stored.double()).square()
+    unit = ulp(product, case.stored.dtype).square()
+    by_block = (error.shape[0], len(case.blocks), size)
+    for what, axes, shape in (("row(s)", 1, error.shape), ("block(s)", (0, 2), by_block)):
+        values = (error.reshape(shape).sum(axes) / unit.reshape(shape).sum(axes)).sqrt().numpy()
         changed = values > _EDITED * np.median(values)
         if changed.any():
-            return f"{what} {_listed(changed)} of {values.size} were changed"
-    return "no rotation, and no other linear map of the blocks, explains them"
+            note = f"{what} {_listed(changed)} of {values.size} were changed"
+            return Finding(layer, "foreign_edit", note)
+    if case.matrix.shape[0] >= 2 * size:
+        maps = recover_linear_maps(case.matrix, case.stored, size)
+        if maps.residual.max() <= _RESIDUAL_FACTOR:
+            near = distances(maps.blocks, case.blocks).max()
+            note = f"a rotation was folded that is within {near:.0e} of the right one in each block"
+            return Finding(layer, "storage_rounding", note)
+    note = "no rotation, and no other linear map of the blocks, explains them"
+    return Finding(layer, "foreign_edit", note)
 
 
 def _listed(mask: Mask) -> str:
