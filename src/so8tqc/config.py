@@ -165,6 +165,12 @@ class QCOptions(Options):
         None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
     )
     threads: int | None = Field(None, ge=1)
+    fail_on: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids; only these count for the verdict."
+    )
+    allow: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids that do not count for the verdict."
+    )
 
     @model_validator(mode="after")
     def _windows_make_sense(self) -> QCOptions:
@@ -187,6 +193,9 @@ class QCConfig(QCOptions):
     data: tuple[str, ...] = (QUALITY_TEXTS,)
     tokenizer: Path | None = None
     out: Path
+    save_recovered: Path | None = Field(
+        None, description="Write the rotations recovered from the candidate as a gate file."
+    )
 
 
 class LongTextOptions(Options):

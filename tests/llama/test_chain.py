@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from so8tqc.config import BakeConfig, ExportConfig, QCConfig, QuantizeConfig
+from so8tqc.config import ExportConfig, QCConfig, QuantizeConfig
 from so8tqc.errors import ConfigError, DataError, ModelError, ToolError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.pin import PIN, Pin
@@ -17,7 +17,6 @@ from so8tqc.llama.tensor_map import interleave_rope
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.records import Verdict
 from so8tqc.resources import repository_root
-from so8tqc.services.bake import bake
 from so8tqc.services.evaluation_texts import evaluation_texts
 from so8tqc.services.export import export
 from so8tqc.services.export_proof import compare_tensors
@@ -276,33 +275,3 @@ def test_a_failing_converter_says_why_and_leaves_nothing(tmp_path: Path) -> None
 def test_names_lose_the_suffix_of_their_type() -> None:
     assert stem(Path("a/model-F16.gguf")) == "model"
     assert stem(Path("model-v2.gguf")) == "model-v2"
-
-
-def test_a_file_from_the_unbaked_model_does_not_survive_qc(
-    exported: Callable[[str], tuple[Path, Path]],
-    make_gates: Callable[..., Path],
-    texts_file: Path,
-    tmp_path: Path,
-) -> None:
-    base, unbaked = exported("llama")
-    gates = make_gates(base)
-    bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "baked"))
-    export(ExportConfig(model=tmp_path / "baked", out=tmp_path / "baked-F16.gguf"))
-
-    def verdicts(candidate: Path) -> dict[str, Verdict]:
-        record = qc(
-            QCConfig(
-                reference=base,
-                rotations=gates,
-                candidates=(candidate,),
-                max_tokens=64,
-                data=(str(texts_file),),
-                out=tmp_path / "qc",
-                resamples=200,
-            )
-        )
-        return {c.id: c.verdict for c in record.checks} | {"all": record.verdict}
-
-    right, wrong = verdicts(tmp_path / "baked-F16.gguf"), verdicts(unbaked)
-    assert right["all"] is Verdict.PASS
-    assert wrong["effect.survival"] is wrong["kl.mean"] is Verdict.FAIL

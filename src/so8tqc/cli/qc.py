@@ -88,6 +88,26 @@ def qc(
             show_default=False,
         ),
     ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK",
+            show_default=False,
+            help="Only these checks count for the verdict, e.g. 'kl.*'; repeatable.",
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK",
+            show_default=False,
+            help="These checks do not count for the verdict; repeatable.",
+        ),
+    ] = None,
+    save_recovered: Annotated[
+        Path | None,
+        typer.Option(help="Write the rotations recovered from the candidate as a gate file."),
+    ] = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -109,6 +129,9 @@ def qc(
 
         so8tqc qc --reference model-F16.gguf --candidate model-Q8_0.gguf --data wiki.txt
           --protocol llama-perplexity --ctx 512 --out qc/
+
+        so8tqc qc --reference model/ --candidate foreign/ --level files
+          --save-recovered found.safetensors --out qc/
     """
     from so8tqc.config import QCConfig
     from so8tqc.services.qc import qc as service
@@ -121,7 +144,8 @@ def qc(
         rotation_options=rotation_options,
         reference=reference, base=base, candidates=candidate, out=out, rotations=rotations,
         data=data, tokenizer=tokenizer, profile=profile, level=level, protocol=protocol, ctx=ctx,
-        stride=stride, max_tokens=max_tokens, threads=threads,
+        stride=stride, max_tokens=max_tokens, threads=threads, fail_on=fail_on, allow=allow,
+        save_recovered=save_recovered,
     )  # fmt: skip
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

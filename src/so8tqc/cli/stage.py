@@ -68,6 +68,8 @@ def run_reported_stage(
 ) -> None:
     """As :func:`run_stage`, with the stage's own reports; everything goes into ``out``.
 
+    On GitHub (``GITHUB_STEP_SUMMARY``) the Markdown report is added to the step's summary.
+
     Args:
         shown: name of the report whose path is printed.
     """
@@ -79,7 +81,16 @@ def run_reported_stage(
         record = service(config, progress)
     write_record(out / "record.json", record)
     write_stage_reports(record, out)
+    add_to_step_summary(out / "report.md")
     finish(record, output, out / shown)
+
+
+def add_to_step_summary(report: Path) -> None:
+    """Append a Markdown report to the summary of a GitHub step, if this is one."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and report.is_file():
+        with Path(summary).open("a", encoding="utf-8") as stream:
+            stream.write(report.read_text(encoding="utf-8") + "\n")
 
 
 def finish(record: Record, output: Output, path: Path | None = None) -> None:

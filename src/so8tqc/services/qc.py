@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,12 +25,13 @@ from so8tqc.records import (
     Verdict,
     jsonable,
     overall,
+    skipped,
     versions,
 )
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.capture import capture_metrics, capture_notices, vocabulary_checks
-from so8tqc.services.diagnose import diagnose
-from so8tqc.services.evaluation_texts import evaluation_texts
+from so8tqc.services.diagnose import diagnose, diagnose_logits, diagnose_structure
+from so8tqc.services.gguf_weights import judge_gguf
 from so8tqc.services.judging import (
     Bootstrap,
     calibration_summary,
@@ -39,8 +39,19 @@ from so8tqc.services.judging import (
     fidelity_checks,
     kl_histogram,
     survival_check,
+    tuned,
 )
 from so8tqc.services.profiles import Profile, load_profile
+from so8tqc.services.qc_models import (
+    BASE,
+    GATED,
+    REFERENCE,
+    Comparison,
+    base_of,
+    names_of,
+    run_models,
+)
+from so8tqc.services.recovering import recover
 from so8tqc.services.reference import reference_rotations
 from so8tqc.services.structure import (
     algebra,
@@ -48,31 +59,14 @@ from so8tqc.services.structure import (
     rotation_checks,
     structure_checks,
 )
-from so8tqc.sources.capture import (
-    Capture,
-    CaptureSource,
-    RoundedSource,
-    check_same_tokens,
-    cut,
-    is_capture,
-    open_capture,
-)
-from so8tqc.sources.compare import Pair, compare
-from so8tqc.sources.folded import FoldedSource
-from so8tqc.sources.gated import GatedSource
-from so8tqc.sources.gguf import GGUFSource
-from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.protocol import EncodedText, LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
-GATED = "gated"
-"""Base plus gates, beside a recorded reference: noise floors are measured from it."""
+from so8tqc.sources.capture import Capture, is_capture, open_capture
 
 TOKENS_FILE = "tokens.npz"
+
+_UNRUNNABLE = (
+    "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
+)  # fmt: skip
+"""Checks after whose failure a model cannot be loaded or yields NaN."""
 
 
 @dataclass
@@ -83,6 +77,26 @@ class _Findings:
     diagnosis: list[Diagnosis] = field(default_factory=list)
     metrics: dict[str, object] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+    """Candidates that have a diagnosis from their files."""
+    unrunnable: dict[str, str] = field(default_factory=dict)
+    """Candidates whose logits would mean nothing, and why."""
+
+    def name(self, subject: str, diagnosis: Sequence[Diagnosis]) -> None:
+        """Add what is wrong with a candidate."""
+        self.diagnosis += diagnosis
+        if diagnosis:
+            self.named.add(subject)
+
+    def failed(self, subject: str, *ids: str) -> list[Check]:
+        """The checks of a candidate that failed, of those with these ids (all if none)."""
+        return [
+            check
+            for check in self.checks
+            if check.subject == subject
+            and check.verdict is Verdict.FAIL
+            and (not ids or check.id in ids)
+        ]
 
 
 def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
@@ -105,7 +119,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     profile = load_profile(config.profile)
-    names = _names(config.candidates)
+    names = names_of(config.candidates)
     capture = open_capture(config.reference) if is_capture(config.reference) else None
     rotations = _rotations(config)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
@@ -113,6 +127,8 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     dtypes: dict[str, str] = {}
     if rotations is not None:
         dtypes = _judge_files(config, names, rotations, found, progress)
+    if config.save_recovered is not None:
+        _save_recovered(config, names, rotations, found)
     if config.level == "full":
         _judge_logits(config, names, rotations, capture, profile, dtypes, found, progress)
     if not found.checks:
@@ -120,14 +136,16 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
             "nothing can be judged from files alone without rotations",
             remedy="Give --rotations, or use --level full.",
         )
+    checks, notices = tuned(found.checks, profile, config.fail_on, config.allow)
     return Record(
         kind="qc",
-        verdict=overall(found.checks),
-        checks=tuple(found.checks),
+        verdict=overall(checks),
+        checks=tuple(checks),
         metrics={key: jsonable(value) for key, value in found.metrics.items()},
         diagnosis=tuple(found.diagnosis),
-        notices=tuple(dict.fromkeys(found.notices)),
+        notices=tuple(dict.fromkeys((*found.notices, *notices))),
         inputs=_inputs(config),
+        outputs=_outputs(config),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
         run=watch.info(),
@@ -143,23 +161,7 @@ def _rotations(config: QCConfig) -> RotationSet | None:
             where=str(config.reference),
             remedy="Give that directory too: --base MODEL.",
         )
-    return reference_rotations(_base(config), config.rotations, config.rotation_options)
-
-
-def _base(config: QCConfig) -> Path:
-    """What the rotations are applied to."""
-    return config.base or config.reference
-
-
-def _names(candidates: Sequence[Path]) -> dict[str, Path]:
-    """A short distinct name for each candidate."""
-    names: dict[str, Path] = {}
-    for path in candidates:
-        short = path.name if path.name not in names else str(path)
-        if short in names:
-            raise InputError("the same candidate is given twice", where=str(path))
-        names[short] = path
-    return names
+    return reference_rotations(base_of(config), config.rotations, config.rotation_options)
 
 
 def _judge_files(
@@ -174,22 +176,29 @@ def _judge_files(
     Returns:
         Model directory among the candidates → torch name of the dtype it stores the fold in.
     """
-    base = open_checkpoint(_base(config))
+    base = open_checkpoint(base_of(config))
     planned = plan_bake(
         base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
     )
     found.checks += rotation_checks(rotations)
     split: dict[str, object] = {}
     dtypes: dict[str, str] = {}
+    survival: dict[str, object] = {}
     for name, path in names.items():
         if is_gguf(path):
+            checks, diagnosis, survival[name] = judge_gguf(path, planned, rotations, name, progress)
+            found.checks += checks
+            found.name(name, diagnosis)
             continue
         baked = open_checkpoint(path)
         dtypes[name] = _storage_dtype(baked, planned)
         found.checks += structure_checks(base, baked, planned, name)
         results = algebra(baked, planned, rotations, progress)
         found.checks += algebra_checks(results, name)
-        found.diagnosis += diagnose(results, baked, rotations, name)
+        found.name(name, diagnose(results, baked, rotations, name))
+        found.name(name, diagnose_structure(found.failed(name), name))
+        if broken := found.failed(name, *_UNRUNNABLE):
+            found.unrunnable[name] = ", ".join(check.id for check in broken)
         split[name] = {
             "algebra_relative_error": max(
                 (r.comparison.relative_error for r in results), default=None
@@ -198,7 +207,28 @@ def _judge_files(
         }
     if split:
         found.metrics["split"] = split
+    if survival:
+        found.metrics["survival"] = survival
     return dtypes
+
+
+def _save_recovered(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    found: _Findings,
+) -> None:
+    if len(names) != 1 or is_gguf(config.reference):
+        raise ConfigError(
+            "rotations are recovered from one candidate, whose base is a model directory",
+            where="save_recovered",
+        )
+    assert config.save_recovered is not None  # the caller's condition
+    ((name, path),) = names.items()
+    base = open_checkpoint(config.reference)
+    check, rows = recover(path, base, rotations, config.save_recovered, name)
+    found.checks.append(check)
+    found.metrics["recovered"] = rows
 
 
 def _judge_logits(
@@ -212,111 +242,66 @@ def _judge_logits(
     progress: Progress,
 ) -> None:
     """Everything that needs the models to be run, once over the texts."""
-    texts = _texts(config, capture)
+    for name, why in found.unrunnable.items():
+        reason = f"Not run, since {why} failed."
+        found.checks.append(skipped("logits.run", reason, subject=name))
+    names = {name: path for name, path in names.items() if name not in found.unrunnable}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if name in names}
+    if not names:
+        return
     if capture is not None:
         found.checks += vocabulary_checks(capture, names)
-    sources, pairs = _sources(config, names, rotations, capture, dtypes)
-    file_types = {s.name: s.file_type for s in sources if isinstance(s, GGUFSource)}
-    try:
-        tables = compare(sources, pairs, texts, progress, "comparing logits")
-    finally:
-        for source in sources:
-            source.close()
+    ran = run_models(config, names, rotations, capture, dtypes, progress)
     bootstrap = Bootstrap(config.resamples, config.seed)
-    witness = REFERENCE if capture is None else GATED
-    floors = {dtype: tables[(witness, _floor(dtype))] for dtype in set(dtypes.values())}
-    worst_floor = max(floors.values(), key=lambda t: float(t.columns["kl"].mean()), default=None)
     if rotations is not None:
-        found.checks.append(effect_check(tables[(BASE, REFERENCE)], worst_floor, bootstrap))
-        found.metrics["effect"] = summarise(tables[(BASE, REFERENCE)])
-    candidates: dict[str, object] = {}
+        effect = ran.tables[(BASE, REFERENCE)]
+        found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
     for name in names:
-        table = tables[(REFERENCE, name)]
-        if name in file_types:
-            limits, floor = profile.for_gguf(file_types[name]), None
-        else:
-            limits, floor = profile.models, floors.get(dtypes.get(name, ""))
-        found.checks += fidelity_checks(table, limits, name, bootstrap, floor)
-        if name in file_types and rotations is not None:
-            found.checks.append(survival_check(table, tables[(BASE, name)], name, bootstrap))
-        candidates[name] = {
+        found.checks += _candidate_checks(name, ran, profile, bootstrap)
+    found.metrics |= _statistics(names, ran, capture)
+    if capture is not None:
+        found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
+    found.diagnosis += diagnose_logits(found.checks, found.named)
+    _write_tokens(config.out / TOKENS_FILE, {n: ran.tables[(REFERENCE, n)] for n in names})
+
+
+def _candidate_checks(
+    name: str, ran: Comparison, profile: Profile, bootstrap: Bootstrap
+) -> list[Check]:
+    table = ran.tables[(REFERENCE, name)]
+    if name not in ran.file_types:
+        return fidelity_checks(table, profile.models, name, bootstrap, ran.floor(name))
+    limits = profile.for_gguf(ran.file_types[name])
+    checks = fidelity_checks(table, limits, name, bootstrap, None)
+    if (to_base := ran.tables.get((BASE, name))) is not None:
+        checks.append(survival_check(table, to_base, name, bootstrap))
+    return checks
+
+
+def _statistics(
+    names: Iterable[str], ran: Comparison, capture: Capture | None
+) -> dict[str, object]:
+    """The metrics of the record that come from logits."""
+    metrics: dict[str, object] = {}
+    for key, table in (
+        ("effect", ran.tables.get((BASE, REFERENCE))),
+        ("noise_floor", ran.worst_floor),
+        ("arithmetic", ran.arithmetic),
+    ):
+        if table is not None:
+            metrics[key] = summarise(table)
+    metrics["candidates"] = {
+        name: {
             **summarise(table),
             **calibration_summary(table),
             "kl_histogram": kl_histogram(table),
         }
-    found.metrics["candidates"] = candidates
-    if worst_floor is not None:
-        found.metrics["noise_floor"] = summarise(worst_floor)
-    if (witness, ARITHMETIC) in tables:
-        found.metrics["arithmetic"] = summarise(tables[(witness, ARITHMETIC)])
+        for name in names
+        for table in [ran.tables[(REFERENCE, name)]]
+    }
     if capture is not None:
-        to_gated = tables.get((REFERENCE, GATED))
-        found.metrics["capture"] = capture_metrics(capture, to_gated)
-        found.notices += capture_notices(to_gated, worst_floor)
-    _diagnose_logits(found)
-    _write_tokens(config.out / TOKENS_FILE, {n: tables[(REFERENCE, n)] for n in names})
-
-
-def _texts(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
-    """The texts to compare on: the recorded ones if the reference is a capture."""
-    if capture is None:
-        return evaluation_texts(config, lambda: _tokenizer(config))
-    if config.protocol != "native" or config.ctx is not None:
-        raise ConfigError(
-            "a capture is compared on whole texts, as they were recorded",
-            where="protocol, ctx",
-            remedy="Leave --protocol and --ctx out, or give the model itself as reference.",
-        )
-    if "data" in config.model_fields_set:
-        check_same_tokens(capture, encode(load_texts(config.data), _tokenizer(config), None))
-    return cut(capture.texts, config.max_tokens)
-
-
-def _sources(
-    config: QCConfig,
-    names: Mapping[str, Path],
-    rotations: RotationSet | None,
-    capture: Capture | None,
-    dtypes: Mapping[str, str],
-) -> tuple[list[LogitSource], list[Pair]]:
-    """All sources of the pass, and which are compared with which."""
-    sources: list[LogitSource] = []
-    pairs: list[Pair] = []
-    if capture is not None:
-        sources.append(CaptureSource(capture, REFERENCE))
-    if is_gguf(config.reference):
-        sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
-    elif rotations is not None:
-        model = HFModel.load(_base(config))
-        witness = REFERENCE
-        gated: LogitSource = GatedSource(model, rotations, witness)
-        if capture is not None:
-            witness = GATED
-            gated = RoundedSource(GatedSource(model, rotations, witness), capture.dtype)
-            pairs.append((REFERENCE, witness))
-        sources += [gated, HFSource(model, BASE)]
-        pairs.append((BASE, REFERENCE))
-        for dtype in dict.fromkeys(dtypes.values()):
-            sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
-            pairs.append((witness, _floor(dtype)))
-        sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
-        pairs.append((witness, ARITHMETIC))
-    elif capture is None:
-        sources.append(HFSource(HFModel.load(config.reference), REFERENCE))
-    for name, path in names.items():
-        if is_gguf(path):
-            sources.append(GGUFSource(path, name, threads=config.threads))
-            if rotations is not None:
-                pairs.append((BASE, name))
-        else:
-            sources.append(HFSource(HFModel.load(path), name))
-        pairs.append((REFERENCE, name))
-    return sources, pairs
-
-
-def _floor(dtype: str) -> str:
-    """Name of the source that gives a storage dtype's noise floor."""
-    return f"{FLOOR} {dtype}"
+        metrics["capture"] = capture_metrics(capture, ran.tables.get((REFERENCE, GATED)))
+    return metrics
 
 
 def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
@@ -325,32 +310,6 @@ def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
         if plan.entry.name in baked.tensors:
             return str(torch_dtype(baked.tensors[plan.entry.name].dtype)).removeprefix("torch.")
     raise InputError("none of the rotated tensors is in the candidate", where=str(baked.directory))
-
-
-def _diagnose_logits(found: _Findings) -> None:
-    """Name what only logits can show: a GGUF in which the gate is not found."""
-    for check in found.checks:
-        if check.id == "effect.survival" and check.verdict is Verdict.FAIL:
-            found.diagnosis.append(
-                Diagnosis(
-                    code="not_baked",
-                    text=f"{check.subject} is no nearer to the gated model than to the base: "
-                    "it was made from the unbaked model, or its quantization erased the gate.",
-                    remedy="Export again from the baked directory: so8tqc export BAKED --out FILE "
-                    "(or choose a finer quantization type).",
-                )
-            )
-
-
-def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:
-    return load_tokenizer(config.tokenizer or _tokenizer_directory(config))
-
-
-def _tokenizer_directory(config: QCConfig) -> Path:
-    for path in (_base(config), *config.candidates):
-        if not is_gguf(path) and not is_capture(path):
-            return path
-    raise InputError("these files give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY.")
 
 
 def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
@@ -362,6 +321,12 @@ def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
         arrays |= {f"{name}/{column}": values for column, values in table.columns.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def _outputs(config: QCConfig) -> dict[str, FileRef]:
+    if config.save_recovered is None:
+        return {}
+    return {"recovered": file_ref(config.save_recovered)}
 
 
 def _inputs(config: QCConfig) -> dict[str, FileRef]:
