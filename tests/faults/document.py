@@ -25,9 +25,10 @@ Twenty correct bakes with other seeds, conventions, parametrizations and sites p
 """
 
 _FOOT = """
-Rounding faults need not show in logits: where the storage dtype is bfloat16 they are as small as
-its own rounding. A file of another tokenizer is never run with it: candidates are compared on the
-reference's tokens. A model that lacks tensors or holds NaN is not run, its files say it all.
+Rounding faults, and 1 % of one q_proj, need not show in logits: where the storage dtype is bfloat16
+they are as small as its own rounding. A file of another tokenizer is never run with it: candidates
+are compared on the reference's tokens. A model that lacks tensors or holds NaN is not run; its
+files say it all.
 
 **The wrong importance matrix.** One of another shape is refused when quantizing. One of the right
 shape gives a valid file of the right weights, only worse: nothing in the file tells whose matrix

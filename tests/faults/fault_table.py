@@ -377,7 +377,7 @@ FAULTS = (
           EXACT, "foreign_edit", (1,)),
     Fault("folded weight scaled by 1 %", scaled, EXACT, "non_orthogonal", (1,)),
     Fault("q_proj altered by 1 %", _edit(Q_PROJ.format(1)), ("structure.untouched",),
-          "foreign_edit", (), logits=("kl.mean",)),
+          "foreign_edit", (), logits=FILES_SAY_IT_ALL),
     Fault("a norm altered by 1 %", _edit(NORM), ("structure.untouched",), "foreign_edit", (),
           logits=("kl.mean",)),
     Fault("the embedding altered by 1 %", _edit(EMBEDDING), ("structure.untouched",),
