@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ class HFModel:
                 where=str(path),
             )
         if torch.cuda.is_available():
-            module = module.to("cuda")
+            module = module.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         return cls(module, path)
 
     @property
