@@ -18,8 +18,11 @@ from so8tqc.sources.protocol import EncodedText, LogitSource
 if TYPE_CHECKING:
     import torch
 
-HEAD_ROWS = 128
-"""Rows asked of a source at once: large enough for an efficient matrix product."""
+HEAD_BYTES = 64 << 20
+"""Memory for the float32 logits asked of a source at once."""
+
+FEWEST_HEAD_ROWS = 128
+"""Rows that make an efficient matrix product, whatever the vocabulary."""
 
 _PAIR = ""
 """Name of the scratch memory for pairs; no source is called so."""
@@ -90,7 +93,9 @@ def _compare_text(
     targets = torch.from_numpy(text.tokens[text.first + 1 :])
     step = rows_per_block(sources[0].vocab_size)
     rows: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
-    walks = [source.logits(text.tokens, HEAD_ROWS, text.first) for source in sources]
+    walks = [
+        source.logits(text.tokens, head_rows(source.vocab_size), text.first) for source in sources
+    ]
     start = 0
     for blocks in zip(*walks, strict=True):
         height = min(blocks[0].shape[0], targets.shape[0] - start)
@@ -110,6 +115,11 @@ def _compare_text(
                 rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal, memory[_PAIR]))
         start += blocks[0].shape[0]
     return {pair: torch.cat(parts).numpy() for pair, parts in rows.items()}
+
+
+def head_rows(vocab_size: int) -> int:
+    """How many rows are asked of a source at once."""
+    return max(FEWEST_HEAD_ROWS, HEAD_BYTES // (4 * vocab_size))
 
 
 def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: int) -> Distribution:
