@@ -94,7 +94,9 @@ def squared_error(before: GGUFTensor, after: GGUFTensor) -> SquaredError:
 
 def _rows(tensor: GGUFTensor, rows: int) -> npt.NDArray[np.uint8]:
     """The stored bytes, row by row."""
-    stored: npt.NDArray[np.uint8] = tensor.data.reshape(-1).view(np.uint8).reshape(rows, -1)
+    stored: npt.NDArray[np.uint8] = (
+        np.asarray(tensor.data).reshape(-1).view(np.uint8).reshape(rows, -1)
+    )
     return stored
 
 
