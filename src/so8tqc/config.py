@@ -140,6 +140,25 @@ class CalibrateConfig(CalibrateOptions):
     reference: Path | None = Field(None, description="Model whose entropy to match (entropy).")
 
 
+class CaptureOptions(Options):
+    """Recording a model's logits as a reference."""
+
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="Storage dtype of the logits; float16 is exact to 2⁻¹¹ of each."
+    )
+    max_tokens: Annotated[int, Field(ge=2)] = Field(256, description="Tokens used of each text.")
+    threads: int | None = Field(None, ge=1)
+
+
+class CaptureConfig(CaptureOptions):
+    model: Path
+    rotations: Path | None = None
+    rotation_options: RotationOptions = RotationOptions()
+    data: tuple[str, ...] = (QUALITY_TEXTS,)
+    tokenizer: Path | None = None
+    out: Path
+
+
 class QCOptions(Options):
     """Judging candidates against a reference."""
 
@@ -147,18 +166,56 @@ class QCOptions(Options):
     level: Literal["files", "full"] = "full"
     seed: int = 0
     resamples: Annotated[int, Field(ge=100)] = 2000
-    max_tokens: Annotated[int, Field(ge=2)] = Field(256, description="Tokens used of each text.")
+    protocol: Literal["native", "llama-perplexity"] = Field(
+        "native", description="Which tokens are scored: every one, or those that tool scores."
+    )
+    ctx: int | None = Field(
+        None, ge=8, description="Window length, tokens; default 512 under llama-perplexity."
+    )
+    stride: int | None = Field(
+        None, ge=1, description="Tokens from one window to the next; default half of ctx."
+    )
+    max_tokens: int | None = Field(
+        None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
+    )
     threads: int | None = Field(None, ge=1)
+    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
+        None, description="What transformers computes in; default float32, on a GPU bfloat16."
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread a model over GPUs, memory and disk with accelerate."
+    )
+    fail_on: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids; only these count for the verdict."
+    )
+    allow: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids that do not count for the verdict."
+    )
+
+    @model_validator(mode="after")
+    def _windows_make_sense(self) -> QCOptions:
+        if self.stride is not None:
+            if self.protocol == "llama-perplexity":
+                raise ValueError("llama-perplexity's windows follow one another: no stride")
+            if self.ctx is None or self.stride >= self.ctx:
+                raise ValueError("stride needs a longer ctx: a window keeps ctx − stride tokens")
+        return self
 
 
 class QCConfig(QCOptions):
     reference: Path
+    base: Path | None = Field(
+        None, description="What the rotations are applied to, if the reference is a capture."
+    )
     rotations: Path | None = None
     rotation_options: RotationOptions = RotationOptions()
     candidates: tuple[Path, ...] = Field(min_length=1)
     data: tuple[str, ...] = (QUALITY_TEXTS,)
     tokenizer: Path | None = None
     out: Path
+    save_recovered: Path | None = Field(
+        None, description="Write the rotations recovered from the candidate as a gate file."
+    )
 
 
 class LongTextOptions(Options):

@@ -47,6 +47,7 @@ class Check(Frozen):
         target: the absolute target, shown whatever the limit was.
         target_met: whether the absolute target was met too.
         noise_floor: the error that correct rounding alone causes, measured.
+        allowed: it did not pass, and does not count for the verdict, as the user asked.
         detail: a sentence for people.
     """
 
@@ -62,7 +63,13 @@ class Check(Frozen):
     target: float | None = None
     target_met: bool | None = None
     noise_floor: float | None = None
+    allowed: bool = False
     detail: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails the stage's verdict."""
+        return self.verdict is Verdict.FAIL and not self.allowed
 
 
 class Diagnosis(Frozen):
@@ -176,8 +183,8 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def overall(checks: Iterable[Check]) -> Verdict:
-    """The worst verdict of the checks."""
-    return worst(check.verdict for check in checks)
+    """The worst verdict of the checks that count."""
+    return worst(check.verdict for check in checks if not check.allowed)
 
 
 def _holds(value: float, comparison: str, limit: float) -> bool:

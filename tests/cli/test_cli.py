@@ -22,8 +22,8 @@ from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Check, Record, RunInfo, judge, overall
 
 COMMANDS = (
-    "run", "demo", "bake", "export", "quantize", "calibrate", "qc", "longtext", "report",
-    "doctor", "vendor",
+    "run", "demo", "bake", "export", "quantize", "calibrate", "capture", "qc", "longtext",
+    "report", "doctor", "vendor",
 )  # fmt: skip
 
 
@@ -302,3 +302,32 @@ def test_the_whole_pipeline_and_its_second_run(
     assert run_main(wrong) == 1
     assert "transposed" in capsys.readouterr().out
     assert run_main(["run", str(config), "--only", "nonsense"]) == 2
+
+
+def test_qc_says_what_counts_and_adds_to_a_githubs_step_summary(
+    llama: Path, make_gates: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, found = tmp_path / "summary.md", tmp_path / "found.safetensors"
+    summary.write_text("before\n", encoding="utf-8")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    gates = make_gates(llama)
+    common = ["qc", "--reference", llama, "--rotations", gates, "--candidate", llama,
+              "--level", "files", "--out", tmp_path / "qc"]  # fmt: skip
+
+    def run(*more: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [*map(str, common), *map(str, more)])
+        return result.exit_code, result.output
+
+    assert run()[0] == 1
+    code, output = run("--allow", "algebra.*", "--save-recovered", found)
+    assert code == 0
+    assert "fail (allowed)" in output
+    assert found.is_file()
+    assert run("--fail-on", "structure.*")[0] == 0
+    junit = (tmp_path / "qc" / "junit.xml").read_text(encoding="utf-8")
+    assert 'failures="0"' in junit
+    assert "failed, allowed" in junit
+    text = summary.read_text(encoding="utf-8")
+    assert text.startswith("before\n# qc: FAIL")
+    assert text.count("# qc: ") == 3
+    assert "not_baked" in text

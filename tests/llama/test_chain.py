@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from so8tqc.config import BakeConfig, ExportConfig, QCConfig, QuantizeConfig
+from so8tqc.config import ExportConfig, QCConfig, QuantizeConfig
 from so8tqc.errors import ConfigError, DataError, ModelError, ToolError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.pin import PIN, Pin
@@ -17,7 +17,7 @@ from so8tqc.llama.tensor_map import interleave_rope
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.records import Verdict
 from so8tqc.resources import repository_root
-from so8tqc.services.bake import bake
+from so8tqc.services.evaluation_texts import evaluation_texts
 from so8tqc.services.export import export
 from so8tqc.services.export_proof import compare_tensors
 from so8tqc.services.qc import qc
@@ -93,6 +93,76 @@ def test_a_gguf_source_gives_the_same_logits_in_any_block_size(
         list(source.logits(np.zeros(600, dtype=np.int64), 64))
     source.close()
     source.close()
+
+
+def test_unwanted_rows_are_left_out_and_the_rest_stays(
+    exported: Callable[[str], tuple[Path, Path]],
+) -> None:
+    model, gguf = exported("llama")
+    for source in (HFSource(HFModel.load(model), "hf"), GGUFSource(gguf, "gguf")):
+        whole = torch.cat([block.clone() for block in source.logits(TOKENS, 60)])
+        for first, rows in ((0, 7), (1, 60), (30, 8), (30, 30), (59, 8)):
+            blocks = [block.clone() for block in source.logits(TOKENS, rows, first)]
+            heights = [rows] * ((60 - first) // rows) + [(60 - first) % rows]
+            assert [block.shape[0] for block in blocks] == [h for h in heights if h]
+            torch.testing.assert_close(torch.cat(blocks), whole[first:], rtol=0, atol=2e-2)
+        source.close()
+
+
+def test_the_header_is_read_as_gguf_py_reads_it(
+    exported: Callable[[str], tuple[Path, Path]],
+) -> None:
+    from gguf import GGUFReader, GGUFValueType
+
+    _, path = exported("llama")
+    ours, theirs = open_gguf(path), GGUFReader(str(path))
+    assert ours.fields == {
+        name: field.contents()
+        for name, field in theirs.fields.items()
+        if field.types[0] != GGUFValueType.ARRAY
+    }
+    assert len(ours.fields) < len(theirs.fields)
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        np.testing.assert_array_equal(ours.tensors[tensor.name].data, tensor.data)
+
+
+def test_llama_perplexity_protocol_from_files_alone(
+    exported: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Windows of the tokens that transformers' tokenizer finds, each headed by BOS."""
+    from transformers import AutoTokenizer
+
+    model, gguf = exported("llama")
+    quantize(QuantizeConfig(gguf=gguf, types=("Q8_0",), out=tmp_path))
+    content = "One fox.\r\n\nTwo <s> foxes, 三 foxes.\n" * 30
+    (tmp_path / "text.txt").write_bytes(content.encode())
+    config = QCConfig(
+        reference=gguf, candidates=(tmp_path / "tiny-Q8_0.gguf",), out=tmp_path / "qc",
+        data=(str(tmp_path / "text.txt"),), protocol="llama-perplexity", ctx=64, resamples=200,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(str(model), add_bos_token=True)
+    ids = tokenizer(content[:-1], split_special_tokens=True)["input_ids"]
+    windows = evaluation_texts(config, _no_tokenizer)
+    assert len(windows) == len(ids) // 64 >= 5
+    for i, window in enumerate(windows):
+        assert window.tokens.tolist() == [1, *ids[64 * i + 1 : 64 * (i + 1)]]
+        assert (window.first, window.start) == (32, 64 * i)
+    by_transformers = evaluation_texts(
+        config.model_copy(update={"tokenizer": model}), lambda: tokenizer
+    )
+    assert [w.tokens.tolist() for w in by_transformers] == [w.tokens.tolist() for w in windows]
+    record = qc(config)
+    metrics = record.metrics["candidates"]["tiny-Q8_0.gguf"]  # type: ignore[index,call-overload]
+    assert (metrics["texts"], metrics["tokens"]) == (len(windows), 31 * len(windows))
+    mean = next(check for check in record.checks if check.id == "kl.mean")
+    assert mean.ci95 is not None
+    limited = config.model_copy(update={"max_tokens": 150})
+    assert len(evaluation_texts(limited, _no_tokenizer)) == 2
+
+
+def _no_tokenizer() -> None:
+    raise AssertionError("the file has its own tokenizer")
 
 
 def test_generation_agrees_between_transformers_and_libllama(
@@ -205,33 +275,3 @@ def test_a_failing_converter_says_why_and_leaves_nothing(tmp_path: Path) -> None
 def test_names_lose_the_suffix_of_their_type() -> None:
     assert stem(Path("a/model-F16.gguf")) == "model"
     assert stem(Path("model-v2.gguf")) == "model-v2"
-
-
-def test_a_file_from_the_unbaked_model_does_not_survive_qc(
-    exported: Callable[[str], tuple[Path, Path]],
-    make_gates: Callable[..., Path],
-    texts_file: Path,
-    tmp_path: Path,
-) -> None:
-    base, unbaked = exported("llama")
-    gates = make_gates(base)
-    bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "baked"))
-    export(ExportConfig(model=tmp_path / "baked", out=tmp_path / "baked-F16.gguf"))
-
-    def verdicts(candidate: Path) -> dict[str, Verdict]:
-        record = qc(
-            QCConfig(
-                reference=base,
-                rotations=gates,
-                candidates=(candidate,),
-                max_tokens=64,
-                data=(str(texts_file),),
-                out=tmp_path / "qc",
-                resamples=200,
-            )
-        )
-        return {c.id: c.verdict for c in record.checks} | {"all": record.verdict}
-
-    right, wrong = verdicts(tmp_path / "baked-F16.gguf"), verdicts(unbaked)
-    assert right["all"] is Verdict.PASS
-    assert wrong["effect.survival"] is wrong["kl.mean"] is Verdict.FAIL

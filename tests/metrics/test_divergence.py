@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums, resample_weights
-from so8tqc.metrics.divergence import COLUMNS, TokenTable, distribution, summarise, token_rows
+from so8tqc.metrics.distributions import Workspace, distribution, divergences, leading
+from so8tqc.metrics.divergence import COLUMNS, TokenTable, summarise, token_rows
 
 
 def rows(z: np.ndarray, w: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -39,35 +40,108 @@ def test_columns_agree_with_scipy(seed: int, scale: float, noise: float) -> None
     log_p, log_q = scipy.special.log_softmax(z, axis=1), scipy.special.log_softmax(w, axis=1)
     at = (np.arange(7), targets)
     np.testing.assert_allclose(got["kl"], (p * (log_p - log_q)).sum(1), rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(
+        got["kl_reverse"], (q * (log_q - log_p)).sum(1), rtol=1e-9, atol=1e-14
+    )
+    middle = (p + q) / 2
+    js = (scipy.special.rel_entr(p, middle) + scipy.special.rel_entr(q, middle)).sum(1) / 2
+    np.testing.assert_allclose(got["js"], js, rtol=1e-9, atol=1e-13)
     np.testing.assert_allclose(got["nll_candidate"], -log_q[at], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(got["entropy_reference"], scipy.stats.entropy(p, axis=1), atol=1e-11)
     np.testing.assert_allclose(got["delta_p"], q[at] - p[at], atol=1e-13)
     np.testing.assert_allclose(got["max_prob_candidate"], q.max(1), rtol=1e-12)
     np.testing.assert_array_equal(got["same_top"], z.argmax(1) == w.argmax(1))
+    five = [set(np.argsort(side, axis=1)[row, -5:]) for row in range(7) for side in (z, w)]
+    overlap = [len(a & b) / 5 for a, b in zip(five[::2], five[1::2], strict=True)]
+    np.testing.assert_allclose(got["top5_overlap"], overlap)
     np.testing.assert_array_equal(got["correct_reference"], z.argmax(1) == targets)
     np.testing.assert_allclose(got["max_abs_logit"], np.abs(w - z).max(1), rtol=1e-12)
     np.testing.assert_allclose(got["sum_square_logit"], np.square(w - z).sum(1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-2, 3.0])
+def exact_divergences(z: np.ndarray, w: np.ndarray) -> tuple[float, float, float]:
+    """KL, reverse KL and JS by their definitions, in 60 digits."""
+    with mpmath.workdps(60):
+        log_p, log_q = (
+            [x - mpmath.log(mpmath.fsum(map(mpmath.exp, side))) for x in side]
+            for side in ([mpmath.mpf(float(x)) for x in row] for row in (z, w))
+        )
+        log_m = [
+            mpmath.log((mpmath.exp(a) + mpmath.exp(b)) / 2)
+            for a, b in zip(log_p, log_q, strict=True)
+        ]
+
+        def kl(of: list[mpmath.mpf], to: list[mpmath.mpf]) -> mpmath.mpf:
+            return mpmath.fsum(mpmath.exp(a) * (a - b) for a, b in zip(of, to, strict=True))
+
+        values = kl(log_p, log_q), kl(log_q, log_p), (kl(log_p, log_m) + kl(log_q, log_m)) / 2
+    assert min(values) >= 0
+    return tuple(float(value) for value in values)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("noise", [1e-7, 1e-5, 1e-4, 1e-2, 3.0, 300.0])
 @pytest.mark.parametrize("spread", [0.0, 3.0, 1e4])
-def test_kl_keeps_nine_digits_however_close_the_models_are(noise: float, spread: float) -> None:
+@pytest.mark.parametrize("outlier", [0.0, 5.0, -5.0])
+def test_divergences_keep_eight_digits_however_close_the_models_are(
+    noise: float, spread: float, outlier: float
+) -> None:
     generator = np.random.default_rng(1)
     z = generator.normal(size=(1, 40)) * spread
     w = z + generator.normal(size=(1, 40)) * noise
-    with mpmath.workdps(60):
-        a, b = [mpmath.mpf(x) for x in z[0]], [mpmath.mpf(x) for x in w[0]]
-        log_sum = [mpmath.log(mpmath.fsum(mpmath.exp(x) for x in side)) for side in (a, b)]
-        exact = mpmath.fsum(
-            mpmath.exp(x - log_sum[0]) * (x - log_sum[0] - y + log_sum[1])
-            for x, y in zip(a, b, strict=True)
-        )
-        assert exact >= 0
-        got = rows(z, w, np.array([0]))["kl"][0]
-        assert got >= 0
+    # a token of no probability that differs much must not spoil the rest
+    z[0, 0], w[0, 0] = z.max() - 40, z.max() - 40 + outlier
+    got = rows(z, w, np.array([0]))
+    for name, exact in zip(("kl", "kl_reverse", "js"), exact_divergences(z[0], w[0]), strict=True):
         # w − z itself is only known to one float64 rounding of w
-        tolerance = max(1e-9 * float(exact), (np.spacing(spread) * 40) ** 2)
-        assert abs(got - float(exact)) <= tolerance
+        tolerance = max(1e-8 * exact, (np.spacing(max(spread, 40.0)) * 40) ** 2)
+        tolerance = max(tolerance, 1e-13 if exact > 0.1 else 0.0)
+        assert abs(got[name][0] - exact) <= tolerance, name
+        assert got[name][0] >= -tolerance
+
+
+@pytest.mark.parametrize("gap", [750.0, 1e5, 1e30])
+def test_differences_beyond_the_exponential_are_no_nan(gap: float) -> None:
+    """A token impossible in the reference: e^gap overflows, its probability underflows."""
+    z, w = np.zeros((3, 8)), np.zeros((3, 8))
+    z[:, 0] = -gap
+    w[0, 0] = 0.0  # now as likely as the others
+    w[1, 0] = -gap / 2 - 800  # still impossible
+    w[2, 0] = gap  # now certain
+    got = rows(z, w, np.array([1, 1, 1]))
+    np.testing.assert_allclose(got["kl"][:2], [np.log(8 / 7), 0.0], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(got["kl"][2], gap, rtol=1e-2)
+    np.testing.assert_allclose(got["js"][2], np.log(2), rtol=1e-12)
+    assert all(np.isfinite(got[name]).all() for name in ("kl", "kl_reverse", "js"))
+
+
+@pytest.mark.parametrize("width", [3, 320, 1279, 1280, 1281, 4000])
+def test_leading_tokens_are_the_largest(width: int) -> None:
+    generator = np.random.default_rng(width)
+    for z in (generator.normal(size=(6, width)), np.sort(generator.normal(size=(6, width)))):
+        indices, values = leading(torch.from_numpy(z))
+        expected = np.sort(z, axis=1)[:, ::-1][:, :5]
+        np.testing.assert_array_equal(np.sort(values.numpy(), axis=1)[:, ::-1], expected)
+        np.testing.assert_array_equal(np.take_along_axis(z, indices.numpy(), 1), values.numpy())
+
+
+def test_of_equal_logits_the_first_is_the_top() -> None:
+    z = np.random.default_rng(0).normal(size=(1, 2000))
+    z[0, [700, 30, 1999]] = 9.0
+    assert distribution(torch.from_numpy(z), torch.tensor([0])).top.tolist() == [30]
+
+
+def test_scratch_memory_may_be_shared_by_blocks_of_any_height() -> None:
+    generator = np.random.default_rng(0)
+    memory = Workspace(), Workspace(), Workspace()
+    for height, width in ((4, 30), (2, 30), (5, 30), (3, 31)):
+        z, w = (torch.from_numpy(generator.normal(size=(height, width))) for _ in range(2))
+        goal = torch.zeros(height, dtype=torch.int64)
+        fresh = token_rows(distribution(z, goal), distribution(w, goal), goal)
+        sides = distribution(z, goal, memory[0]), distribution(w, goal, memory[1])
+        shared = token_rows(*sides, goal, memory[2])
+        torch.testing.assert_close(shared, fresh, rtol=0, atol=0)
+        again = divergences(*sides, memory[2])
+        torch.testing.assert_close(again.kl, shared[:, COLUMNS.index("kl")], rtol=0, atol=0)
 
 
 def test_shifting_all_logits_changes_nothing_but_the_logits() -> None:
@@ -83,6 +157,12 @@ def test_summary_of_a_table_with_known_values() -> None:
     columns["nll_reference"] = np.array([1.0, 1.0, 2.0, 2.0])
     columns["nll_candidate"] = np.array([1.5, 1.5, 2.5, 2.5])
     columns["same_top"] = np.array([1.0, 1.0, 1.0, 0.0])
+    columns["delta_p"] = np.array([0.5, -0.1, 0.0, 0.2])
+    columns["entropy_reference"] = np.array([1.0, 1.0, 1.0, 1.0])
+    columns["entropy_candidate"] = np.array([1.0, 0.0, 1.0, 1.0])
+    columns["top5_overlap"] = np.array([1.0, 0.8, 0.6, 1.0])
+    columns["kl_reverse"] = np.array([1.0, 2.0, 3.0, 4.0])
+    columns["js"] = np.array([0.2, 0.4, 0.6, 0.8])
     columns["sum_square_logit"] = np.array([10.0, 0.0, 0.0, 30.0])
     table = TokenTable(columns, np.array([0, 0, 1, 1]), np.arange(4), 10, ("a", "b"))  # type: ignore[arg-type]
     summary = summarise(table)
@@ -91,6 +171,13 @@ def test_summary_of_a_table_with_known_values() -> None:
     assert summary["ln_ppl_ratio"] == 0.5
     assert summary["rms"] == 1.0
     assert summary["nll_correlation"] == pytest.approx(1.0)
+    assert summary["dp_rms"] == pytest.approx(np.sqrt(0.075))
+    assert summary["dp_percentiles"]["75"] == pytest.approx(0.275)
+    assert (summary["dp_min"], summary["dp_max"], summary["kl_min"]) == (-0.1, 0.5, 0.0)
+    assert summary["entropy_difference"] == pytest.approx(-0.25)
+    assert summary["top5_overlap"] == pytest.approx(0.85)
+    assert summary["kl_reverse_mean"] == pytest.approx(2.5)
+    assert summary["js_mean"] == pytest.approx(0.5)
     np.testing.assert_array_equal(table.per_text("kl"), [[1.0, 2.0], [5.0, 2.0]])
 
 

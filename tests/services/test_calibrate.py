@@ -38,10 +38,10 @@ class FakeSource:
         self.closed = False
         self._logits = logits
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         self.passes += 1
         z = torch.from_numpy(self._logits[tokens.tobytes()])
-        yield from z.split(rows)
+        yield from z[first:].split(rows)
 
     def close(self) -> None:
         self.closed = True
@@ -279,14 +279,14 @@ class _Overconfident:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         generator = np.random.default_rng(int(tokens.sum()))
         z = generator.normal(size=(tokens.size, self.vocab_size)).astype(np.float32)
         right = generator.uniform(size=tokens.size) < 0.4
         guess = generator.integers(0, self.vocab_size, tokens.size)
         following = np.append(tokens[1:], 0)
         z[np.arange(tokens.size), np.where(right, following, guess)] += 12.0
-        yield from torch.from_numpy(z).split(rows)
+        yield from torch.from_numpy(z)[first:].split(rows)
 
     def close(self) -> None:
         pass
@@ -295,10 +295,10 @@ class _Overconfident:
 class _Honest(_Overconfident):
     """Knows nothing, and says so: no temperature helps."""
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         generator = np.random.default_rng(int(tokens.sum()))
         z = generator.normal(size=(tokens.size, self.vocab_size)).astype(np.float32) * 1e-4
-        yield from torch.from_numpy(z).split(rows)
+        yield from torch.from_numpy(z)[first:].split(rows)
 
 
 @pytest.fixture

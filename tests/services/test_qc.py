@@ -1,4 +1,4 @@
-"""A right bake passes, every wrong one fails and is named. Judged on two architectures."""
+"""What QC says about right bakes, and its options; tests/faults has the wrong ones."""
 
 from __future__ import annotations
 
@@ -6,37 +6,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from pydantic import ValidationError
 
 from so8tqc.config import BakeConfig, QCConfig, RotationOptions
 from so8tqc.errors import ConfigError, DataError, InputError
 from so8tqc.records import Record, Verdict
-from so8tqc.rotations.enums import Convention, Parametrization
-from so8tqc.rotations.read import read_rotations
-from so8tqc.rotations.rotation_set import Target
+from so8tqc.rotations.enums import Convention
 from so8tqc.services.bake import bake
 from so8tqc.services.profiles import load_profile
 from so8tqc.services.qc import qc
-
-Edit = Callable[[dict[str, torch.Tensor]], None]
-O_PROJ = "model.layers.{}.self_attn.o_proj.weight"
-
-
-def dense(rotations_file: Path, layer: int) -> torch.Tensor:
-    blocks = read_rotations(rotations_file).blocks[Target(layer)]
-    return torch.block_diag(*torch.from_numpy(blocks.copy()))
-
-
-def edited(source: Path, out: Path, edit: Edit) -> Path:
-    shutil.copytree(source, out)
-    tensors = load_file(str(out / "model.safetensors"))
-    edit(tensors)
-    save_file(tensors, str(out / "model.safetensors"), metadata={"format": "pt"})
-    return out
+from so8tqc.sources.texts import load_tokenizer
 
 
 def judged(
@@ -86,177 +69,6 @@ def test_a_correct_bake_passes(
     assert kl.noise_floor is not None
 
 
-def fault(name: str, base: Path, gates: Path, correct: Path, out: Path) -> Path:
-    """A wrong bake, made by hand in float64 from its description."""
-    weights = load_file(str(base / "model.safetensors"))
-    r = {i: dense(gates, i) for i in range(3)}
-
-    def store(layer: int, value: torch.Tensor) -> None:
-        key = O_PROJ.format(layer)
-        weights[key] = value.to(weights[key].dtype).contiguous()
-
-    w = {i: weights[O_PROJ.format(i)].double() for i in range(3)}
-    theta = read_rotations(gates).theta
-    for i in range(3):
-        cayley = read_rotations(gates, RotationOptions(parametrization=Parametrization.CAYLEY))
-        blocks = read_rotations(gates).blocks[Target(i)]
-        assert theta[Target(i)].shape == blocks.shape
-        match name:
-            case "never_baked":
-                pass
-            case "one_layer_missing":
-                if i != 1:
-                    store(i, w[i] @ r[i])
-            case "transposed":
-                store(i, w[i] @ r[i].T)
-            case "transposed_in_one_layer":
-                store(i, w[i] @ (r[i].T if i == 2 else r[i]))
-            case "baked_twice":
-                store(i, w[i] @ r[i] @ r[i])
-            case "other_parametrization":
-                other = torch.block_diag(*torch.from_numpy(cayley.blocks[Target(i)].copy()))
-                store(i, w[i] @ other)
-            case "layers_shifted":
-                store(i, w[i] @ r[(i + 1) % 3])
-            case "blocks_reversed":
-                store(i, w[i] @ torch.block_diag(*torch.from_numpy(blocks[::-1].copy())))
-            case "left_product":
-                store(i, r[i] @ w[i])
-            case "rounded_rotation":
-                store(i, w[i] @ r[i].to(torch.bfloat16).double())
-            case "a_row_unrotated":
-                value = w[i] @ r[i]
-                value[5] = w[i][5]
-                store(i, value)
-            case "a_block_unrotated":
-                value = w[i] @ r[i]
-                value[:, 16:24] = w[i][:, 16:24]
-                store(i, value)
-            case "nan":
-                value = w[i] @ r[i]
-                value[0, 0] = float("nan") if i == 0 else value[0, 0]
-                store(i, value)
-            case _:
-                raise AssertionError(name)
-    shutil.copytree(correct, out)
-    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
-    return out
-
-
-FAULTS = {
-    "never_baked": ("not_baked", (0, 1, 2)),
-    "one_layer_missing": ("layer_missing", (1,)),
-    "transposed": ("transposed", (0, 1, 2)),
-    "transposed_in_one_layer": ("transposed", (2,)),
-    "baked_twice": ("double_baked", (0, 1, 2)),
-    "other_parametrization": ("wrong_parametrization", (0, 1, 2)),
-    "layers_shifted": ("layers_permuted", (0, 1, 2)),
-    "blocks_reversed": ("blocks_permuted", (0, 1, 2)),
-    "left_product": ("wrong_site", (0, 1, 2)),
-    "a_row_unrotated": ("foreign_edit", (0, 1, 2)),
-    "a_block_unrotated": ("foreign_edit", (0, 1, 2)),
-    "nan": ("non_finite", (0,)),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_every_fault_is_caught_and_named_from_the_files(
-    name: str,
-    dtype: str,
-    make_model: Callable[..., Path],
-    make_gates: Callable[..., Path],
-    texts_file: Path,
-    tmp_path: Path,
-) -> None:
-    base = make_model("llama", dtype)
-    gates = make_gates(base)
-    bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "baked"))
-    wrong = fault(name, base, gates, tmp_path / "baked", tmp_path / "wrong")
-    record = judged(base, gates, wrong, texts_file, tmp_path / "qc", level="files")
-    assert record.verdict is Verdict.FAIL
-    code, layers = FAULTS[name]
-    assert codes(record) == {code}
-    assert record.diagnosis[0].layers == layers
-    assert "so8tqc bake" in record.diagnosis[0].remedy or "--" in record.diagnosis[0].remedy
-
-
-def test_a_rotation_rounded_before_the_fold_is_caught(
-    baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
-) -> None:
-    base, gates, correct = baked
-    wrong = fault("rounded_rotation", base, gates, correct, tmp_path / "wrong")
-    record = judged(base, gates, wrong, texts_file, tmp_path / "qc", level="files")
-    assert record.check("algebra.exact").verdict is Verdict.FAIL
-
-
-@pytest.mark.parametrize("name", ["never_baked", "transposed", "baked_twice", "layers_shifted"])
-def test_logits_alone_catch_a_wrong_bake(
-    name: str, baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
-) -> None:
-    base, gates, correct = baked
-    wrong = fault(name, base, gates, correct, tmp_path / "wrong")
-    record = judged(base, gates, wrong, texts_file, tmp_path / "qc")
-    for check in ("kl.mean", "logits.max_abs", "logits.rms"):
-        assert record.check(check).verdict is Verdict.FAIL, check
-    kl = record.check("kl.mean")
-    assert kl.value > 10 * kl.limit
-
-
-def alter(name: str) -> Edit:
-    def edit(tensors: dict[str, torch.Tensor]) -> None:
-        match name:
-            case "structure.untouched":
-                tensors["model.layers.1.self_attn.q_proj.weight"] *= 1.01
-            case "structure.missing":
-                del tensors["model.norm.weight"]
-            case "structure.added":
-                tensors["extra.weight"] = torch.zeros(3)
-            case "structure.shapes":
-                tensors["model.norm.weight"] = torch.ones(65, dtype=torch.bfloat16)
-            case "structure.dtypes":
-                name_ = "model.norm.weight"
-                tensors[name_] = tensors[name_].float()
-            case "structure.gates":
-                tensors["model.layers.0.self_attn.rotation_gate.theta"] = torch.zeros(8, 8, 8)
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    "check",
-    [
-        "structure.untouched", "structure.missing", "structure.added", "structure.shapes",
-        "structure.dtypes", "structure.gates",
-    ],
-)  # fmt: skip
-def test_other_edits_are_caught(
-    check: str, baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
-) -> None:
-    base, gates, correct = baked
-    wrong = edited(correct, tmp_path / "wrong", alter(check))
-    record = judged(base, gates, wrong, texts_file, tmp_path / "qc", level="files")
-    assert record.check(check).verdict is Verdict.FAIL
-    assert record.check("algebra.exact").verdict is Verdict.PASS
-
-
-@pytest.mark.parametrize(
-    ("file", "check"), [("config.json", "structure.config"),
-                        ("tokenizer.json", "structure.tokenizer")],
-)  # fmt: skip
-def test_changed_companions_are_caught(
-    file: str, check: str, baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
-) -> None:
-    base, gates, correct = baked
-    shutil.copytree(correct, tmp_path / "wrong")
-    path = tmp_path / "wrong" / file
-    content = json.loads(path.read_text())
-    content["rope_theta"] = 123.0
-    path.write_text(json.dumps(content))
-    record = judged(base, gates, tmp_path / "wrong", texts_file, tmp_path / "qc", level="files")
-    assert record.check(check).verdict is Verdict.FAIL
-
-
 def test_gates_without_effect_fail(
     llama: Path, make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path
 ) -> None:
@@ -264,6 +76,9 @@ def test_gates_without_effect_fail(
     bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
     record = judged(llama, gates, tmp_path / "baked", texts_file, tmp_path / "qc")
     assert record.check("effect.kl").verdict is Verdict.FAIL
+    assert codes(record) == {"storage_rounding"}
+    assert "cannot hold" in record.diagnosis[0].text
+    assert "less than rounding" in record.diagnosis[-1].text
 
 
 def test_the_wrong_convention_in_qc_is_a_failed_verdict(
@@ -325,3 +140,106 @@ def test_profiles_are_data(tmp_path: Path) -> None:
     own.write_text("mine:\n  models: {kl.mean: {limit: 0.5, target: 1}}\n  gguf: {default: {}}\n")
     with pytest.raises(ConfigError, match=r"own.yaml.*either limit or target"):
         load_profile(str(own))
+
+
+def test_long_texts_in_overlapping_windows(llama: Path, tmp_path: Path) -> None:
+    """Every token of every text is scored, and texts stay what is resampled."""
+    texts = json.loads((Path(__file__).parents[2] / "data" / "validation_en.json").read_text())
+    (tmp_path / "t.json").write_text(json.dumps(texts["texts"][:6]))
+    config = QCConfig(
+        reference=llama, candidates=(llama,), out=tmp_path / "qc", resamples=200,
+        data=(str(tmp_path / "t.json"),), ctx=128, stride=100,
+    )  # fmt: skip
+    record = qc(config)
+    tokenizer = load_tokenizer(llama)
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts["texts"][:6]]
+    assert min(lengths) > 256
+    tokens = np.load(tmp_path / "qc" / "tokens.npz")
+    assert [list(tokens["position"][tokens["text"] == i]) for i in range(6)] == [
+        list(range(length - 1)) for length in lengths
+    ]
+    metrics = record.metrics["candidates"][llama.name]  # type: ignore[index,call-overload]
+    assert (metrics["texts"], metrics["tokens"]) == (6, sum(lengths) - 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 4}, "longer ctx"),
+        ({"ctx": 64, "stride": 64}, "longer ctx"),
+        ({"ctx": 64, "stride": 32, "protocol": "llama-perplexity"}, "no stride"),
+        ({"ctx": 4}, "greater than or equal to 8"),
+    ],
+)
+def test_windows_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        QCConfig(reference=Path("a"), candidates=(Path("b"),), out=Path("c"), **options)
+
+
+def broken(correct: Path, out: Path) -> Path:
+    """A config value changed: fails structure.config and nothing else from the files."""
+    shutil.copytree(correct, out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps(config | {"bos_token_id": 3}), encoding="utf-8")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict"),
+    [
+        ({}, Verdict.FAIL),
+        ({"allow": ("structure.config",)}, Verdict.PASS),
+        ({"allow": ("structure.*",)}, Verdict.PASS),
+        ({"allow": ("kl.*", "config")}, Verdict.FAIL),
+        ({"fail_on": ("algebra.*",)}, Verdict.PASS),
+        ({"fail_on": ("algebra.*", "structure.c*")}, Verdict.FAIL),
+        ({"fail_on": ("structure.*",), "allow": ("structure.config",)}, Verdict.PASS),
+    ],
+)
+def test_which_checks_count_is_the_users_choice(
+    options: dict[str, tuple[str, ...]], verdict: Verdict, baked: tuple[Path, Path, Path],
+    texts_file: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    base, gates, correct = baked
+    wrong = broken(correct, tmp_path / "wrong")
+    record = judged(base, gates, wrong, texts_file, tmp_path / "qc", level="files", **options)
+    assert record.verdict is verdict
+    check = record.check("structure.config")
+    assert check.verdict is Verdict.FAIL  # shown as it is, whatever counts
+    assert check.allowed is (verdict is Verdict.PASS)
+    assert {c.id for c in record.checks if c.allowed} <= {"structure.config"}
+    assert codes(record) == {"foreign_edit"}
+
+
+def test_patterns_that_match_nothing_are_told(
+    baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
+) -> None:
+    """A mistyped --fail-on must not turn every check off."""
+    base, gates, correct = baked
+    record = judged(
+        base, gates, correct, texts_file, tmp_path / "qc", level="files",
+        fail_on=("algebra.*", "algbra.exact"), allow=("kl.maen",),
+    )  # fmt: skip
+    assert record.verdict is Verdict.FAIL
+    assert "algbra.exact" in record.check("profile.fail_on").detail
+    assert any("kl.maen" in notice for notice in record.notices)
+
+
+@pytest.mark.parametrize("skips", ["allow", "forbid"])
+def test_a_profile_can_forbid_skips(
+    skips: str, baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
+) -> None:
+    base, gates, correct = baked
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        f"mine: {{skips: {skips}, models: {{no.such: {{limit: 1}}}}, gguf: {{default: {{}}}}}}\n"
+    )
+    record = judged(base, gates, correct, texts_file, tmp_path / "qc", profile=str(own))
+    assert record.check("no.such").verdict is Verdict.SKIP
+    assert record.verdict is (Verdict.PASS if skips == "allow" else Verdict.FAIL)
+    if skips == "forbid":
+        assert "no.such" in record.check("profile.skips").detail
+        record = judged(
+            base, gates, correct, texts_file, tmp_path / "qc", profile=str(own), allow=("no.*",)
+        )
+        assert record.verdict is Verdict.PASS

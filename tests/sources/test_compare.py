@@ -26,9 +26,9 @@ class Recorded:
         self.vocab_size = next(iter(logits.values())).shape[1]
         self.passes = 0
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         self.passes += 1
-        yield from torch.from_numpy(self._logits[int(tokens[0])]).split(rows)
+        yield from torch.from_numpy(self._logits[int(tokens[0])][first:]).split(rows)
 
     def close(self) -> None:
         pass
@@ -80,7 +80,7 @@ def test_results_do_not_depend_on_the_block_size(
 ) -> None:
     texts, sources = setup()
     expected = summarise(compare(sources, [("a", "b")], texts)[("a", "b")])
-    monkeypatch.setattr("so8tqc.sources.compare.HEAD_ROWS", rows)
+    monkeypatch.setattr("so8tqc.sources.compare.head_rows", lambda _v: rows)
     monkeypatch.setattr("so8tqc.sources.compare.rows_per_block", lambda _v: rows)
     got = summarise(compare(sources, [("a", "b")], texts)[("a", "b")])
     assert got["kl_mean"] == pytest.approx(expected["kl_mean"], rel=1e-12)

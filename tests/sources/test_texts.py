@@ -10,7 +10,7 @@ import pytest
 
 from so8tqc.errors import DataError, MissingToolError, ModelError
 from so8tqc.resources import data_file
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.texts import concatenated, encode, encode_plain, load_texts, load_tokenizer
 
 
 def test_the_shipped_texts_are_what_they_should_be() -> None:
@@ -80,6 +80,28 @@ def test_missing_data(tmp_path: Path) -> None:
         load_texts([str(tmp_path / "absent.txt")])
     with pytest.raises(DataError, match="no built-in data set"):
         load_texts(["builtin:nothing"])
+
+
+def test_several_texts_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "prompt": "p"}\n{"text": "y\\n"}\n')
+    (tmp_path / "b.txt").write_bytes(b"one\r\ntwo\n\n")
+    assert concatenated(load_texts([str(tmp_path / "a.jsonl")])) == "p\n\nx\n\ny"
+    # as llama.cpp reads a file: its bytes, less one line end
+    assert concatenated(load_texts([str(tmp_path / "b.txt")])) == "one\r\ntwo\n"
+
+
+def test_special_tokens_in_a_text_are_text(llama: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = load_tokenizer(llama)
+    tokens, bos = encode_plain("a </s> b", tokenizer)
+    assert bos is None
+    assert 2 not in tokens
+    assert 2 in tokenizer("a </s> b")["input_ids"]
+    adding = AutoTokenizer.from_pretrained(str(llama), add_bos_token=True)
+    more, bos = encode_plain("a </s> b", adding)
+    assert bos == 1
+    np.testing.assert_array_equal(more, [1, *tokens])
 
 
 def test_encoding_cuts_and_refuses(llama: Path, tmp_path: Path) -> None:

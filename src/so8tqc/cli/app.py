@@ -6,6 +6,7 @@ import typer
 
 from so8tqc.cli.bake import bake
 from so8tqc.cli.calibrate import calibrate
+from so8tqc.cli.capture import capture
 from so8tqc.cli.demo import demo
 from so8tqc.cli.doctor import doctor
 from so8tqc.cli.export import export
@@ -40,6 +41,6 @@ def _root(
 
 
 for command in (
-    run, demo, bake, export, quantize, calibrate, qc, longtext, report, doctor, vendor,
+    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, doctor, vendor,
 ):  # fmt: skip
     app.command()(command)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from so8tqc.records import Check, Verdict
 from so8tqc.reports import format as fmt
@@ -41,7 +42,7 @@ def print_checks(console: Console, checks: Sequence[Check], title: str) -> None:
             )
         for check, row in rows:
             if check.subject == subject:
-                cells = [MARKS[check.verdict], *(escape(cell) for cell in row[1:])]
+                cells = [_mark(check), *(escape(cell) for cell in row[1:])]
                 table.add_row(*(cells[i] for i in used))
         heading = f"{title}, {subject}" if subject else title
         console.print(f"\n[bold]{escape(heading)}[/]")
@@ -49,10 +50,15 @@ def print_checks(console: Console, checks: Sequence[Check], title: str) -> None:
     _print_reasons(console, checks)
 
 
+def _mark(check: Check) -> str:
+    """The verdict; one that does not count is yellow and says so."""
+    return f"[yellow]{check.verdict} (allowed)[/]" if check.allowed else MARKS[check.verdict]
+
+
 def _row(check: Check) -> tuple[str, ...]:
     met = {True: " ✓", False: " ✗", None: ""}[check.target_met]
     return (
-        str(check.verdict),
+        Text.from_markup(_mark(check)).plain,
         check.id,
         fmt.number(check.value),
         "" if check.limit is None else fmt.limit(check),
@@ -63,13 +69,13 @@ def _row(check: Check) -> tuple[str, ...]:
 
 def _print_reasons(console: Console, checks: Sequence[Check]) -> None:
     """Why checks failed or were skipped; those that share a reason share a line."""
-    reasons: dict[tuple[Verdict, str, str], list[str]] = {}
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for check in checks:
         if check.verdict is not Verdict.PASS:
-            key = (check.verdict, check.subject, check.detail)
+            key = (_mark(check), check.subject, check.detail)
             reasons.setdefault(key, []).append(check.id)
     if reasons:
         console.print()
-    for (verdict, subject, detail), ids in reasons.items():
+    for (mark, subject, detail), ids in reasons.items():
         of = f" of {subject}" if subject else ""
-        console.print(f"{MARKS[verdict]} {escape(', '.join(ids) + of)}: {escape(detail)}")
+        console.print(f"{mark} {escape(', '.join(ids) + of)}: {escape(detail)}")

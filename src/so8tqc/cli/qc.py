@@ -24,12 +24,18 @@ from so8tqc.cli.stage import Output, configure, run_reported_stage
 
 
 def qc(
-    reference: Annotated[Path, typer.Option(help="The model we trust: directory or GGUF.")],
+    reference: Annotated[
+        Path, typer.Option(help="The model we trust: directory, GGUF or capture.")
+    ],
     candidate: Annotated[list[Path], typer.Option(help="Model under test; repeatable.")],
     out: Annotated[Path, typer.Option(help="Directory for record and reports.")],
     rotations: Annotated[
         Path | None,
         typer.Option(help="Rotations: the reference is then the gated model."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="What the rotations are applied to, if the reference is a capture."),
     ] = None,
     convention: ConventionOption = None,
     parametrization: ParametrizationOption = None,
@@ -54,9 +60,70 @@ def qc(
         str | None,
         typer.Option(help="full (default), or files: no model is run.", show_default=False),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="native (default): every token is scored; llama-perplexity: the tokens that "
+            "tool scores.",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            help="Window length in tokens, for texts longer than that.", show_default=False
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens from one window to the next; half of --ctx if left out.",
+            show_default=False,
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens used of each text.", show_default=False),
+        typer.Option(
+            help="Tokens used of each text; 256 if left out, or all with --ctx.",
+            show_default=False,
+        ),
+    ] = None,
+    compute_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            show_default=False,
+            help="What transformers computes in: float32, float64, bfloat16. Default: float32, on "
+            "a GPU bfloat16.",
+        ),
+    ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto",
+            show_default=False,
+            help="Spread models over GPUs, memory and disk, for what does not fit on one GPU.",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK",
+            show_default=False,
+            help="Only these checks count for the verdict, e.g. 'kl.*'; repeatable.",
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK",
+            show_default=False,
+            help="These checks do not count for the verdict; repeatable.",
+        ),
+    ] = None,
+    save_recovered: Annotated[
+        Path | None,
+        typer.Option(help="Write the rotations recovered from the candidate as a gate file."),
     ] = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
@@ -73,7 +140,15 @@ def qc(
         so8tqc qc --reference model/ --rotations gates.pt --candidate baked/
           --candidate model-Q5_K_M.gguf --data texts.jsonl --out qc/
 
+        so8tqc qc --reference ref.safetensors --candidate model-Q5_K_M.gguf --out qc/
+
         so8tqc qc --reference model/ --rotations gates.pt --candidate baked/ --level files --out qc/
+
+        so8tqc qc --reference model-F16.gguf --candidate model-Q8_0.gguf --data wiki.txt
+          --protocol llama-perplexity --ctx 512 --out qc/
+
+        so8tqc qc --reference model/ --candidate foreign/ --level files
+          --save-recovered found.safetensors --out qc/
     """
     from so8tqc.config import QCConfig
     from so8tqc.services.qc import qc as service
@@ -84,8 +159,10 @@ def qc(
     )  # fmt: skip
     flags = given(
         rotation_options=rotation_options,
-        reference=reference, candidates=candidate, out=out, rotations=rotations, data=data,
-        tokenizer=tokenizer, profile=profile, level=level, max_tokens=max_tokens, threads=threads,
+        reference=reference, base=base, candidates=candidate, out=out, rotations=rotations,
+        data=data, tokenizer=tokenizer, profile=profile, level=level, protocol=protocol, ctx=ctx,
+        stride=stride, max_tokens=max_tokens, threads=threads, fail_on=fail_on, allow=allow,
+        compute_dtype=compute_dtype, device_map=device_map, save_recovered=save_recovered,
     )  # fmt: skip
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

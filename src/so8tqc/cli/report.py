@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import JsonOption, QuietOption
-from so8tqc.cli.stage import Output, finish
+from so8tqc.cli.stage import Output, add_to_step_summary, finish
 
 
 def report(
@@ -27,4 +27,5 @@ def report(
 
     with terminal_progress(quiet=quiet) as progress:
         record = service(directory, progress)
+    add_to_step_summary(directory / "report" / "report.md")
     finish(record, Output(json, quiet))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import JsonOption, QuietOption, SetOption, given
-from so8tqc.cli.stage import Output, configure, finish
+from so8tqc.cli.stage import Output, add_to_step_summary, configure, finish
 
 
 def run(
@@ -48,4 +48,5 @@ def run(
     options = configure(RunConfig, given(out=out), config, set_)
     with terminal_progress(quiet=quiet) as progress:
         record = service(options, progress, only=only, from_stage=from_)
+    add_to_step_summary(options.out / "report" / "report.md")
     finish(record, Output(json, quiet))

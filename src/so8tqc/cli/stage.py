@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from so8tqc.progress import SILENT
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -68,18 +70,34 @@ def run_reported_stage(
 ) -> None:
     """As :func:`run_stage`, with the stage's own reports; everything goes into ``out``.
 
+    Of several processes that work together, only the first shows and writes anything. On GitHub
+    (``GITHUB_STEP_SUMMARY``) the Markdown report is added to the step's summary.
+
     Args:
         shown: name of the report whose path is printed.
     """
     from so8tqc.artifacts import write_record
     from so8tqc.cli.terminal import terminal_progress
     from so8tqc.services.report import write_stage_reports
+    from so8tqc.sources import ranks
 
+    if not ranks.is_first():
+        finish(service(config, SILENT), Output(json=False, quiet=True))
+        return
     with terminal_progress(quiet=output.quiet) as progress:
         record = service(config, progress)
     write_record(out / "record.json", record)
     write_stage_reports(record, out)
+    add_to_step_summary(out / "report.md")
     finish(record, output, out / shown)
+
+
+def add_to_step_summary(report: Path) -> None:
+    """Append a Markdown report to the summary of a GitHub step, if this is one."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and report.is_file():
+        with Path(summary).open("a", encoding="utf-8") as stream:
+            stream.write(report.read_text(encoding="utf-8") + "\n")
 
 
 def finish(record: Record, output: Output, path: Path | None = None) -> None:

@@ -141,7 +141,7 @@ def show(record: Record, path: Path | None = None) -> None:
     console = Console()
     if "stages" in record.metrics:
         _show_stages(console, record)
-        failed = [check for check in record.checks if check.verdict is Verdict.FAIL]
+        failed = [check for check in record.checks if check.failed]
         if failed:
             print_checks(console, failed, "Failed checks")
     elif record.checks:

@@ -91,6 +91,43 @@ def _interrupts_deferred() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
+def tokenize(path: Path, text: str) -> tuple[npt.NDArray[np.int64], int | None]:
+    """Token ids of a text by a GGUF file's own vocabulary, and its BOS.
+
+    As llama.cpp's tools read a text file: BOS in front if the vocabulary adds one, and
+    the names of special tokens in the text are plain text.
+
+    Returns:
+        [T] ids; the BOS id, None if the vocabulary does not add one.
+
+    Raises:
+        ModelError: not a loadable GGUF, or one without a vocabulary.
+        MissingToolError: no libllama.
+    """
+    open_gguf(path)
+    lib = library()
+    parameters = lib.llama_model_default_params()
+    parameters.vocab_only = True
+    _log_lines.clear()
+    with _interrupts_deferred():
+        model = lib.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model:
+        raise ModelError(f"libllama cannot load it: {last_words()}", where=str(path))
+    try:
+        vocabulary = lib.llama_model_get_vocab(model)
+        if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelError("the file has no vocabulary", where=str(path))
+        raw = text.encode()
+        ids = (lib.llama_token * (len(raw) + 2))()
+        count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, len(ids), True, False)
+        if count < 0:
+            raise ToolError(f"libllama cannot tokenize {len(raw)} bytes", where=str(path))
+        bos = lib.llama_vocab_bos(vocabulary) if lib.llama_vocab_get_add_bos(vocabulary) else None
+        return np.array(ids[:count], dtype=np.int64), bos
+    finally:
+        lib.llama_model_free(model)
+
+
 class LlamaModel:
     """A loaded GGUF model with a context that grows as longer texts come.
 
@@ -148,11 +185,13 @@ class LlamaModel:
             self._open_context(max(length, self._initial_context))
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
-    def decode(self, tokens: npt.NDArray[np.int64], position: int) -> npt.NDArray[np.float32]:
-        """Feed tokens that follow ``position`` earlier ones; logits of every one of them.
+    def decode(
+        self, tokens: npt.NDArray[np.int64], position: int, first: int = 0
+    ) -> npt.NDArray[np.float32]:
+        """Feed tokens that follow ``position`` earlier ones; logits of them from ``first`` on.
 
         Returns:
-            [n, V] float32, a view of libllama's memory, valid until the next call.
+            [n − first, V] float32, a view of libllama's memory, valid until the next call.
 
         Raises:
             DataError: a token is not in the vocabulary.
@@ -166,16 +205,16 @@ class LlamaModel:
                 where=str(self.path),
                 remedy="Give the tokenizer that belongs to this model.",
             )
-        with self._batch(tokens, position) as batch:
+        with self._batch(tokens, position, first) as batch:
             code = self._lib.llama_decode(self._context, batch)
         if code != 0:
             raise ToolError(f"libllama cannot decode (code {code}): {last_words()}",
                             where=str(self.path))  # fmt: skip
         pointer = self._lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(count, self.vocab_size))
+        return np.ctypeslib.as_array(pointer, shape=(count - first, self.vocab_size))
 
     @contextmanager
-    def _batch(self, tokens: npt.NDArray[np.int64], position: int) -> Iterator[Any]:
+    def _batch(self, tokens: npt.NDArray[np.int64], position: int, first: int) -> Iterator[Any]:
         count = int(tokens.size)
         batch = self._lib.llama_batch_init(count, 0, 1)
         try:
@@ -185,7 +224,7 @@ class LlamaModel:
                 batch.pos[i] = position + i
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
-                batch.logits[i] = 1
+                batch.logits[i] = i >= first
             yield batch
         finally:
             self._lib.llama_batch_free(batch)

@@ -35,7 +35,7 @@ def next_steps(records: Mapping[str, Record]) -> list[NextStep]:
     steps: list[NextStep] = []
     for stage, record in records.items():
         steps += [NextStep(f"{d.text} {d.remedy}") for d in record.diagnosis]
-        failed = [check for check in record.checks if check.verdict is Verdict.FAIL]
+        failed = [check for check in record.checks if check.failed]
         for subject in dict.fromkeys(check.subject for check in failed):
             mine = [check for check in failed if check.subject == subject]
             if stage == "qc" and subject in _quantized(records):
@@ -88,8 +88,8 @@ def _named(checks: Iterable[Check], subject: str) -> str:
 
 
 def _passes(qc: Record, subject: str) -> bool:
-    verdicts = {check.verdict for check in qc.checks if check.subject == subject}
-    return Verdict.PASS in verdicts and Verdict.FAIL not in verdicts
+    mine = [check for check in qc.checks if check.subject == subject]
+    return any(c.verdict is Verdict.PASS for c in mine) and not any(c.failed for c in mine)
 
 
 def _quantized(records: Mapping[str, Record]) -> dict[str, dict[str, object]]:

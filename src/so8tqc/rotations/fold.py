@@ -133,6 +133,17 @@ def blockwise(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tensor, t
     return m, torch.from_numpy(np.ascontiguousarray(blocks))
 
 
+def rounded_product(matrix: torch.Tensor, blocks: FloatArray) -> torch.Tensor:
+    """M·B in float64, its sums rounded: [rows, N·b] and [N, b, b] → [rows, N·b].
+
+    Raises:
+        ShapeError: the blocks do not cover the columns.
+    """
+    import torch
+
+    return flat(torch.bmm(*blockwise(matrix, blocks)))
+
+
 def flat(blocked: torch.Tensor) -> torch.Tensor:
     """[N, rows, b] → [rows, N·b], the inverse of :func:`blockwise`."""
     return blocked.transpose(0, 1).reshape(blocked.shape[1], -1)

@@ -3,7 +3,8 @@
 From M and M' (see ``fold.orient``) the rotation applied to block k is
 B̂_k = argmin ‖M_k·B − M'_k‖_F over orthogonal B. With the SVD M_kᵀ·M'_k = U·S·Vᵀ it is
 B̂_k = U·Vᵀ (Schönemann, Psychometrika 31, 1966). Storage rounding moves B̂ by about
-ε·‖M_k‖_F/σ_min(M_k); what B̂ cannot explain, ‖M_k·B̂ − M'_k‖/‖M_k‖, is an edit that is no rotation.
+ε·‖M_k‖_F/σ_min(M_k), and ten times less once :func:`refine_rotations` has weighed it; what
+B̂ cannot explain, ‖M_k·B̂ − M'_k‖/‖M_k‖, is an edit that is no rotation.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from so8tqc.rotations.algebra import ulp
+from so8tqc.rotations.fold import to_storage
 from so8tqc.rotations.rotation_set import FloatArray
 
 if TYPE_CHECKING:
     import torch
+
+_FLOAT32_ERROR = 2.0**-20
+"""Error of a product of blocks in float32, relative to the norm of its row, generously."""
+
+_RIDGE = 1e-12
+"""Keeps a block whose weights leave a direction undetermined solvable; far below rounding."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,81 @@ class Recovered:
     residual: FloatArray
 
 
+def refine_rotations(
+    matrix: torch.Tensor, stored: torch.Tensor, recovered: FloatArray
+) -> FloatArray:
+    """The rotations again, with every element weighed by how finely it is stored.
+
+    Procrustes weighs all elements alike, but a floating-point element near zero is rounded far
+    less than a large one. One Gauss–Newton step on the orthogonal group from B̂: with Y = M·B̂ and
+    B = B̂·exp(S), S skew, minimise Σ ((Y + Y·S − M')_ij / σ_ij)², then project onto the group. σ is
+    the unit in the last place, and no less than the error of a product in float32.
+
+    Args:
+        matrix: [rows, N·b], oriented.
+        stored: [rows, N·b], a fold of the matrix, rounded once.
+        recovered: [N, b, b] B̂ of :func:`recover_rotations`.
+
+    Returns:
+        [N, b, b] orthogonal.
+    """
+    import torch
+
+    size = recovered.shape[1]
+    start = torch.from_numpy(np.ascontiguousarray(recovered))
+    m, w = _by_block(matrix, size), _by_block(stored, size)
+    floor = m.norm(dim=2, keepdim=True) * _FLOAT32_ERROR
+    weight = (ulp(w, stored.dtype).square() + floor.square()).reciprocal()
+    basis = _skew_basis(size)  # [parameters, b, b]
+    y = m @ start
+    # column j of Y·S is Y·S_j: its normal matrix is Yᵀ·diag(weight_j)·Y
+    normal = torch.einsum("nip,nij,niq->njpq", y, weight, y)
+    right = torch.einsum("nip,nij,nij->npj", y, weight, w - y)
+    hessian = torch.einsum("apj,njpq,bqj->nab", basis, normal, basis)
+    gradient = torch.einsum("apj,npj->na", basis, right)
+    ridge = hessian.diagonal(dim1=1, dim2=2).mean(dim=1) * _RIDGE + torch.finfo(torch.float64).tiny
+    hessian += ridge[:, None, None] * torch.eye(len(basis), dtype=torch.float64)
+    step = torch.einsum("na,apj->npj", torch.linalg.solve(hessian, gradient), basis)
+    u, _, vh = torch.linalg.svd(start @ torch.matrix_exp(step))
+    blocks: FloatArray = (u @ vh).numpy()
+    return blocks
+
+
+def _skew_basis(size: int) -> torch.Tensor:
+    """[b·(b − 1)/2, b, b]: one pair +1, −1 in each."""
+    import torch
+
+    rows, columns = torch.triu_indices(size, size, offset=1)
+    basis = torch.zeros(len(rows), size, size, dtype=torch.float64)
+    here = torch.arange(len(rows))
+    basis[here, rows, columns] = 1.0
+    basis[here, columns, rows] = -1.0
+    return basis
+
+
+def _by_block(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """[rows, N·b] → [N, rows, b] float64."""
+    import torch
+
+    rows, columns = matrix.shape
+    return matrix.to(torch.float64).reshape(rows, columns // size, size).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class LinearMaps:
+    """The linear map that best explains each block, whether a rotation or not.
+
+    Attributes:
+        blocks: [N, b, b] matrices X minimising ‖M_k·X_k − M'_k‖_F.
+        residual: [N] ‖M_k·X_k − M'_k‖_F over what rounding M_k·X_k to the storage dtype causes.
+        uncertainty: [N] ‖X_k‖_F error that rounding alone causes, one standard deviation.
+    """
+
+    blocks: FloatArray
+    residual: FloatArray
+    uncertainty: FloatArray
+
+
 def recover_rotations(matrix: torch.Tensor, stored: torch.Tensor, size: int) -> Recovered:
     """Solve the Procrustes problem of every block.
 
@@ -42,14 +126,31 @@ def recover_rotations(matrix: torch.Tensor, stored: torch.Tensor, size: int) -> 
     """
     import torch
 
-    rows, columns = matrix.shape
-    shape = (rows, columns // size, size)
-    m = matrix.to(torch.float64).reshape(shape).transpose(0, 1)
-    w = stored.to(torch.float64).reshape(shape).transpose(0, 1)
+    m, w = _by_block(matrix, size), _by_block(stored, size)
     u, _, vh = torch.linalg.svd(m.transpose(1, 2) @ w)
     blocks = u @ vh
     residual = (m @ blocks - w).flatten(1).norm(dim=1) / m.flatten(1).norm(dim=1)
     return Recovered(blocks.numpy(), residual.numpy())
+
+
+def recover_linear_maps(matrix: torch.Tensor, stored: torch.Tensor, size: int) -> LinearMaps:
+    """Solve the unconstrained least-squares problem of every block; arguments as above.
+
+    Needs at least ``size`` rows of full rank. An element of M' is rounded by up to half a unit,
+    uniformly, so its variance is that of the rounding of M·X, and X's is σ²·‖M⁺‖_F² for each
+    of its b columns.
+    """
+    import torch
+
+    m, w = _by_block(matrix, size), _by_block(stored, size)
+    x = torch.linalg.lstsq(m, w).solution
+    product = m @ x
+    rounding = (to_storage(product, stored.dtype).double() - product).flatten(1).norm(dim=1)
+    smallest = torch.finfo(torch.float64).tiny
+    residual = (product - w).flatten(1).norm(dim=1) / rounding.clamp_min(smallest)
+    sigma = rounding / (matrix.shape[0] * size) ** 0.5
+    inverse = torch.linalg.svdvals(m).reciprocal().norm(dim=1)
+    return LinearMaps(x.numpy(), residual.numpy(), (sigma * inverse * size**0.5).numpy())
 
 
 def distances(recovered: FloatArray, expected: FloatArray) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -29,11 +30,15 @@ class Limit(BaseModel):
 
 
 class Profile(BaseModel):
-    """Limits for model directories and for GGUF files by file type."""
+    """Limits for model directories and for GGUF files by file type.
+
+    ``skips``: whether a check that could not be computed fails the verdict.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     models: dict[str, Limit]
     gguf: dict[str, dict[str, Limit]]
+    skips: Literal["allow", "forbid"] = "allow"
 
     def for_gguf(self, file_type: str) -> dict[str, Limit]:
         """Limits of a GGUF file type, or the default ones."""

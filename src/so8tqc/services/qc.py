@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from so8tqc.artifacts import atomic_file, file_ref
-from so8tqc.checkpoints.plan import PlannedTensor, plan_bake, widened
+from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
-from so8tqc.errors import InputError
+from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
@@ -25,11 +25,13 @@ from so8tqc.records import (
     Verdict,
     jsonable,
     overall,
+    skipped,
     versions,
 )
-from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.diagnose import diagnose
+from so8tqc.services.capture import capture_metrics, capture_notices, vocabulary_checks
+from so8tqc.services.diagnose import diagnose, diagnose_logits, diagnose_structure
+from so8tqc.services.gguf_weights import judge_gguf
 from so8tqc.services.judging import (
     Bootstrap,
     calibration_summary,
@@ -37,24 +39,35 @@ from so8tqc.services.judging import (
     fidelity_checks,
     kl_histogram,
     survival_check,
+    tuned,
 )
 from so8tqc.services.profiles import Profile, load_profile
+from so8tqc.services.qc_models import (
+    BASE,
+    GATED,
+    REFERENCE,
+    Comparison,
+    base_of,
+    names_of,
+    run_models,
+)
+from so8tqc.services.recovering import recover
+from so8tqc.services.reference import reference_rotations
 from so8tqc.services.structure import (
     algebra,
     algebra_checks,
     rotation_checks,
     structure_checks,
 )
-from so8tqc.sources.compare import Pair, compare
-from so8tqc.sources.folded import FoldedSource
-from so8tqc.sources.gated import GatedSource
-from so8tqc.sources.gguf import GGUFSource
-from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.protocol import LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources import ranks
+from so8tqc.sources.capture import Capture, is_capture, open_capture
 
-REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
 TOKENS_FILE = "tokens.npz"
+
+_UNRUNNABLE = (
+    "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
+)  # fmt: skip
+"""Checks after whose failure a model cannot be loaded or yields NaN."""
 
 
 @dataclass
@@ -65,6 +78,26 @@ class _Findings:
     diagnosis: list[Diagnosis] = field(default_factory=list)
     metrics: dict[str, object] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+    """Candidates that have a diagnosis from their files."""
+    unrunnable: dict[str, str] = field(default_factory=dict)
+    """Candidates whose logits would mean nothing, and why."""
+
+    def name(self, subject: str, diagnosis: Sequence[Diagnosis]) -> None:
+        """Add what is wrong with a candidate."""
+        self.diagnosis += diagnosis
+        if diagnosis:
+            self.named.add(subject)
+
+    def failed(self, subject: str, *ids: str) -> list[Check]:
+        """The checks of a candidate that failed, of those with these ids (all if none)."""
+        return [
+            check
+            for check in self.checks
+            if check.subject == subject
+            and check.verdict is Verdict.FAIL
+            and (not ids or check.id in ids)
+        ]
 
 
 def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
@@ -72,11 +105,13 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
 
     With ``rotations`` the reference is the gated model (base plus gates); model directories
     are then also checked tensor by tensor, and the gate's effect, the noise floor and the
-    survival in GGUF files are measured in the same pass.
+    survival in GGUF files are measured in the same pass. A capture as reference brings its own
+    texts; ``base`` and ``rotations`` beside it add all that needs them, and it stays the judge.
 
     Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise`` and
     calibration; ``effect``, ``noise_floor``: the same statistics of base and of our own
-    rounded fold; ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
+    rounded fold; ``capture``: what was recorded, and ``gated``: the same statistics of base plus
+    gates against it; ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
     Writes ``tokens.npz`` (the token table) to ``config.out``.
 
     Raises:
@@ -85,28 +120,33 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     profile = load_profile(config.profile)
-    names = _names(config.candidates)
+    names = names_of(config.candidates)
+    capture = open_capture(config.reference) if is_capture(config.reference) else None
     rotations = _rotations(config)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     found.metrics["profile"] = config.profile
     dtypes: dict[str, str] = {}
     if rotations is not None:
         dtypes = _judge_files(config, names, rotations, found, progress)
+    if config.save_recovered is not None:
+        _save_recovered(config, names, rotations, found)
     if config.level == "full":
-        _judge_logits(config, names, rotations, profile, dtypes, found, progress)
+        _judge_logits(config, names, rotations, capture, profile, dtypes, found, progress)
     if not found.checks:
         raise InputError(
             "nothing can be judged from files alone without rotations",
             remedy="Give --rotations, or use --level full.",
         )
+    checks, notices = tuned(found.checks, profile, config.fail_on, config.allow)
     return Record(
         kind="qc",
-        verdict=overall(found.checks),
-        checks=tuple(found.checks),
+        verdict=overall(checks),
+        checks=tuple(checks),
         metrics={key: jsonable(value) for key, value in found.metrics.items()},
         diagnosis=tuple(found.diagnosis),
-        notices=tuple(dict.fromkeys(found.notices)),
+        notices=tuple(dict.fromkeys((*found.notices, *notices))),
         inputs=_inputs(config),
+        outputs=_outputs(config),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
         run=watch.info(),
@@ -114,26 +154,15 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
 
 
 def _rotations(config: QCConfig) -> RotationSet | None:
-    if config.rotations is None:
-        return None
-    if is_gguf(config.reference):
+    if config.base is not None and not (is_capture(config.reference) and config.rotations):
+        raise ConfigError("base is for a capture as reference, together with rotations")
+    if config.rotations and is_capture(config.reference) and config.base is None:
         raise InputError(
-            "rotations are applied to a model directory, not to a GGUF file",
+            "rotations are applied to a model directory, not to a capture",
             where=str(config.reference),
+            remedy="Give that directory too: --base MODEL.",
         )
-    rotations = read_rotations(config.rotations, config.rotation_options)
-    return widened(rotations, open_checkpoint(config.reference))
-
-
-def _names(candidates: Sequence[Path]) -> dict[str, Path]:
-    """A short distinct name for each candidate."""
-    names: dict[str, Path] = {}
-    for path in candidates:
-        short = path.name if path.name not in names else str(path)
-        if short in names:
-            raise InputError("the same candidate is given twice", where=str(path))
-        names[short] = path
-    return names
+    return reference_rotations(base_of(config), config.rotations, config.rotation_options)
 
 
 def _judge_files(
@@ -148,22 +177,29 @@ def _judge_files(
     Returns:
         Model directory among the candidates → torch name of the dtype it stores the fold in.
     """
-    base = open_checkpoint(config.reference)
+    base = open_checkpoint(base_of(config))
     planned = plan_bake(
         base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
     )
     found.checks += rotation_checks(rotations)
     split: dict[str, object] = {}
     dtypes: dict[str, str] = {}
+    survival: dict[str, object] = {}
     for name, path in names.items():
         if is_gguf(path):
+            checks, diagnosis, survival[name] = judge_gguf(path, planned, rotations, name, progress)
+            found.checks += checks
+            found.name(name, diagnosis)
             continue
         baked = open_checkpoint(path)
         dtypes[name] = _storage_dtype(baked, planned)
         found.checks += structure_checks(base, baked, planned, name)
         results = algebra(baked, planned, rotations, progress)
         found.checks += algebra_checks(results, name)
-        found.diagnosis += diagnose(results, baked, rotations, name)
+        found.name(name, diagnose(results, baked, rotations, name))
+        found.name(name, diagnose_structure(found.failed(name), name))
+        if broken := found.failed(name, *_UNRUNNABLE):
+            found.unrunnable[name] = ", ".join(check.id for check in broken)
         split[name] = {
             "algebra_relative_error": max(
                 (r.comparison.relative_error for r in results), default=None
@@ -172,99 +208,102 @@ def _judge_files(
         }
     if split:
         found.metrics["split"] = split
+    if survival:
+        found.metrics["survival"] = survival
     return dtypes
+
+
+def _save_recovered(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    found: _Findings,
+) -> None:
+    if len(names) != 1 or is_gguf(config.reference):
+        raise ConfigError(
+            "rotations are recovered from one candidate, whose base is a model directory",
+            where="save_recovered",
+        )
+    assert config.save_recovered is not None  # the caller's condition
+    ((name, path),) = names.items()
+    base = open_checkpoint(config.reference)
+    check, rows = recover(path, base, rotations, config.save_recovered, name)
+    found.checks.append(check)
+    found.metrics["recovered"] = rows
 
 
 def _judge_logits(
     config: QCConfig,
     names: Mapping[str, Path],
     rotations: RotationSet | None,
+    capture: Capture | None,
     profile: Profile,
     dtypes: Mapping[str, str],
     found: _Findings,
     progress: Progress,
 ) -> None:
     """Everything that needs the models to be run, once over the texts."""
-    texts = encode(
-        load_texts(config.data),
-        load_tokenizer(config.tokenizer or _tokenizer_directory(config)),
-        config.max_tokens,
-    )
-    sources, pairs = _sources(config, names, rotations, dtypes)
-    file_types = {s.name: s.file_type for s in sources if isinstance(s, GGUFSource)}
-    try:
-        tables = compare(sources, pairs, texts, progress, "comparing logits")
-    finally:
-        for source in sources:
-            source.close()
+    for name, why in found.unrunnable.items():
+        reason = f"Not run, since {why} failed."
+        found.checks.append(skipped("logits.run", reason, subject=name))
+    names = {name: path for name, path in names.items() if name not in found.unrunnable}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if name in names}
+    if not names:
+        return
+    if capture is not None:
+        found.checks += vocabulary_checks(capture, names)
+    ran = run_models(config, names, rotations, capture, dtypes, progress)
     bootstrap = Bootstrap(config.resamples, config.seed)
-    floors = {dtype: tables[(REFERENCE, _floor(dtype))] for dtype in set(dtypes.values())}
-    worst_floor = max(floors.values(), key=lambda t: float(t.columns["kl"].mean()), default=None)
     if rotations is not None:
-        found.checks.append(effect_check(tables[(BASE, REFERENCE)], worst_floor, bootstrap))
-        found.metrics["effect"] = summarise(tables[(BASE, REFERENCE)])
-    candidates: dict[str, object] = {}
+        effect = ran.tables[(BASE, REFERENCE)]
+        found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
     for name in names:
-        table = tables[(REFERENCE, name)]
-        if name in file_types:
-            limits, floor = profile.for_gguf(file_types[name]), None
-        else:
-            limits, floor = profile.models, floors.get(dtypes.get(name, ""))
-        found.checks += fidelity_checks(table, limits, name, bootstrap, floor)
-        if name in file_types and rotations is not None:
-            found.checks.append(survival_check(table, tables[(BASE, name)], name, bootstrap))
-        candidates[name] = {
+        found.checks += _candidate_checks(name, ran, profile, bootstrap)
+    found.metrics |= _statistics(names, ran, capture)
+    if capture is not None:
+        found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
+    found.diagnosis += diagnose_logits(found.checks, found.named)
+    if ranks.is_first():
+        _write_tokens(config.out / TOKENS_FILE, {n: ran.tables[(REFERENCE, n)] for n in names})
+
+
+def _candidate_checks(
+    name: str, ran: Comparison, profile: Profile, bootstrap: Bootstrap
+) -> list[Check]:
+    table = ran.tables[(REFERENCE, name)]
+    if name not in ran.file_types:
+        return fidelity_checks(table, profile.models, name, bootstrap, ran.floor(name))
+    limits = profile.for_gguf(ran.file_types[name])
+    checks = fidelity_checks(table, limits, name, bootstrap, None)
+    if (to_base := ran.tables.get((BASE, name))) is not None:
+        checks.append(survival_check(table, to_base, name, bootstrap))
+    return checks
+
+
+def _statistics(
+    names: Iterable[str], ran: Comparison, capture: Capture | None
+) -> dict[str, object]:
+    """The metrics of the record that come from logits."""
+    metrics: dict[str, object] = {}
+    for key, table in (
+        ("effect", ran.tables.get((BASE, REFERENCE))),
+        ("noise_floor", ran.worst_floor),
+        ("arithmetic", ran.arithmetic),
+    ):
+        if table is not None:
+            metrics[key] = summarise(table)
+    metrics["candidates"] = {
+        name: {
             **summarise(table),
             **calibration_summary(table),
             "kl_histogram": kl_histogram(table),
         }
-    found.metrics["candidates"] = candidates
-    if worst_floor is not None:
-        found.metrics["noise_floor"] = summarise(worst_floor)
-    if (REFERENCE, ARITHMETIC) in tables:
-        found.metrics["arithmetic"] = summarise(tables[(REFERENCE, ARITHMETIC)])
-    _diagnose_logits(found)
-    _write_tokens(config.out / TOKENS_FILE, {n: tables[(REFERENCE, n)] for n in names})
-
-
-def _sources(
-    config: QCConfig,
-    names: Mapping[str, Path],
-    rotations: RotationSet | None,
-    dtypes: Mapping[str, str],
-) -> tuple[list[LogitSource], list[Pair]]:
-    """All sources of the pass, and which are compared with which."""
-    sources: list[LogitSource] = []
-    pairs: list[Pair] = []
-    if is_gguf(config.reference):
-        sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
-    else:
-        model = HFModel.load(config.reference)
-        if rotations is None:
-            sources.append(HFSource(model, REFERENCE))
-        else:
-            sources.append(GatedSource(model, rotations, REFERENCE))
-            sources.append(HFSource(model, BASE))
-            pairs.append((BASE, REFERENCE))
-            for dtype in dict.fromkeys(dtypes.values()):
-                sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
-                pairs.append((REFERENCE, _floor(dtype)))
-            sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
-            pairs.append((REFERENCE, ARITHMETIC))
-    for name, path in names.items():
-        if is_gguf(path):
-            sources.append(GGUFSource(path, name, threads=config.threads))
-            if rotations is not None:
-                pairs.append((BASE, name))
-        else:
-            sources.append(HFSource(HFModel.load(path), name))
-        pairs.append((REFERENCE, name))
-    return sources, pairs
-
-
-def _floor(dtype: str) -> str:
-    """Name of the source that gives a storage dtype's noise floor."""
-    return f"{FLOOR} {dtype}"
+        for name in names
+        for table in [ran.tables[(REFERENCE, name)]]
+    }
+    if capture is not None:
+        metrics["capture"] = capture_metrics(capture, ran.tables.get((REFERENCE, GATED)))
+    return metrics
 
 
 def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
@@ -273,32 +312,6 @@ def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
         if plan.entry.name in baked.tensors:
             return str(torch_dtype(baked.tensors[plan.entry.name].dtype)).removeprefix("torch.")
     raise InputError("none of the rotated tensors is in the candidate", where=str(baked.directory))
-
-
-def _diagnose_logits(found: _Findings) -> None:
-    """Name what only logits can show: a GGUF in which the gate is not found."""
-    for check in found.checks:
-        if check.id == "effect.survival" and check.verdict is Verdict.FAIL:
-            found.diagnosis.append(
-                Diagnosis(
-                    code="not_baked",
-                    text=f"{check.subject} is no nearer to the gated model than to the base: "
-                    "it was made from the unbaked model, or its quantization erased the gate.",
-                    remedy="Export again from the baked directory: so8tqc export BAKED --out FILE "
-                    "(or choose a finer quantization type).",
-                )
-            )
-
-
-def _tokenizer_directory(config: QCConfig) -> Path:
-    if is_gguf(config.reference):
-        for path in config.candidates:
-            if not is_gguf(path):
-                return path
-        raise InputError(
-            "GGUF files alone give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY."
-        )
-    return config.reference
 
 
 def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
@@ -312,8 +325,16 @@ def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
+def _outputs(config: QCConfig) -> dict[str, FileRef]:
+    if config.save_recovered is None:
+        return {}
+    return {"recovered": file_ref(config.save_recovered)}
+
+
 def _inputs(config: QCConfig) -> dict[str, FileRef]:
     inputs = {"reference": file_ref(config.reference)}
+    if config.base is not None:
+        inputs["base"] = file_ref(config.base)
     if config.rotations is not None:
         inputs["rotations"] = file_ref(config.rotations)
     for i, path in enumerate(config.candidates):

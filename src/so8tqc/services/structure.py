@@ -12,7 +12,7 @@ import numpy as np
 from so8tqc.checkpoints.baking import differing
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
-from so8tqc.checkpoints.safetensors_index import Checkpoint
+from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, TensorEntry
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge
 from so8tqc.rotations.algebra import FoldComparison, compare_fold
@@ -59,6 +59,7 @@ def structure_checks(
     reshaped = sorted(n for n in common if base.tensors[n].shape != baked.tensors[n].shape)
     retyped = sorted(n for n in common - targets if base.tensors[n].dtype != baked.tensors[n].dtype)
     changed = differing(base, baked, sorted(common - targets - set(reshaped) - set(retyped)))
+    broken = [n for n in changed if not _is_finite(baked.tensors[n])]
     gates = sorted(n for n in baked.tensors if any(word in n.lower() for word in _GATE_WORDS))
     config = _config_differences(base, baked)
     companions = _companion_differences(base.directory, baked.directory)
@@ -68,6 +69,7 @@ def structure_checks(
         _none("structure.shapes", reshaped, "tensor(s) changed shape", subject),
         _none("structure.dtypes", retyped, "untouched tensor(s) changed dtype", subject),
         _none("structure.untouched", changed, "untouched tensor(s) changed", subject),
+        _none("structure.finite", broken, "changed tensor(s) hold NaN or infinity", subject),
         _none("structure.gates", gates, "gate tensor(s) are left", subject),
         _none("structure.config", config, "config value(s) changed", subject),
         _none("structure.tokenizer", companions, "tokenizer file(s) differ", subject),
@@ -102,7 +104,7 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
     if not results:
         return []
     worst = max(results, key=lambda r: r.comparison.max_ulp)
-    weak = min(results, key=lambda r: _effect_share(r.comparison))
+    weak = min(results, key=lambda r: effect_share(r.comparison))
     bad = [r for r in results if r.comparison.non_finite]
     wrong = sum(r.comparison.max_ulp > EXACT_LIMIT_ULP for r in results)
     return [
@@ -117,7 +119,7 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
         ),
         judge(
             "algebra.effect",
-            _effect_share(weak.comparison),
+            effect_share(weak.comparison),
             EFFECT_SHARE,
             comparison=">=",
             subject=subject,
@@ -184,8 +186,8 @@ def rotation_rows(rotations: RotationSet) -> list[dict[str, object]]:
     return rows
 
 
-def _effect_share(comparison: FoldComparison) -> float:
-    """Changed over expected change; a rotation by nothing is fulfilled by changing nothing."""
+def effect_share(comparison: FoldComparison) -> float:
+    """‖M' − M‖ over ‖M·B − M‖; a rotation by nothing is fulfilled by changing nothing."""
     if comparison.expected_effect == 0:
         return 1.0 if comparison.effect == 0 else float("inf")
     return comparison.effect / comparison.expected_effect
@@ -202,6 +204,13 @@ def _none(check_id: str, names: Sequence[str], what: str, subject: str) -> Check
         else f"{len(names)} {what}: {', '.join(names[:5])}" + (" …" if len(names) > 5 else "")
     )
     return judge(check_id, len(names), 0, subject=subject, detail=detail)
+
+
+def _is_finite(entry: TensorEntry) -> bool:
+    """Whether a stored tensor has no NaN and no infinity; integers have none."""
+    import torch
+
+    return entry.dtype not in ITEM_BYTES or bool(torch.isfinite(tensor_view(entry)).all())
 
 
 def _config_differences(base: Checkpoint, baked: Checkpoint) -> list[str]:

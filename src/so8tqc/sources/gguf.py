@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from so8tqc.llama.libllama import LlamaModel
+from so8tqc.llama.isolated import IsolatedModel
 from so8tqc.sources.protocol import TokenIds
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class GGUFSource:
-    """A GGUF model as a logit source.
+    """A GGUF model as a logit source, in a process of its own.
 
     Args:
         path: the file.
@@ -30,7 +30,7 @@ class GGUFSource:
     ) -> None:
         self.name = name
         self.path = path
-        self._model = LlamaModel(path, threads=threads, context=context)
+        self._model = IsolatedModel(path, threads=threads, context=context)
         self.vocab_size = self._model.vocab_size
 
     @property
@@ -43,13 +43,16 @@ class GGUFSource:
         """How the file is quantized, e.g. ``Q5_K_M``; "" if it does not say."""
         return self._model.file_type
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         import torch
 
         self._model.begin(tokens.size)
-        for start in range(0, tokens.size, rows):
-            yield torch.from_numpy(self._model.decode(tokens[start : start + rows], start))
+        start = 0
+        for stop in range(min(first + rows, tokens.size), tokens.size + rows, rows):
+            part = tokens[start:stop]
+            yield torch.from_numpy(self._model.decode(part, start, max(0, first - start)))
+            start += part.size
 
     def steps(
         self, tokens: TokenIds, max_new_tokens: int, pick: Callable[[torch.Tensor], int]
@@ -68,7 +71,7 @@ class GGUFSource:
         logits = torch.empty(0)
         for start in range(0, tokens.size, 512):
             part = tokens[start : start + 512]
-            logits = torch.from_numpy(self._model.decode(part, start)[-1].copy())
+            logits = torch.from_numpy(self._model.decode(part, start, part.size - 1)[0].copy())
             position = start + part.size
         for _ in range(max_new_tokens):
             token = pick(logits)
@@ -76,7 +79,7 @@ class GGUFSource:
             if self._model.ends(token):
                 return
             step = np.array([token], dtype=np.int64)
-            logits = torch.from_numpy(self._model.decode(step, position)[-1].copy())
+            logits = torch.from_numpy(self._model.decode(step, position)[0].copy())
             position += 1
 
     def close(self) -> None:

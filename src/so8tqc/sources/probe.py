@@ -83,11 +83,11 @@ class ProbedSource:
         self.vocab_size = model.vocab_size
         self.hidden: torch.Tensor | None = None
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`; ``hidden`` must be of these tokens."""
         if self.hidden is None or self.hidden.shape[0] != tokens.size:
             raise ValueError("the hidden states are not those of this text")
-        yield from head_blocks(self.model, self.hidden, rows)
+        yield from head_blocks(self.model, self.hidden[first:], rows)
 
     def close(self) -> None:
         """Release the model."""

@@ -17,19 +17,24 @@ TokenIds = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One text as token ids.
+    """One text, or a window of one, as token ids.
 
     Attributes:
-        id: unique within a run, e.g. ``en/ethics``.
+        id: of the text, unique within a run, e.g. ``en/ethics``; its windows share it.
         tokens: [T] ids, T ≥ 2; a BOS token is included only if the tokenizer adds one.
         language: ISO 639-1 code, "" if unknown.
         category: domain of the text, "" if unknown.
+        first: row of the window's first prediction that is scored; the rows before it
+            are context.
+        start: position of the window's first token in its text.
     """
 
     id: str
     tokens: TokenIds
     language: str = ""
     category: str = ""
+    first: int = 0
+    start: int = 0
 
 
 @runtime_checkable
@@ -44,18 +49,19 @@ class LogitSource(Protocol):
     name: str
     vocab_size: int
 
-    def logits(self, tokens: TokenIds, rows: int) -> Iterator[torch.Tensor]:
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """Teacher-forced logits of one text.
 
         Args:
             tokens: [T] ids.
             rows: block height t; every block but the last has exactly this many rows,
                 so that several sources can be walked in step.
+            first: the first row that is wanted; logits of earlier ones are not computed.
 
         Yields:
             [t, V] float32 or float64 on the CPU, in order. Row i of the whole holds the
-            logits of the token that follows ``tokens[: i + 1]``; T rows in all. A block
-            is valid until the next one is requested (its memory may be reused).
+            logits of the token that follows ``tokens[: first + i + 1]``; T − first rows in
+            all. A block is valid until the next one is requested (its memory may be reused).
 
         Raises:
             DataError: T exceeds the context that the model supports.

@@ -13,7 +13,7 @@ import numpy as np
 from so8tqc.config import LONG_TEXTS, QUALITY_TEXTS
 from so8tqc.errors import DataError, ModelError
 from so8tqc.resources import data_file
-from so8tqc.sources.protocol import EncodedText
+from so8tqc.sources.protocol import EncodedText, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ def _renamed(text: Text, name: str) -> Text:
 
 def _read(path: Path) -> list[Text]:
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig")  # line ends as they are
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8 text: byte {error.start} cannot be decoded", where=str(path)
@@ -218,3 +218,23 @@ def encode(
             )
         encoded.append(EncodedText(text.id, ids[:max_tokens], text.language, text.category))
     return tuple(encoded)
+
+
+def concatenated(texts: Iterable[Text]) -> str:
+    """All texts as one, an empty line between two, without the last line's end.
+
+    Of a single plain text file this is what llama.cpp's tools read with ``-f``.
+    """
+    return "\n\n".join(text.full for text in texts).removesuffix("\n")
+
+
+def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenIds, int | None]:
+    """Token ids of a text in which the names of special tokens are plain text, and the BOS.
+
+    Returns:
+        [T] ids; the BOS id, None if the tokenizer does not put one in front.
+    """
+    ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+    tokens = np.asarray(ids, dtype=np.int64)
+    bos = tokenizer.bos_token_id
+    return tokens, bos if tokens.size and tokens[0] == bos else None

@@ -1,0 +1,94 @@
+"""The process in which libllama runs a model: it may abort without us.
+
+``python -P -m so8tqc.llama.model_worker``, spoken to by ``llama.isolated``: requests and answers
+are lines of JSON on standard input and output. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from so8tqc.errors import So8tqcError
+from so8tqc.llama.libllama import LlamaModel
+
+
+class Worker:
+    """One model, and the memory its logits are copied to."""
+
+    def __init__(self) -> None:
+        self._model: LlamaModel | None = None
+        self._shared: np.memmap[tuple[int, int], np.dtype[np.float32]] | None = None
+
+    def open(self, path: str, threads: int | None, context: int) -> dict[str, object]:
+        """Load the model; its facts."""
+        model = LlamaModel(Path(path), threads=threads, context=context)
+        self._model = model
+        return {
+            "vocab_size": model.vocab_size,
+            "trained_context": model.trained_context,
+            "file_type": model.file_type,
+        }
+
+    def share(self, file: str, rows: int) -> None:
+        """Map the file that logits go to, [rows, V] float32."""
+        self._shared = np.memmap(file, np.float32, mode="r+", shape=(rows, self.model.vocab_size))
+
+    def begin(self, length: int) -> None:
+        """See ``LlamaModel.begin``."""
+        self.model.begin(length)
+
+    def decode(self, tokens: list[int], position: int, first: int) -> None:
+        """See ``LlamaModel.decode``; the rows lie in the shared memory afterwards."""
+        logits = self.model.decode(np.array(tokens, dtype=np.int64), position, first)
+        if self._shared is None:
+            raise RuntimeError("nothing is shared yet")
+        self._shared[: logits.shape[0]] = logits
+
+    def ends(self, token: int) -> bool:
+        """See ``LlamaModel.ends``."""
+        return self.model.ends(token)
+
+    @property
+    def model(self) -> LlamaModel:
+        """The loaded model."""
+        if self._model is None:
+            raise RuntimeError("no model is open yet")
+        return self._model
+
+    def answer(self, request: dict[str, Any]) -> dict[str, object]:
+        """Do what a request says; what went wrong is an answer, too."""
+        actions: dict[str, Callable[..., object]] = {
+            "open": self.open,
+            "share": self.share,
+            "begin": self.begin,
+            "decode": self.decode,
+            "ends": self.ends,
+        }
+        try:
+            return {"answer": actions[request.pop("do")](**request)}
+        except So8tqcError as error:
+            return {
+                "error": {
+                    "kind": type(error).__name__,
+                    "what": error.what,
+                    "where": error.where,
+                    "remedy": error.remedy,
+                }
+            }
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    worker = Worker()
+    for line in sys.stdin:
+        print(json.dumps(worker.answer(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

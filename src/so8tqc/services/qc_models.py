@@ -1,0 +1,205 @@
+"""What a ``qc`` runs: the models, which are compared with which, and the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from so8tqc.config import QCConfig
+from so8tqc.errors import ConfigError, InputError
+from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.metrics.divergence import TokenTable
+from so8tqc.progress import Progress
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.evaluation_texts import evaluation_texts
+from so8tqc.sources.capture import (
+    Capture,
+    CaptureSource,
+    RoundedSource,
+    check_same_tokens,
+    cut,
+    is_capture,
+)
+from so8tqc.sources.compare import Pair, compare
+from so8tqc.sources.folded import FoldedSource
+from so8tqc.sources.gated import GatedSource
+from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
+GATED = "gated"
+"""Base plus gates, beside a recorded reference: noise floors are measured from it."""
+
+_RESERVED = (REFERENCE, BASE, ARITHMETIC, GATED)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The token tables of one pass over the texts.
+
+    Attributes:
+        tables: (reference, candidate) → table, by the names of this module and the candidates'.
+        file_types: GGUF candidate → how it is quantized.
+        witness: the model that noise floors are measured from: the reference, or base plus
+            gates where the reference is a capture.
+        dtypes: model directory → dtype it stores the fold in.
+    """
+
+    tables: Mapping[Pair, TokenTable]
+    file_types: Mapping[str, str]
+    witness: str
+    dtypes: Mapping[str, str]
+
+    def floor(self, name: str) -> TokenTable | None:
+        """What correct rounding to a candidate's storage dtype costs by itself."""
+        dtype = self.dtypes.get(name)
+        return None if dtype is None else self.tables[(self.witness, _floor(dtype))]
+
+    @property
+    def worst_floor(self) -> TokenTable | None:
+        """The largest of the candidates' floors."""
+        floors = [self.tables[(self.witness, _floor(dtype))] for dtype in set(self.dtypes.values())]
+        return max(floors, key=lambda table: float(table.columns["kl"].mean()), default=None)
+
+    @property
+    def arithmetic(self) -> TokenTable | None:
+        """What folding costs without any rounding of weights."""
+        return self.tables.get((self.witness, ARITHMETIC))
+
+
+def run_models(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    capture: Capture | None,
+    dtypes: Mapping[str, str],
+    progress: Progress,
+) -> Comparison:
+    """Run every model once over the texts.
+
+    Args:
+        config: of the ``qc``.
+        names: candidates, see :func:`names_of`.
+        rotations: of the reference, if it is base plus gates.
+        capture: the reference, if it was recorded.
+        dtypes: model directory among the candidates → dtype it stores the fold in.
+        progress: told about the texts.
+
+    Raises:
+        InputError: texts, tokenizer or models are unusable or do not belong together.
+        ConfigError: a protocol that a capture cannot serve.
+    """
+    texts = _texts(config, capture)
+    sources, pairs = _sources(config, names, rotations, capture, dtypes)
+    try:
+        tables = compare(sources, pairs, texts, progress, "comparing logits")
+    finally:
+        for source in sources:
+            source.close()
+    return Comparison(
+        tables=tables,
+        file_types={s.name: s.file_type for s in sources if isinstance(s, GGUFSource)},
+        witness=REFERENCE if capture is None else GATED,
+        dtypes=dtypes,
+    )
+
+
+def base_of(config: QCConfig) -> Path:
+    """What the rotations are applied to."""
+    return config.base or config.reference
+
+
+def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
+    """A short distinct name for each candidate."""
+    names: dict[str, Path] = {}
+    for path in candidates:
+        taken = path.name in names or path.name in _RESERVED
+        short = str(path) if taken else path.name
+        if short in names:
+            raise InputError("the same candidate is given twice", where=str(path))
+        names[short] = path
+    return names
+
+
+def _texts(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
+    """The texts to compare on: the recorded ones if the reference is a capture."""
+    if capture is None:
+        return evaluation_texts(config, lambda: _tokenizer(config))
+    if config.protocol != "native" or config.ctx is not None:
+        raise ConfigError(
+            "a capture is compared on whole texts, as they were recorded",
+            where="protocol, ctx",
+            remedy="Leave --protocol and --ctx out, or give the model itself as reference.",
+        )
+    if "data" in config.model_fields_set:
+        check_same_tokens(capture, encode(load_texts(config.data), _tokenizer(config), None))
+    return cut(capture.texts, config.max_tokens)
+
+
+def _sources(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    capture: Capture | None,
+    dtypes: Mapping[str, str],
+) -> tuple[list[LogitSource], list[Pair]]:
+    """All sources of the pass, and which are compared with which."""
+    sources: list[LogitSource] = []
+    pairs: list[Pair] = []
+    if capture is not None:
+        sources.append(CaptureSource(capture, REFERENCE))
+    if is_gguf(config.reference):
+        sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
+    elif rotations is not None:
+        model = _load(config, base_of(config))
+        witness = REFERENCE
+        gated: LogitSource = GatedSource(model, rotations, witness)
+        if capture is not None:
+            witness = GATED
+            gated = RoundedSource(GatedSource(model, rotations, witness), capture.dtype)
+            pairs.append((REFERENCE, witness))
+        sources += [gated, HFSource(model, BASE)]
+        pairs.append((BASE, REFERENCE))
+        for dtype in dict.fromkeys(dtypes.values()):
+            sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
+            pairs.append((witness, _floor(dtype)))
+        sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
+        pairs.append((witness, ARITHMETIC))
+    elif capture is None:
+        sources.append(HFSource(_load(config, config.reference), REFERENCE))
+    for name, path in names.items():
+        if is_gguf(path):
+            sources.append(GGUFSource(path, name, threads=config.threads))
+            if rotations is not None:
+                pairs.append((BASE, name))
+        else:
+            sources.append(HFSource(_load(config, path), name))
+        pairs.append((REFERENCE, name))
+    return sources, pairs
+
+
+def _load(config: QCConfig, path: Path) -> HFModel:
+    return HFModel.load(path, dtype=config.compute_dtype, device_map=config.device_map)
+
+
+def _floor(dtype: str) -> str:
+    """Name of the source that gives a storage dtype's noise floor."""
+    return f"{FLOOR} {dtype}"
+
+
+def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(config.tokenizer or _tokenizer_directory(config))
+
+
+def _tokenizer_directory(config: QCConfig) -> Path:
+    for path in (base_of(config), *config.candidates):
+        if not is_gguf(path) and not is_capture(path):
+            return path
+    raise InputError("these files give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY.")
