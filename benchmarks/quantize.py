@@ -81,9 +81,9 @@ def main() -> None:
                 pairs.append((alone(source, types, folder), ours(source, types, folder)))
             ratios = sorted(b / a for a, b in pairs)
             seconds = [float(np.median(column)) for column in zip(*pairs, strict=True)]
-            print(f"{call}: {seconds[1]:.2f} s over {seconds[0]:.2f} s alone, "
-                  f"median ratio {np.median(ratios):.2f} (of {', '.join(f'{r:.2f}' for r in ratios)}), "
-                  f"{THREADS} threads", flush=True)  # fmt: skip
+            spread = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"{call}, {THREADS} threads: {seconds[1]:.2f} s over {seconds[0]:.2f} s alone, "
+                  f"median ratio {np.median(ratios):.2f} (of {spread})", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
