@@ -1,4 +1,4 @@
-"""The time of `quantize`, proof and digests included, over `llama_model_quantize` alone, in one run.
+"""The time of `quantize`, proof and digests included, over libllama's alone, in one run.
 
 python benchmarks/quantize.py [FILE-F16.gguf] [TYPE[,TYPE…] …]
 
