@@ -104,7 +104,7 @@ def open_gguf(path: Path) -> GGUFFile:
     Raises:
         ModelError: missing, not GGUF, truncated, or malformed.
     """
-    from gguf import GGUFReader
+    from so8tqc.llama.gguf_reader import HeaderReader
 
     if not path.is_file():
         raise ModelError("no such GGUF file", where=str(path))
@@ -112,7 +112,7 @@ def open_gguf(path: Path) -> GGUFFile:
         if stream.read(4) != b"GGUF":
             raise ModelError("not a GGUF file (its first bytes are not GGUF)", where=str(path))
     try:
-        reader = GGUFReader(str(path), "r")
+        reader = HeaderReader(str(path), "r")
         size = path.stat().st_size
         for tensor in reader.tensors:
             if int(tensor.data_offset) + int(tensor.n_bytes) > size:
