@@ -15,6 +15,7 @@ from so8tqc.cli.quantize import quantize
 from so8tqc.cli.report import report
 from so8tqc.cli.run import run
 from so8tqc.cli.vendor import vendor
+from so8tqc.cli.verify import verify
 
 app = typer.Typer(
     name="so8tqc",
@@ -40,6 +41,6 @@ def _root(
 
 
 for command in (
-    run, demo, bake, export, quantize, calibrate, qc, longtext, report, doctor, vendor,
+    run, demo, bake, export, quantize, calibrate, qc, longtext, report, verify, doctor, vendor,
 ):  # fmt: skip
     app.command()(command)

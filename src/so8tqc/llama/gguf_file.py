@@ -43,6 +43,11 @@ class GGUFTensor:
         """Number of weights."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def raw(self) -> npt.NDArray[np.uint8]:
+        """[bytes] as stored."""
+        return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
+
     def values(self) -> npt.NDArray[np.float32]:
         """Dequantized to float32, in ``shape``."""
         from gguf import GGMLQuantizationType

@@ -15,6 +15,7 @@ from so8tqc.llama.imatrix import read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import quantize_file, resolve_type
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
+from so8tqc.services.derivation import derivation
 from so8tqc.services.quantize_proof import (
     PLAIN_TYPES,
     QuantizedFile,
@@ -33,7 +34,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
 
     Record metrics: ``files``: name → {type, path, bytes, bits_per_weight, types (GGML type →
     tensors), fallbacks (tensor → type, where the columns forbid the recipe's), tensors
-    (tensor → type), attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``; with an
+    (tensor → type), attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``; ``derivation``
+    (see :class:`so8tqc.services.derivation.Derivation`); with an
     importance matrix ``imatrix``: {tensors, chunks, without (tensors it says nothing about)}.
 
     Raises:
@@ -61,6 +63,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     inputs = {"gguf": file_ref(config.gguf)}
     metrics = {
         "files": jsonable(files),
+        "derivation": jsonable(derivation(Path(ref.path) for ref in outputs.values())),
         "library": versions("llama-cpp-python")["llama-cpp-python"],
     }
     notices = fallback_notices(files)
@@ -87,7 +90,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
 
 def stem(gguf: Path) -> str:
     """File name without ``.gguf`` and without the suffix of its own type."""
-    return re.sub(r"-(F16|BF16|F32)$", "", gguf.stem, flags=re.IGNORECASE)
+    return re.sub(r"-(F16|BF16|F32|AUTO)$", "", gguf.stem, flags=re.IGNORECASE)
 
 
 def _one(
