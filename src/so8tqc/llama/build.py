@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TypedDict
 
 from so8tqc.artifacts import sha256_file
 from so8tqc.llama.libllama import library
-from so8tqc.records import versions
+from so8tqc.records import Frozen, versions
 
 _LIBRARIES = ("*llama.*", "*ggml*")
 
 
-class Build(TypedDict):
+class Build(Frozen):
     """A build of libllama on a machine.
 
     Attributes:
@@ -37,8 +36,8 @@ def library_build() -> Build:
     folder = Path(lib._lib._name).parent  # ctypes' name of a library is its path
     files = {path.resolve() for pattern in _LIBRARIES for path in folder.glob(pattern)}
     digests = sorted({sha256_file(path) for path in files})
-    return {
-        "version": versions("llama-cpp-python")["llama-cpp-python"],
-        "libraries": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
-        "cpu": lib.llama_print_system_info().decode().strip(" |"),
-    }
+    return Build(
+        version=versions("llama-cpp-python")["llama-cpp-python"],
+        libraries=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        cpu=lib.llama_print_system_info().decode().strip(" |"),
+    )

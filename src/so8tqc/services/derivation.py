@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
 
 from so8tqc.llama.build import Build, library_build
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.records import Frozen
 
 
-class Derivation(TypedDict):
+class Derivation(Frozen):
     """What the record of ``quantize`` needs beyond its inputs and options.
 
     Attributes:
@@ -27,10 +27,10 @@ class Derivation(TypedDict):
 
 def derivation(files: Iterable[Path]) -> Derivation:
     """The derivation of quantized files, for their record."""
-    return {
-        "build": library_build(),
-        "tensors": {path.name: tensor_digests(open_gguf(path)) for path in files},
-    }
+    return Derivation(
+        build=library_build(),
+        tensors={path.name: tensor_digests(open_gguf(path)) for path in files},
+    )
 
 
 def tensor_digests(gguf: GGUFFile) -> dict[str, str]:

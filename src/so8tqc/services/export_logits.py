@@ -149,7 +149,7 @@ def imitate_storage(model: HFModel, gguf: GGUFFile) -> None:
     types = _types(model, gguf)
     with torch.inference_mode():
         for name, parameter in model.module.named_parameters():
-            parameter.copy_(_rounded(parameter, types.get(name, "F32")))
+            parameter.copy_(rounded(parameter, types.get(name, "F32")))
     by_identity = {id(p): types.get(name, "F32") for name, p in model.module.named_parameters()}
     for module in model.module.modules():
         weight = getattr(module, "weight", None)
@@ -165,7 +165,7 @@ class _RoundInput:
         self.type = type_
 
     def __call__(self, _module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_rounded(arguments[0], self.type), *arguments[1:])
+        return (rounded(arguments[0], self.type), *arguments[1:])
 
 
 def _types(model: HFModel, gguf: GGUFFile) -> dict[str, str]:
@@ -190,7 +190,7 @@ def _types(model: HFModel, gguf: GGUFFile) -> dict[str, str]:
     return found
 
 
-def _rounded(values: torch.Tensor, type_: str) -> torch.Tensor:
+def rounded(values: torch.Tensor, type_: str) -> torch.Tensor:
     import torch
 
     match type_:

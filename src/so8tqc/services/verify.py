@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from so8tqc.artifacts import file_ref, read_record
 from so8tqc.config import QuantizeConfig, VerifyConfig
@@ -147,18 +147,18 @@ def _recorded(path: Path, name: str) -> _Recorded:
             remedy="Give the one that quantize wrote (--record).",
         )
     try:
-        derived = TypeAdapter(Derivation).validate_python(record.metrics.get("derivation"))
+        derived = Derivation.model_validate(record.metrics.get("derivation"))
     except ValidationError:
         raise InputError(
             "the record holds no digests of tensors",
             where=str(path),
             remedy="It is of an earlier version; quantize again.",
         ) from None
-    if name not in derived["tensors"]:
+    if name not in derived.tensors:
         raise InputError(
             f"the record knows no file {name}",
             where=str(path),
-            remedy=f"It knows {', '.join(derived['tensors'])}.",
+            remedy=f"It knows {', '.join(derived.tensors)}.",
         )
     files: Any = record.metrics["files"]
     references = {**record.outputs, **record.inputs}  # a matrix may have been computed on the way
@@ -166,8 +166,8 @@ def _recorded(path: Path, name: str) -> _Recorded:
         type=str(files[name]["type"]),
         options=record.config,
         inputs={kind: references[kind] for kind in ("gguf", "imatrix") if kind in references},
-        tensors=derived["tensors"][name],
-        build=derived["build"],
+        tensors=derived.tensors[name],
+        build=derived.build,
     )
 
 
@@ -308,7 +308,7 @@ def _tensor_checks(
             skipped(
                 "derivation.identical",
                 f"Within rounding, not identical: {blocks} blocks of {len(near)} tensors "
-                f"({_names(near)}). Only the recorded build shows whether they are as it made them.",
+                f"({_names(near)}). Only the recorded build shows whether it made these bytes.",
             )
         )
     return checks
