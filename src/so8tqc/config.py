@@ -60,13 +60,20 @@ class BakeConfig(BakeOptions):
     out: Path
 
 
-ExportType = Literal["f32", "f16", "bf16", "q8_0"]
+ExportType = Literal["f32", "f16", "bf16", "q8_0", "auto"]
 
 
 class ExportOptions(Options):
     """Conversion of a model directory to GGUF."""
 
-    type: ExportType = Field("f16", description="Storage type of the matrices.")
+    type: ExportType = Field(
+        "f16", description="Storage type of the matrices; auto: the 16-bit type they have."
+    )
+    keep_f32: tuple[str, ...] = Field(
+        (),
+        description="Tensors to store unrounded, as F32: baked (all that the bake changed), or "
+        "globs of safetensors or GGUF names.",
+    )
 
 
 class ExportConfig(ExportOptions):
@@ -102,6 +109,17 @@ class QuantizeOptions(Options):
 class QuantizeConfig(QuantizeOptions):
     gguf: Path
     out: Path
+
+
+class VerifyConfig(Options):
+    """Making a quantized file again, to compare it."""
+
+    file: Path
+    record: Path | None = Field(
+        None, description="What quantize wrote; default record.json beside the file."
+    )
+    input: Path | None = Field(None, description="The GGUF it was made from, if it has moved.")
+    imatrix: Path | None = Field(None, description="The importance matrix, if it has moved.")
 
 
 Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]

@@ -20,6 +20,7 @@ from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix, tensors_without
 from so8tqc.llama.quantizer import Job, PlannedTensor, Recipe, plan, quantize_file
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
+from so8tqc.services.derivation import derivation
 from so8tqc.services.imatrix import compute_imatrix
 from so8tqc.services.quantize_proof import (
     Fallback,
@@ -58,10 +59,10 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     Record metrics: ``files``: name → {type, path, bytes, bits_per_weight, types (GGML type →
     tensors), fallbacks (tensor → type, where the columns forbid the recipe's), tensors (tensor →
     {type, bits_per_weight, relative_error, fallback: {wanted, stored, columns, block}}),
-    layer_error and attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``; ``workers``:
-    {count, threads (of each), bytes (that each may need)}; with an importance matrix
-    ``imatrix``: {tensors, chunks, without (tensors it says nothing about), silent_columns,
-    unseen_experts (tensor → number)}.
+    layer_error and attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``; ``derivation``
+    (see :class:`so8tqc.services.derivation.Derivation`); ``workers``: {count, threads (of each),
+    bytes (that each may need)}; with an importance matrix ``imatrix``: {tensors, chunks, without
+    (tensors it says nothing about), silent_columns, unseen_experts (tensor → number)}.
 
     Raises:
         ModelError: the input is no GGUF, is already quantized or one part of several; or the
@@ -83,6 +84,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     written = {name: result.file for name, result in results.items()}
     metrics = {
         "files": jsonable(files),
+        "derivation": jsonable(derivation(Path(ref.path) for ref in written.values())),
         "library": versions("llama-cpp-python")["llama-cpp-python"],
         "workers": jsonable(workers),
     }

@@ -54,7 +54,7 @@ class Overrides:
 
 def stem(gguf: Path) -> str:
     """File name without ``.gguf`` and without the suffix of its own type."""
-    return re.sub(r"-(F16|BF16|F32)$", "", gguf.stem, flags=re.IGNORECASE)
+    return re.sub(r"-(F16|BF16|F32|AUTO)$", "", gguf.stem, flags=re.IGNORECASE)
 
 
 def outputs(config: QuantizeConfig) -> tuple[Output, ...]:
