@@ -1,18 +1,22 @@
 """Next-token distributions of a block of positions, and divergences between two of them.
 
-With logits z (reference) and w (candidate), p and q their softmax, d = w − z and
-m = Σ p d, everything follows from the centred difference e = d − m, for which Σ p e = 0:
+With logits z (reference) and w (candidate), p and q their softmax, L_z and L_w their
+log-normalisers, d = w − z and m = Σ p d:
 
-* the log-normalisers satisfy L_w − L_z = ln Σ p e^d = m + ln Σ p e^e;
-* KL(p‖q) = (L_w − L_z) − m = ln Σ p e^e = ln(1 + Σ p (e^e − 1 − e)), a sum of non-negative
-  terms: nothing cancels, and KL of 1e-13 is as accurate as of 1;
+* KL(p‖q) = (L_w − L_z) − m,  KL(q‖p) = Σ q d − (L_w − L_z);
+* the Jensen-Shannon divergence JS = ½ KL(p‖(p+q)/2) + ½ KL(q‖(p+q)/2)
+  = H((p + q)/2) − ½ (H(p) + H(q)) = ln 2 − ½ Σ (p + q) ln(p + q) − ½ (H(p) + H(q)).
+
+These are differences of numbers of about 1 to 100, good to about 1e-14. Where the models are
+closer than ``CLOSE``, the centred difference e = d − m is used, for which Σ p e = 0:
+
+* KL(p‖q) = ln Σ p e^e = ln(1 + Σ p (e^e − 1 − e)), a sum of non-negative terms: nothing
+  cancels, and KL of 1e-13 is as accurate as of 1;
 * ln(q/p) = x = e − KL, and q = p e^e e^(−KL), hence
   KL(q‖p) = Σ q x = e^(−KL) Σ p (e^e − 1) e − KL;
-* with h = ln((1 + e^x)/2) = ln(((p + q)/2)/p), the Jensen-Shannon divergence
-  JS = ½ KL(p‖(p+q)/2) + ½ KL(q‖(p+q)/2) = ½ (KL(q‖p) − Σ p h − Σ q h).
+* with h = ln((1 + e^x)/2) = ln(((p + q)/2)/p), JS = ½ (KL(q‖p) − Σ p h − Σ q h).
 
-One exponential and one logarithm of [t, V] serve all three. Two regimes are left to
-other formulas (``FAR``, ``NEAR``), whose thresholds are where either side still has nine digits.
+Where they are closer than ``NEAR``, a series takes the place of e^e − 1 − e.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ WORKING_SET_BYTES = 1 << 20
 LEADERS = 5
 """How many of the most likely tokens are compared (top-5 overlap)."""
 
-FAR = 1.0
-"""nats; beyond, e^e may overflow, while the plain differences have all their digits."""
+CLOSE = 1e-6
+"""nats; below, the plain differences have fewer than eight digits."""
 
 NEAR = 1e-10
 """nats; below, e^e − 1 − e loses digits: its rounding is about 2⁻⁵²|e|, its value e²/2."""
@@ -41,6 +45,9 @@ _SERIES = 2.0**-10
 
 _LARGEST = 700.0
 """e^700 is just representable in float64."""
+
+_SMALLEST = 1e-300
+"""Stands for a probability of zero, of which no logarithm can be taken."""
 
 _BLOCK = 64
 """Vocabulary entries of which only the largest is looked at, unless it may lead."""
@@ -113,10 +120,10 @@ def distribution(
     total = probabilities.exp_().sum(dim=1)
     probabilities.mul_(total.reciprocal()[:, None])
     log_normaliser = largest + total.log()
-    entropy = log_normaliser - torch.linalg.vecdot(probabilities, z)
+    entropy = log_normaliser - _dot(probabilities, z)
     p_target = probabilities.gather(1, targets[:, None])[:, 0]
     # Σ(p − y)² = Σp² − 2·p_target + 1 for a one-hot y
-    brier = torch.linalg.vecdot(probabilities, probabilities) - 2 * p_target + 1
+    brier = _dot(probabilities, probabilities) - 2 * p_target + 1
     return Distribution(
         logits=z,
         probabilities=probabilities,
@@ -186,44 +193,73 @@ def divergences(
     """
     import torch
 
-    dot = torch.linalg.vecdot
     workspace = workspace or Workspace()
-    p, q, shape = reference.probabilities, candidate.probabilities, reference.logits.shape
-    e = torch.sub(candidate.logits, reference.logits, out=workspace.take("difference", shape))
-    scratch = torch.abs(e, out=workspace.take("scratch", shape))
-    largest, total, square = scratch.amax(dim=1), scratch.sum(dim=1), dot(e, e)
-    mean = dot(p, e)
-    e.sub_(mean[:, None])
-    growth = torch.expm1(e, out=workspace.take("growth", shape))
-    kl = dot(p, torch.sub(growth, e, out=scratch)).log1p()
-    reverse = (-kl).exp() * dot(p, torch.mul(growth, e, out=scratch)) - kl
+    shape = reference.logits.shape
+    d = torch.sub(candidate.logits, reference.logits, out=workspace.take("difference", shape))
+    scratch = torch.abs(d, out=workspace.take("scratch", shape))
+    largest, total, square = scratch.amax(dim=1), scratch.sum(dim=1), _dot(d, d)
+    mean = _dot(reference.probabilities, d)
+    shift = candidate.log_normaliser - reference.log_normaliser
+    kl = shift - mean
+    reverse = _dot(candidate.probabilities, d) - shift
+    close = kl < CLOSE
+    if bool(close.all()):
+        centred = _centred(reference, candidate, d.sub_(mean[:, None]), workspace)
+        return Divergences(*centred, largest, total, square)
+    js = _js_by_entropies(reference, candidate, workspace)
+    if bool(close.any()):
+        centred = _centred(reference, candidate, d.sub_(mean[:, None]), workspace)
+        kl, reverse, js = (
+            torch.where(close, fine, plain)
+            for fine, plain in zip(centred, (kl, reverse, js), strict=True)
+        )
+    return Divergences(kl, reverse, js, largest, total, square)
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Dot product of each row: [t, V], [t, V] → [t]. (``vecdot`` makes a [t, V] product.)"""
+    import torch
+
+    return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
+
+
+def _js_by_entropies(
+    reference: Distribution, candidate: Distribution, workspace: Workspace
+) -> torch.Tensor:
+    import torch
+
+    shape = reference.logits.shape
+    both = torch.add(
+        reference.probabilities, candidate.probabilities, out=workspace.take("growth", shape)
+    ).clamp_(min=_SMALLEST)
+    logarithm = torch.log(both, out=workspace.take("scratch", shape))
+    entropies = reference.entropy + candidate.entropy
+    return math.log(2) - (_dot(both, logarithm) + entropies) / 2
+
+
+def _centred(
+    reference: Distribution, candidate: Distribution, e: torch.Tensor, workspace: Workspace
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL, reverse KL and JS of close rows from the centred difference; e is overwritten."""
+    import torch
+
+    p, q = reference.probabilities, candidate.probabilities
+    # where e^e would overflow, p is zero in float64, and must stay so in a product
+    e.clamp_(max=_LARGEST)
+    growth = torch.expm1(e, out=workspace.take("growth", e.shape))
+    scratch = workspace.take("scratch", e.shape)
+    kl = _dot(p, torch.sub(growth, e, out=scratch)).log1p()
+    reverse = (-kl).exp() * _dot(p, torch.mul(growth, e, out=scratch)) - kl
     # e^x − 1 = (e^e − 1) e^(−KL) + (e^(−KL) − 1)
     half = torch.mul(growth, (-kl).exp()[:, None] / 2, out=scratch)
     h = half.add_(torch.expm1(-kl)[:, None] / 2).log1p_()
-    js = (reverse - dot(p, h) - dot(q, h)) / 2
-    far = ~(kl <= FAR)
-    if bool(far.any()):
-        shift = candidate.log_normaliser - reference.log_normaliser - mean
-        kl = torch.where(far, shift, kl)
-        reverse = torch.where(far, dot(q, e) - shift, reverse)
-        js = torch.where(far, _entropic_js(reference, candidate), js)
+    js = (reverse - _dot(p, h) - _dot(q, h)) / 2
     near = kl < NEAR
     if bool(near.any()):
         rows = (p, e, growth) if bool(near.all()) else (p[near], e[near], growth[near])
         for value, better in zip((kl, reverse, js), _near(*rows, scratch), strict=True):
             value[near] = better
-    return Divergences(kl, reverse, js, largest, total, square)
-
-
-def _entropic_js(reference: Distribution, candidate: Distribution) -> torch.Tensor:
-    """JS = H((p + q)/2) − (H(p) + H(q))/2, [t]."""
-    import torch
-
-    mixture = (reference.probabilities + candidate.probabilities) / 2
-    js: torch.Tensor = (
-        torch.special.entr(mixture).sum(dim=1) - (reference.entropy + candidate.entropy) / 2
-    )
-    return js
+    return kl, reverse, js
 
 
 def _near(
@@ -236,16 +272,15 @@ def _near(
     """
     import torch
 
-    dot = torch.linalg.vecdot
     if float(e.max()) >= _SERIES or float(e.min()) <= -_SERIES:
         return _near_but_for_some(p, e, growth)
     terms = scratch[: e.shape[0]]
     torch.mul(e, 1 / 24, out=terms).add_(1 / 6).mul_(e).add_(1 / 2).mul_(e).mul_(e)
-    kl = dot(p, terms).log1p()
-    reverse = (-kl).exp() * dot(p, torch.mul(growth, e, out=terms)) - kl
+    kl = _dot(p, terms).log1p()
+    reverse = (-kl).exp() * _dot(p, torch.mul(growth, e, out=terms)) - kl
     x = e.sub_(kl[:, None])
     torch.mul(x, 1 / 8, out=terms).add_(1 / 2).mul_(x).add_(1).mul_(x).mul_(x)
-    return kl, reverse, dot(p, terms) / 8
+    return kl, reverse, _dot(p, terms) / 8
 
 
 def _near_but_for_some(
@@ -254,18 +289,15 @@ def _near_but_for_some(
     """The same where tokens of next to no probability differ more than the series allows."""
     import torch
 
-    dot = torch.linalg.vecdot
-    # where e^e overflows, p is zero in float64, and must stay so in a product
-    e, growth = e.clamp(max=_LARGEST), growth.clamp(max=math.exp(_LARGEST))
     small = e.abs() < _SERIES
     series = e.square() * (0.5 + e * (1 / 6 + e / 24))
-    kl = dot(p, torch.where(small, series, growth - e)).log1p()
-    reverse = (-kl).exp() * dot(p, growth * e) - kl
+    kl = _dot(p, torch.where(small, series, growth - e)).log1p()
+    reverse = (-kl).exp() * _dot(p, growth * e) - kl
     x = e - kl[:, None]
     t = x.abs() / 2
     spread = t * t.tanh() - t - (-2 * t).exp().log1p() + math.log(2)
     series = x.square() / 8 * (1 + x / 2 + x.square() / 8)
-    js = dot(p, torch.where(small, series, (1 + torch.expm1(x) / 2) * spread))
+    js = _dot(p, torch.where(small, series, (1 + torch.expm1(x) / 2) * spread))
     return kl, reverse, js
 
 
