@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     # models and data are local: a mistyped path must not be asked of a hub
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # threads that spin while they wait for each other: two processes of matrix products on two cores
+    # not threads that spin while they wait: two processes of matrix products on two cores would
     # take three times as long as with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
