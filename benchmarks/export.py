@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,12 +42,11 @@ def main() -> None:
         baked, out, log = (Path(scratch) / name for name in ("baked", "model.gguf", "log"))
         bake(BakeConfig(base=base, rotations=rotations, out=baked, baked_dtype="float32"))
         for keep in ((), ("baked",)):
-            ratios = []
+            config = ExportConfig(model=baked, out=out, keep_f32=keep)
+            proved, ratios = partial(export, config), []
             for _ in range(repeats):
                 alone = seconds(lambda: convert(find_converter(), baked, out, "f16", log))
-                whole = seconds(
-                    lambda keep=keep: export(ExportConfig(model=baked, out=out, keep_f32=keep))
-                )
+                whole = seconds(proved)
                 ratios.append(whole / alone - 1)
             print(f"proof {'with' if keep else 'without'} --keep-f32 baked: "
                   f"{statistics.median(ratios):.2f} × the converter alone, {alone:.1f} s "

@@ -62,7 +62,10 @@ def test_the_pin_is_the_same_for_people_and_code() -> None:
     assert Pin.model_validate_json(text) == PIN
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen2_vl"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3_text", "qwen2_vl"],
+)
 def test_the_exported_file_has_the_models_logits(
     architecture: str, exported: Callable[[str], tuple[Path, Path]]
 ) -> None:
