@@ -79,15 +79,29 @@ class QuantizeOptions(Options):
     """Quantization by libllama."""
 
     types: tuple[str, ...] = Field(("Q8_0", "Q5_K_M"), min_length=1)
+    tensor_types: tuple[str, ...] = Field(
+        (),
+        description="PATTERN=TYPE: tensors whose name has the regular expression take the type; "
+        "the first pattern found decides.",
+    )
+    output_tensor_type: str | None = Field(None, description="Type of the output head.")
+    token_embedding_type: str | None = Field(None, description="Type of the token embedding.")
+    pure: bool = Field(False, description="One type for all matrices instead of a mixture.")
+    allow_requantize: bool = Field(False, description="Accept an input that is quantized.")
+    imatrix: Literal["auto"] | Path | None = Field(
+        None,
+        description="Importance matrix (.gguf, .dat) that weighs the rounding errors; auto: "
+        "computed from imatrix_data.",
+    )
+    imatrix_data: tuple[str, ...] = Field(
+        (LONG_TEXTS,), min_length=1, description="Calibration text for imatrix: auto."
+    )
     threads: int | None = Field(None, ge=1)
 
 
 class QuantizeConfig(QuantizeOptions):
     gguf: Path
     out: Path
-    imatrix: Path | None = Field(
-        None, description="Importance matrix (GGUF) that weighs the rounding errors."
-    )
 
 
 Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]
