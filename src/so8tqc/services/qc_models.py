@@ -96,7 +96,7 @@ def run_models(
         InputError: texts, tokenizer or models are unusable or do not belong together.
         ConfigError: a protocol that a capture cannot serve.
     """
-    texts = _texts(config, capture)
+    texts = texts_of(config, capture)
     sources, pairs = _sources(config, names, rotations, capture, dtypes)
     try:
         tables = compare(sources, pairs, texts, progress, "comparing logits")
@@ -128,7 +128,7 @@ def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _texts(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
+def texts_of(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
     """The texts to compare on: the recorded ones if the reference is a capture."""
     if capture is None:
         return evaluation_texts(config, lambda: _tokenizer(config))
