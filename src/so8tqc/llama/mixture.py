@@ -42,7 +42,7 @@ def mix(low: GGUFFile, high: GGUFFile, raised: Collection[str], destination: Pat
             offset += tensor.bytes + -tensor.bytes % alignment
         _pad(copy, alignment)
         for tensor in chosen:
-            copy.write(memoryview(tensor.data.reshape(-1)).cast("B"))
+            copy.write(tensor.data.tobytes())
             _pad(copy, alignment)
 
 

@@ -8,11 +8,11 @@ e_i = d_i − θ n_i by linearisation (Cochran, Sampling Techniques, §6.3):
     se² = m / (m − 1) · Σ e_i² / (Σ n_i)²,   m texts.
 
 Texts are resampled whole, the same ones for every comparison, and each comparison is studentised in
-each resample (bootstrap-t). The largest |t*| over all comparisons has one 95 % quantile c, and the
-intervals θ_j ∓ c·se_j hold *all at once* with 95 % (the single-step max-T method: Westfall and
-Young, Resampling-Based Multiple Testing, 1993; Romano and Wolf, Econometrica 73:4, 2005). That takes
-the place of Bonferroni's correction, which ignores how strongly such comparisons depend on each
-other.
+each resample (bootstrap-t). The largest |t*| over all comparisons has one 95 % quantile c, and
+the intervals θ_j ∓ c·se_j hold *all at once* with 95 % (the single-step max-T method: Westfall and
+Young, Resampling-Based Multiple Testing, 1993; Romano and Wolf, Econometrica 73:4, 2005). That
+takes the place of Bonferroni's correction, which ignores how strongly such comparisons depend on
+each other.
 """
 
 from __future__ import annotations
