@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from tiny_gguf import write_model
 
 from so8tqc.errors import DataError
 from so8tqc.llama import speed
 from so8tqc.llama.speed import measure_speeds
+from tiny_gguf import write_model
 
 
 class Clockwork:
