@@ -123,6 +123,12 @@ class ChooseConfig(QuantizeConfig):
     max_tokens: int | None = Field(
         None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
     )
+    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
+        None, description="What transformers computes in; default float32, on a GPU bfloat16."
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread a model over GPUs, memory and disk with accelerate."
+    )
     seed: int = 0
     resamples: Annotated[int, Field(ge=100)] = 2000
     max_kl: float | None = Field(None, gt=0, description="Budget: mean KL to the reference, nats.")
@@ -231,6 +237,12 @@ class QCOptions(Options):
         None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
     )
     threads: int | None = Field(None, ge=1)
+    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
+        None, description="What transformers computes in; default float32, on a GPU bfloat16."
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread a model over GPUs, memory and disk with accelerate."
+    )
     fail_on: tuple[str, ...] = Field(
         (), description="Glob patterns of check ids; only these count for the verdict."
     )

@@ -121,7 +121,7 @@ def dequantizer(type_: str) -> Dequantizer:
     from gguf import GGMLQuantizationType
 
     if type_ == "F32":
-        return lambda stored, out: np.copyto(out, stored.view(np.float32))
+        return lambda stored, out: np.copyto(out, stored.reshape(-1).view(np.float32))
     traits = ggml().ggml_get_type_traits(int(GGMLQuantizationType[type_]))
     if not traits or not traits.contents.to_float:
         raise ToolError(f"libggml cannot dequantize {type_}")

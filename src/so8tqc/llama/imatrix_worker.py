@@ -29,6 +29,9 @@ from so8tqc.llama.imatrix import write_imatrix
 from so8tqc.llama.libllama import bindings
 
 _PRODUCT, _EXPERT_PRODUCT = b"MUL_MAT", b"MUL_MAT_ID"
+TOO_SHORT = 3
+"""Exit status: the text has fewer tokens than a chunk."""
+
 _FLOAT32 = 0
 """``GGML_TYPE_F32``."""
 
@@ -69,13 +72,7 @@ class Squares:
 
     def _add_product(self, node: ggml.Tensor) -> None:
         weight, inputs = node.src[0].contents, ggml.strided(node.src[1].contents, np.float32)
-        depth, height = int(weight.ne[3]), int(weight.ne[2])
-        outer, inner, rows, columns = inputs.shape
-        # inputs of one weight, broadcast or not, are summed over whatever it is broadcast to
-        grouped = inputs.reshape(outer // depth, depth, inner // height, height, rows, columns)
-        squares = np.square(grouped, dtype=np.float64).sum(axis=(0, 2, 4))
-        self._add(_name(weight), squares.reshape(depth * height, columns),
-                  np.array([outer * inner * rows // (depth * height)]))  # fmt: skip
+        self._add(_name(weight), *stack_squares(inputs, int(weight.ne[3]), int(weight.ne[2])))
 
     def _add_expert_product(self, node: ggml.Tensor) -> None:
         weight = node.src[0].contents
@@ -91,6 +88,25 @@ class Squares:
             self.counts[name] += count
         else:
             self.sums[name], self.counts[name] = squares, count
+
+
+def stack_squares(
+    inputs: npt.NDArray[np.float32], outer: int, inner: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Squared inputs of every matrix of a stack [outer, inner], summed over its tokens.
+
+    Args:
+        inputs: [n · outer, m · inner, T, columns]; where n or m exceeds 1, the last matrix is
+            followed by the first again in the inner dimension, the outer one likewise.
+        outer, inner: the stack; both 1 for a plain matrix.
+
+    Returns:
+        [outer · inner, columns] sums and one count for all matrices.
+    """
+    folded = inputs.reshape(-1, outer, inputs.shape[1] // inner, inner, *inputs.shape[2:])
+    sums = np.square(folded, dtype=np.float64).sum(axis=(0, 2, 4))
+    count = inputs.size // (outer * inner * inputs.shape[-1])
+    return sums.reshape(outer * inner, -1), np.array([count])
 
 
 def expert_squares(
@@ -138,7 +154,8 @@ def main(job: Mapping[str, Any]) -> None:
     chunk = min(int(job["chunk"]), int(lib.llama_model_n_ctx_train(model)))
     chunks = list(_chunks(lib, model, Path(job["text"]).read_bytes(), chunk))
     if not chunks:
-        sys.exit(f"error: the text has fewer tokens than one chunk of {chunk}")
+        print(f"error: the text has fewer tokens than one chunk of {chunk}", flush=True)
+        sys.exit(TOO_SHORT)
     squares = _run(lib, model, chunks, int(job["threads"]))
     write_imatrix(
         Path(job["out"]), squares.sums, squares.counts,

@@ -13,13 +13,13 @@ from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.qc_models import BASE, REFERENCE, base_of, texts_of
+from so8tqc.services.qc_models import BASE, REFERENCE, base_of, load_model, texts_of
 from so8tqc.services.reference import reference_rotations
 from so8tqc.sources.capture import Capture, CaptureSource, is_capture, open_capture
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
-from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.hf import HFSource
 from so8tqc.sources.protocol import LogitSource, TokenIds
 
 _MEMORY_SHARE = 0.5
@@ -136,9 +136,9 @@ def _reference_sources(
     if capture is not None:
         recorded = CaptureSource(capture, REFERENCE)
         return [recorded] if rotations is None else [
-            recorded, HFSource(HFModel.load(base_of(qc)), BASE),
+            recorded, HFSource(load_model(qc, base_of(qc)), BASE),
         ]  # fmt: skip
-    model = HFModel.load(qc.reference)
+    model = load_model(qc, qc.reference)
     if rotations is None:
         return [HFSource(model, REFERENCE)]
     return [GatedSource(model, rotations, REFERENCE), HFSource(model, BASE)]

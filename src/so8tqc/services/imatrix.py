@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from so8tqc.artifacts import atomic_file
-from so8tqc.errors import ModelError, ToolError
+from so8tqc.errors import DataError, ModelError, ToolError
 from so8tqc.llama.child import ending, follow, reason
 from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix
+from so8tqc.llama.imatrix_worker import TOO_SHORT
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources.texts import load_texts
 
@@ -45,8 +46,8 @@ def compute_imatrix(
 
     Raises:
         ModelError: the GGUF has no tokenizer, or a tensor's inputs are zero or not finite.
-        DataError: there is no text.
-        ToolError: libllama reports an error (fewer tokens than a chunk, for one), or dies.
+        DataError: there is no text, or fewer tokens than a chunk.
+        ToolError: libllama reports an error, or dies.
     """
     if model.fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         raise ModelError(
@@ -89,6 +90,11 @@ def _run(
                 shown = share
 
         status, last = follow(command, follow_line, {"GGML_NO_BACKTRACE": "1"})
+    if status == TOO_SHORT:
+        raise DataError(
+            reason(last).removeprefix("error: "), where=", ".join(data),
+            remedy="Give more calibration text (--imatrix-data).",
+        )  # fmt: skip
     if status != 0:
         raise ToolError(
             f"libllama cannot weigh the columns ({ending(status)}): {reason(last)}",

@@ -158,7 +158,7 @@ def _sources(
     if is_gguf(config.reference):
         sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
     elif rotations is not None:
-        model = HFModel.load(base_of(config))
+        model = load_model(config, base_of(config))
         witness = REFERENCE
         gated: LogitSource = GatedSource(model, rotations, witness)
         if capture is not None:
@@ -173,16 +173,21 @@ def _sources(
         sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
     elif capture is None:
-        sources.append(HFSource(HFModel.load(config.reference), REFERENCE))
+        sources.append(HFSource(load_model(config, config.reference), REFERENCE))
     for name, path in names.items():
         if is_gguf(path):
             sources.append(GGUFSource(path, name, threads=config.threads))
             if rotations is not None:
                 pairs.append((BASE, name))
         else:
-            sources.append(HFSource(HFModel.load(path), name))
+            sources.append(HFSource(load_model(config, path), name))
         pairs.append((REFERENCE, name))
     return sources, pairs
+
+
+def load_model(config: QCConfig, path: Path) -> HFModel:
+    """A model directory, in the precision and on the devices asked for."""
+    return HFModel.load(path, dtype=config.compute_dtype, device_map=config.device_map)
 
 
 def _floor(dtype: str) -> str:

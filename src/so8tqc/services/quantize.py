@@ -280,7 +280,7 @@ def _one(
             children.require()
             task.advance(1, item=tensor)
 
-        found = errors(source, result, on_tensor)
+        found = errors(source, result, on_tensor, threads)
     size = temporary.stat().st_size
     result = replace(result, path=path)
     return _Result(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -94,20 +95,28 @@ def squared_error(before: GGUFTensor, after: GGUFTensor) -> SquaredError:
 
 def _rows(tensor: GGUFTensor, rows: int) -> npt.NDArray[np.uint8]:
     """The stored bytes, row by row."""
-    stored: npt.NDArray[np.uint8] = tensor.data.reshape(-1).view(np.uint8).reshape(rows, -1)
+    stored: npt.NDArray[np.uint8] = (
+        np.asarray(tensor.data).reshape(-1).view(np.uint8).reshape(rows, -1)
+    )
     return stored
 
 
 def errors(
-    source: GGUFFile, result: GGUFFile, on_tensor: Callable[[str], None]
+    source: GGUFFile, result: GGUFFile, on_tensor: Callable[[str], None], threads: int = 1
 ) -> dict[str, SquaredError]:
     """Errors of every tensor that both files have in the same shape."""
-    found = {}
-    for name, tensor in source.tensors.items():
+
+    def compare(name: str) -> SquaredError:
         on_tensor(name)
-        if name in result.tensors and result.tensors[name].shape == tensor.shape:
-            found[name] = squared_error(tensor, result.tensors[name])
-    return found
+        return squared_error(source.tensors[name], result.tensors[name])
+
+    names = [
+        name
+        for name, tensor in source.tensors.items()
+        if name in result.tensors and result.tensors[name].shape == tensor.shape
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(names, pool.map(compare, names), strict=True))
 
 
 def describe(
