@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
@@ -120,6 +120,64 @@ class VerifyConfig(Options):
     )
     input: Path | None = Field(None, description="The GGUF it was made from, if it has moved.")
     imatrix: Path | None = Field(None, description="The importance matrix, if it has moved.")
+
+
+class ChooseConfig(QuantizeConfig):
+    """Comparing quantizations, and finding the smallest file that meets a budget."""
+
+    types: tuple[str, ...] = Field(("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), min_length=1)
+    reference: Path | None = Field(
+        None, description="The model we trust: directory, capture or GGUF; default the input."
+    )
+    base: Path | None = Field(
+        None, description="What the rotations are applied to, if the reference is a capture."
+    )
+    rotations: Path | None = None
+    rotation_options: RotationOptions = RotationOptions()
+    data: tuple[str, ...] = (QUALITY_TEXTS,)
+    tokenizer: Path | None = None
+    ctx: int | None = Field(None, ge=8, description="Window length, tokens.")
+    stride: int | None = Field(None, ge=1, description="Tokens from one window to the next.")
+    max_tokens: int | None = Field(
+        None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
+    )
+    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
+        None, description="What transformers computes in; default float32, on a GPU bfloat16."
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread a model over GPUs, memory and disk with accelerate."
+    )
+    seed: int = 0
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    max_kl: float | None = Field(None, gt=0, description="Budget: mean KL to the reference, nats.")
+    min_top1: float | None = Field(
+        None, gt=0, le=1, description="Budget: share of the reference's top tokens that are kept."
+    )
+    max_size: ByteSize | None = Field(
+        None, gt=0, description="Budget: size of the file, e.g. 120MB or 115MiB."
+    )
+    judge_by: Literal["value", "interval"] = Field(
+        "value",
+        description="What must keep the budget: the measured value, or its whole 95 % interval.",
+    )
+    max_evaluations: int = Field(
+        24, ge=1, description="Files evaluated at most, those of the types included."
+    )
+    repeats: int = Field(5, ge=1, description="Rounds of the speed measurement that count.")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether anything is asked of the file."""
+        return (self.max_kl, self.min_top1, self.max_size) != (None, None, None)
+
+    @model_validator(mode="after")
+    def _evaluates_every_type(self) -> ChooseConfig:
+        if self.max_evaluations < len(set(self.types)):
+            raise ValueError(
+                f"max_evaluations {self.max_evaluations} is less than the "
+                f"{len(set(self.types))} types"
+            )
+        return self
 
 
 Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]

@@ -90,12 +90,16 @@ class FileRef(Frozen):
 
 
 class RunInfo(Frozen):
-    """Everything about a run that does not follow from its inputs."""
+    """Everything about a run that does not follow from its inputs.
+
+    ``measured`` holds measurements of this machine, such as tokens per second.
+    """
 
     started: datetime
     seconds: float
     peak_rss_bytes: int | None = None
     reused: bool = False
+    measured: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class Record(Frozen):

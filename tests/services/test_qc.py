@@ -19,6 +19,7 @@ from so8tqc.rotations.enums import Convention
 from so8tqc.services.bake import bake
 from so8tqc.services.profiles import load_profile
 from so8tqc.services.qc import qc
+from so8tqc.services.report import write_stage_reports
 from so8tqc.sources.texts import load_tokenizer
 
 
@@ -243,3 +244,27 @@ def test_a_profile_can_forbid_skips(
             base, gates, correct, texts_file, tmp_path / "qc", profile=str(own), allow=("no.*",)
         )
         assert record.verdict is Verdict.PASS
+
+
+def test_two_candidates_are_compared_with_each_other(
+    baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
+) -> None:
+    base, gates, good = baked
+    other = tmp_path / "unbaked"
+    shutil.copytree(base, other)
+    config = QCConfig(
+        reference=base, rotations=gates, candidates=(other, good), data=(str(texts_file),),
+        out=tmp_path / "qc", max_tokens=64, resamples=200,
+    )  # fmt: skip
+    record = qc(config)
+    comparisons: Any = record.metrics["comparisons"]
+    (pair,) = comparisons["pairs"]
+    assert (pair["a"], pair["b"], pair["winner"]) == ("unbaked", "baked", "baked")
+    columns = np.load(tmp_path / "qc" / "tokens.npz")
+    difference = columns["unbaked/kl"].mean() - columns["baked/kl"].mean()
+    assert pair["kl"]["difference"] == pytest.approx(difference)
+    one = judged(base, gates, good, texts_file, tmp_path / "one")
+    assert "comparisons" not in one.metrics
+    write_stage_reports(record, tmp_path / "qc")
+    for report in ("report.html", "report.md"):
+        assert "unbaked − baked" in (tmp_path / "qc" / report).read_text()

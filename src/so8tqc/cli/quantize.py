@@ -9,13 +9,18 @@ import typer
 
 from so8tqc.cli.options import (
     ConfigOption,
+    ConventionOption,
     JsonOption,
+    LayersOption,
+    OrthogonalizeOption,
+    ParametrizationOption,
     QuietOption,
     SetOption,
+    SiteOption,
     ThreadsOption,
     given,
 )
-from so8tqc.cli.stage import Output, configure, run_stage
+from so8tqc.cli.stage import Output, configure, run_reported_stage, run_stage
 
 
 def quantize(
@@ -62,6 +67,70 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Compare the files in quality and speed; recommend one."),
+    ] = False,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="Find the smallest file with at most this mean KL.", show_default=False),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            help="… that keeps this share of the reference's top tokens.", show_default=False
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="… of at most this size, e.g. 120MB; alone: the best file of that size.",
+            show_default=False,
+        ),
+    ] = None,
+    judge_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What must keep the budget: value (default), or the whole 95 % interval.",
+            show_default=False,
+        ),
+    ] = None,
+    max_evaluations: Annotated[
+        int | None,
+        typer.Option(help="Files evaluated at most; 24 if left out.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Compare with: directory, capture or GGUF; the input if left out."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="What the rotations are applied to, if the reference is a capture."),
+    ] = None,
+    rotations: Annotated[
+        Path | None, typer.Option(help="Rotations: the reference is then the gated model.")
+    ] = None,
+    convention: ConventionOption = None,
+    parametrization: ParametrizationOption = None,
+    site: SiteOption = None,
+    layers: LayersOption = None,
+    orthogonalize: OrthogonalizeOption = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to compare on, or builtin:validation (default); repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Model directory with the tokenizer, if the reference has none."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens used of each text; 256 if left out.", show_default=False),
+    ] = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -77,8 +146,14 @@ def quantize(
         so8tqc quantize model-F16.gguf --type IQ2_M --imatrix auto --out quantized/
 
         so8tqc quantize model-F16.gguf --type Q4_K_M --tensor-type 'attn_(v|output)=Q8_0' --out q/
+
+        so8tqc quantize model-F16.gguf --compare --reference model/ --rotations gates.pt --out q/
+
+        so8tqc quantize model-F16.gguf --max-kl 0.05 --reference model/ --out q/
     """
-    from so8tqc.config import QuantizeConfig
+    from so8tqc.config import ChooseConfig, QuantizeConfig
+    from so8tqc.errors import ConfigError
+    from so8tqc.services.choosing import choose
     from so8tqc.services.quantize import quantize as service
 
     flags = given(
@@ -87,6 +162,25 @@ def quantize(
         pure=pure or None, allow_requantize=allow_requantize or None, imatrix=imatrix,
         imatrix_data=imatrix_data, threads=threads,
     )  # fmt: skip
+    rotation_options = given(
+        convention=convention, parametrization=parametrization, site=site, layers=layers,
+        orthogonalize=orthogonalize,
+    )  # fmt: skip
+    budget = given(max_kl=max_kl, min_top1=min_top1, max_size=max_size)
+    judging = given(
+        judge_by=judge_by, max_evaluations=max_evaluations, reference=reference, base=base,
+        rotations=rotations, rotation_options=rotation_options, data=data, tokenizer=tokenizer,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    if compare or budget:
+        chosen = configure(ChooseConfig, {**flags, **budget, **judging}, config, set_)
+        run_reported_stage(choose, chosen, chosen.out, Output(json, quiet), "report.html")
+        return
+    if judging:
+        raise ConfigError(
+            f"{', '.join(sorted(judging))}: for a comparison only",
+            remedy="Add --compare, or a budget such as --max-kl 0.05.",
+        )
     run_stage(
         service,
         configure(QuantizeConfig, flags, config, set_),

@@ -26,6 +26,8 @@ from so8tqc.cli.checks_table import MARKS, print_checks
 from so8tqc.progress import SILENT, Progress, Task
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
+from so8tqc.reports.choices import terminal_tables
+from so8tqc.reports.tables import Table as ReportTable
 
 PIPE_INTERVAL_SECONDS = 5.0
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -146,6 +148,8 @@ def show(record: Record, path: Path | None = None) -> None:
             print_checks(console, failed, "Failed checks")
     elif record.checks:
         print_checks(console, record.checks, record.kind)
+    for shown in terminal_tables(record):
+        _show_table(console, shown)
     for notice in record.notices:
         console.print(f"[yellow]·[/] {escape(notice)}")
     for diagnosis in record.diagnosis:
@@ -159,6 +163,17 @@ def show(record: Record, path: Path | None = None) -> None:
         kind = "record" if path.suffix == ".json" else "report"
         console.print(f"[dim]{kind}:[/] {escape(str(path))}", soft_wrap=True)
     console.print(f"\n{record.kind}: {MARKS[record.verdict]}")
+
+
+def _show_table(console: Console, shown: ReportTable) -> None:
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for i, name in enumerate(shown.header):
+        table.add_column(escape(name), justify="right" if i else "left", overflow="fold")
+    for row in shown.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(f"\n[bold]{escape(shown.title)}[/]")
+    console.print(table)
+    console.print()
 
 
 def show_plan(record: Record) -> None:

@@ -98,6 +98,15 @@ class IsolatedModel:
         self._ask("decode", tokens=tokens.tolist(), position=position, first=first)
         return self._logits[:wanted]
 
+    def time(self, tokens: npt.NDArray[np.int64], position: int) -> float:
+        """Feed tokens as :meth:`decode` does; seconds that libllama takes, without the transport.
+
+        Raises:
+            DataError: a token is not in the vocabulary.
+            ToolError: libllama reports an error, or dies.
+        """
+        return float(self._ask("time", tokens=tokens.tolist(), position=position))
+
     def close(self) -> None:
         """End the worker. Safe to call twice."""
         if self._process.stdin is not None and not self._process.stdin.closed:

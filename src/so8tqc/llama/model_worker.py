@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ class Worker:
             raise RuntimeError("nothing is shared yet")
         self._shared[: logits.shape[0]] = logits
 
+    def time(self, tokens: list[int], position: int) -> float:
+        """Seconds that ``LlamaModel.decode`` takes to the logits of the last token."""
+        fed = np.array(tokens, dtype=np.int64)
+        started = time.perf_counter()
+        self.model.decode(fed, position, fed.size - 1)
+        return time.perf_counter() - started
+
     def ends(self, token: int) -> bool:
         """See ``LlamaModel.ends``."""
         return self.model.ends(token)
@@ -68,6 +76,7 @@ class Worker:
             "share": self.share,
             "begin": self.begin,
             "decode": self.decode,
+            "time": self.time,
             "ends": self.ends,
         }
         try:

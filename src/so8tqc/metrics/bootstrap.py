@@ -82,3 +82,40 @@ def ratio_of_sums(totals: FloatArray) -> FloatArray:
     """[..., 2] → [...]: a token-weighted mean, sum over count."""
     ratio: FloatArray = totals[..., 0] / totals[..., 1]
     return ratio
+
+
+def quantile_interval(
+    values: FloatArray,
+    text: npt.NDArray[np.integer],
+    texts: int,
+    quantile: float,
+    *,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """95 % interval of a quantile of token values, texts resampled whole.
+
+    A resample weighs each token by how often its text was drawn; its quantile is the smallest
+    value at which the weights reach that share (the inverse of the weighted distribution).
+
+    Args:
+        values: [tokens].
+        text: [tokens] index of the text of each token.
+        texts: number of texts.
+        quantile: in (0, 1).
+        resamples: number of resamples.
+        seed: of the resampling.
+
+    Returns:
+        (low, high); both NaN with fewer than LEAST_TEXTS texts.
+    """
+    if texts < LEAST_TEXTS:
+        return (float("nan"), float("nan"))
+    order = np.argsort(values, kind="stable")
+    ordered, owner = values[order], text[order]
+    found = np.empty(resamples)
+    for i, weights in enumerate(resample_weights(texts, resamples, seed)):
+        reached = np.cumsum(weights[owner])
+        at = int(np.searchsorted(reached, quantile * reached[-1]))
+        found[i] = ordered[min(at, ordered.size - 1)]
+    return percentile_interval(found, texts)

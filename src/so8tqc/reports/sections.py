@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from so8tqc.records import Record
+from so8tqc.reports import choices as c
 from so8tqc.reports import figures
 from so8tqc.reports import tables as t
 from so8tqc.reports.html import Plot, Section
@@ -30,10 +31,21 @@ _TABLES: Mapping[str, Callable[[Record], Iterable[t.Table | None]]] = {
     "export": lambda record: [t.export_table(record)],
     "quantize": lambda record: [t.file_table(record)],
     "calibrate": _calibration_tables,
-    "qc": lambda record: [t.candidate_table(record)],
+    "qc": lambda record: [t.candidate_table(record), c.pair_table(record)],
+    "choose": lambda record: [
+        c.row_table(record),
+        c.pair_table(record),
+        c.speed_table(record),
+        c.tried_table(record),
+        c.sensitivity_table(record),
+        t.file_table(record),
+    ],
     "longtext": lambda record: [t.case_table(record)],
 }
-"""Stages of the pipeline; any other stage is shown by ``tables.generic_tables``."""
+"""Stages that have tables of their own; others are shown by ``tables.generic_tables``."""
+
+_SHOWN = {"qc": 2, "choose": 4}
+"""How many tables are a stage's result, if not the first alone; the others are detail."""
 
 
 def stage_tables(name: str, record: Record) -> list[t.Table]:
@@ -54,16 +66,16 @@ def section(
         folder: where the stage's other files are.
         prefix: from the page to that folder, "" or ending in a slash.
     """
-    # the first table is the stage's result, the others are detail
     tables = stage_tables(name, record)
-    folded = tables[1:]
+    shown = _SHOWN.get(name, 1)
+    folded = tables[shown:]
     if name == "bake" and (by_layer := t.layer_table(record)):
         folded.append(by_layer)
     return Section(
         name,
         record,
         plots=_plots(name, record, records),
-        tables=tables[:1],
+        tables=tables[:shown],
         folded=folded,
         links=_links(folder, prefix),
     )
@@ -105,6 +117,20 @@ def _plots(name: str, record: Record, records: Mapping[str, Record]) -> list[Plo
                 "KL of single tokens",
                 "How the divergence is spread: a tail on the right is a few tokens gone wrong.",
                 figures.kl_histogram(record),
+            ),
+        ]
+    elif name == "choose":
+        candidates = [
+            (
+                "Quality against size",
+                "Mean KL to the reference with its 95 % interval; the recommended file is orange.",
+                c.quality_by_size(record),
+            ),
+            (
+                "Quality against speed",
+                "Tokens generated per second on this machine: the median, slowest and fastest "
+                "repeat. Better is to the right and below.",
+                c.quality_by_speed(record),
             ),
         ]
     return [Plot(title, note, figure) for title, note, figure in candidates if figure is not None]

@@ -41,6 +41,7 @@ from so8tqc.services.judging import (
     survival_check,
     tuned,
 )
+from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.profiles import Profile, load_profile
 from so8tqc.services.qc_models import (
     BASE,
@@ -111,7 +112,8 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise`` and
     calibration; ``effect``, ``noise_floor``: the same statistics of base and of our own
     rounded fold; ``capture``: what was recorded, and ``gated``: the same statistics of base plus
-    gates against it; ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
+    gates against it; ``comparisons``: of every two candidates, see ``services.pairwise``;
+    ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
     Writes ``tokens.npz`` (the token table) to ``config.out``.
 
     Raises:
@@ -260,11 +262,14 @@ def _judge_logits(
     for name in names:
         found.checks += _candidate_checks(name, ran, profile, bootstrap)
     found.metrics |= _statistics(names, ran, capture)
+    tables = {name: ran.tables[(REFERENCE, name)] for name in names}
+    if comparisons := compare_candidates(tables, bootstrap):
+        found.metrics["comparisons"] = comparisons
     if capture is not None:
         found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
     found.diagnosis += diagnose_logits(found.checks, found.named)
     if ranks.is_first():
-        _write_tokens(config.out / TOKENS_FILE, {n: ran.tables[(REFERENCE, n)] for n in names})
+        _write_tokens(config.out / TOKENS_FILE, tables)
 
 
 def _candidate_checks(

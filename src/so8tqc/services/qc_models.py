@@ -96,7 +96,7 @@ def run_models(
         InputError: texts, tokenizer or models are unusable or do not belong together.
         ConfigError: a protocol that a capture cannot serve.
     """
-    texts = _texts(config, capture)
+    texts = texts_of(config, capture)
     sources, pairs = _sources(config, names, rotations, capture, dtypes)
     try:
         tables = compare(sources, pairs, texts, progress, "comparing logits")
@@ -128,7 +128,7 @@ def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _texts(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
+def texts_of(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
     """The texts to compare on: the recorded ones if the reference is a capture."""
     if capture is None:
         return evaluation_texts(config, lambda: _tokenizer(config))
@@ -158,7 +158,7 @@ def _sources(
     if is_gguf(config.reference):
         sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
     elif rotations is not None:
-        model = _load(config, base_of(config))
+        model = load_model(config, base_of(config))
         witness = REFERENCE
         gated: LogitSource = GatedSource(model, rotations, witness)
         if capture is not None:
@@ -173,19 +173,20 @@ def _sources(
         sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
     elif capture is None:
-        sources.append(HFSource(_load(config, config.reference), REFERENCE))
+        sources.append(HFSource(load_model(config, config.reference), REFERENCE))
     for name, path in names.items():
         if is_gguf(path):
             sources.append(GGUFSource(path, name, threads=config.threads))
             if rotations is not None:
                 pairs.append((BASE, name))
         else:
-            sources.append(HFSource(_load(config, path), name))
+            sources.append(HFSource(load_model(config, path), name))
         pairs.append((REFERENCE, name))
     return sources, pairs
 
 
-def _load(config: QCConfig, path: Path) -> HFModel:
+def load_model(config: QCConfig, path: Path) -> HFModel:
+    """A model directory, in the precision and on the devices asked for."""
     return HFModel.load(path, dtype=config.compute_dtype, device_map=config.device_map)
 
 

@@ -1,0 +1,265 @@
+"""Candidates side by side: which file to ship, and which of two is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from so8tqc.records import Record
+from so8tqc.reports import format as fmt
+from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
+from so8tqc.reports.tables import Table, entries
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_RECOMMENDED = "→ "
+
+
+def row_table(record: Record) -> Table | None:
+    """The files compared, the smallest first; the recommended one is marked."""
+    rows = entries(record, "rows")
+    if not rows:
+        return None
+    header = ["file", "size", "bits/weight", "KL mean", "KL 99 %", "same top", "PPL ratio"]
+    gates = any("survives" in row for row in rows.values())
+    body = []
+    for name, row in rows.items():
+        mark = _RECOMMENDED if name == record.metrics.get("recommended") else ""
+        cells = [
+            mark + name,
+            fmt.size(row["bytes"]),
+            f"{row['bits_per_weight']:.2f}",
+            _with_interval(row, "kl_mean", _three),
+            _with_interval(row, "kl_99", _three),
+            _with_interval(row, "top1", _share),
+            _with_interval(row, "ppl_ratio", _four),
+        ]
+        if gates:
+            cells.append("yes" if row.get("survives") else "no")
+        body.append(cells)
+    return Table("Files compared", [*header, *(["gate survives"] if gates else [])], body)
+
+
+def speed_table(record: Record) -> Table | None:
+    """Tokens per second: median, and slowest to fastest repeat."""
+    speed = _speed(record)
+    if not speed:
+        return None
+    threads = speed["threads"] or "libllama's default"
+    title = (
+        f"Tokens per second on this machine (prompt of {speed['prompt_tokens']}, "
+        f"{speed['new_tokens']} generated; median of {speed['repeats']}, slowest … fastest; "
+        f"threads: {threads} of {speed['cores']} cores)"
+    )
+    rows = [
+        [name, *(_rate(rates[kind]) for kind in ("prompt", "generation"))]
+        for name, rates in _by_rows(record, speed["files"]).items()
+    ]
+    return Table(title, ["file", "prompt", "generation"], rows)
+
+
+def pair_table(record: Record) -> Table | None:
+    """Every two candidates: differences with simultaneous intervals, and the winner."""
+    found = record.metrics.get("comparisons")
+    if not isinstance(found, dict):
+        return None
+    pairs: Any = found["pairs"]
+    rows = [
+        [
+            f"{pair['a']} − {pair['b']}",
+            *(_difference(pair[measure]) for measure in ("kl", "nll", "top1")),
+            str(pair["winner"] or ("too few texts" if pair["kl"]["ci95"] is None else "undecided")),
+        ]
+        for pair in pairs
+    ]
+    title = "Pair by pair (intervals hold together with 95 %)"
+    return Table(title, ["pair", "KL", "NLL", "same top", "nearer to the reference"], rows)
+
+
+def tried_table(record: Record) -> Table | None:
+    """What a search evaluated."""
+    tried: Any = _search(record).get("tried")
+    if not tried:
+        return None
+    rows = [
+        [
+            row["recipe"],
+            row["purpose"],
+            fmt.size(row["bytes"]),
+            _three(row["kl_mean"]),
+            _share(row["top1"]),
+            "; ".join(row["missed"]) or "meets the budget",
+        ]
+        for row in tried
+    ]
+    title = f"Search: {record.metrics.get('budget', '')}"
+    return Table(title, ["recipe", "tried as", "size", "KL mean", "same top", "verdict"], rows)
+
+
+def sensitivity_table(record: Record) -> Table | None:
+    """Groups of tensors: what storing them in the lower type costs, the most sensitive first."""
+    search = _search(record)
+    groups: Any = search.get("sensitivity")
+    if not groups:
+        return None
+    rows = [
+        [
+            row["group"],
+            str(row["tensors"]),
+            fmt.size(row["bytes_saved"]),
+            f"{row['kl_cost']:+.3g}",
+            f"{1e6 * row['kl_cost'] / row['bytes_saved']:+.3g}",
+        ]
+        for row in groups
+    ]
+    title = f"Sensitivity: {search['low']} in one group of tensors, {search['high']} elsewhere"
+    return Table(title, ["group", "tensors", "saves", "KL cost", "KL cost per MB"], rows)
+
+
+def terminal_tables(record: Record) -> list[Table]:
+    """The tables that a terminal shows, too: narrow ones."""
+    if record.kind == "qc":
+        return [table for table in (pair_table(record),) if table is not None]
+    if record.kind != "choose":
+        return []
+    found = [_narrow_rows(record), pair_table(record), tried_table(record)]
+    return [table for table in found if table is not None]
+
+
+def quality_by_size(record: Record) -> go.Figure | None:
+    """Mean KL against file size."""
+    sizes = {name: row["bytes"] / 1e6 for name, row in entries(record, "rows").items()}
+    return _quality(record, {name: (size, size, size) for name, size in sizes.items()}, "size, MB")
+
+
+def quality_by_speed(record: Record) -> go.Figure | None:
+    """Mean KL against tokens generated per second."""
+    files: Any = _speed(record).get("files", {})
+    rates = {
+        name: (r["generation"]["low"], r["generation"]["median"], r["generation"]["high"])
+        for name, r in files.items()
+    }
+    return _quality(record, rates, "tokens generated per second")
+
+
+def _quality(
+    record: Record, across: Mapping[str, tuple[float, float, float]], title: str
+) -> go.Figure | None:
+    """Points at (middle, KL) with both intervals; ``across`` is (low, middle, high)."""
+    import plotly.graph_objects as go
+
+    rows = {n: r for n, r in entries(record, "rows").items() if n in across and r["kl_mean"] > 0}
+    if not rows:
+        return None
+    best = record.metrics.get("recommended")
+    x = [across[name] for name in rows]
+    y = [_span(row) for row in rows.values()]
+    bar = {"type": "data", "symmetric": False, "color": GREY, "thickness": 1.2}
+    figure = go.Figure(
+        go.Scatter(
+            x=[middle for _, middle, _ in x],
+            y=[middle for _, middle, _ in y],
+            text=list(rows),
+            mode="markers+text",
+            textposition="top center",
+            cliponaxis=False,
+            marker={"size": 10, "color": [ORANGE if name == best else BLUE for name in rows]},
+            error_x={
+                **bar,
+                "array": [h - m for _, m, h in x],
+                "arrayminus": [m - l for l, m, _ in x],
+            },
+            error_y={
+                **bar,
+                "array": [h - m for _, m, h in y],
+                "arrayminus": [m - l for l, m, _ in y],
+            },
+            hovertemplate="%{text}<br>%{x:.1f}, KL %{y:.3g}<extra></extra>",
+        )
+    )
+    ends = [value for low, _, high in x for value in (low, high)]
+    margin = 0.15 * (max(ends) - min(ends)) or 1.0
+    figure.update_xaxes(title=title, range=[min(ends) - margin, max(ends) + margin])
+    figure.update_yaxes(title="mean KL, nats", type="log", dtick=1, exponentformat="power")
+    return style(figure)
+
+
+def _span(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    middle = row["kl_mean"]
+    low, high = row["kl_ci95"] or (middle, middle)
+    return low, middle, high
+
+
+def _narrow_rows(record: Record) -> Table | None:
+    rows = entries(record, "rows")
+    if not rows:
+        return None
+    speed: Any = _speed(record).get("files", {})
+    body = []
+    for name, row in rows.items():
+        mark = _RECOMMENDED if name == record.metrics.get("recommended") else ""
+        rates = speed.get(name)
+        body.append(
+            [
+                mark + name,
+                fmt.size(row["bytes"]),
+                f"{row['bits_per_weight']:.2f}",
+                _three(row["kl_mean"]),
+                "" if row["kl_ci95"] is None else " … ".join(_three(v) for v in row["kl_ci95"]),
+                _share(row["top1"]),
+                _four(row["ppl_ratio"]),
+                {True: "yes", False: "no", None: ""}[row.get("survives")],
+                f"{rates['prompt']['median']:.0f}" if rates else "",
+                f"{rates['generation']['median']:.1f}" if rates else "",
+            ]
+        )
+    header = ["file", "size", "bpw", "KL", "95 %", "top", "PPL ×", "gate", "pp/s", "tg/s"]
+    kept = [i for i in range(len(header)) if any(row[i] for row in body)]
+    return Table(
+        "Files compared", [header[i] for i in kept], [[row[i] for i in kept] for row in body]
+    )
+
+
+def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], str]) -> str:
+    """``0.122 (0.103 … 0.140)``."""
+    interval = row.get(f"{key.removesuffix('_mean')}_ci95")
+    text = write(row[key])
+    return text if interval is None else f"{text} ({write(interval[0])} … {write(interval[1])})"
+
+
+def _difference(measure: Mapping[str, Any]) -> str:
+    text = f"{measure['difference']:+.3g}"
+    interval = measure["ci95"]
+    return text if interval is None else f"{text} ({interval[0]:+.3g} … {interval[1]:+.3g})"
+
+
+def _rate(rate: Mapping[str, float]) -> str:
+    return f"{rate['median']:.1f} ({rate['low']:.1f} … {rate['high']:.1f})"
+
+
+def _three(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _speed(record: Record) -> Mapping[str, Any]:
+    speed = record.run.measured.get("speed")
+    return speed if isinstance(speed, dict) else {}
+
+
+def _search(record: Record) -> Mapping[str, Any]:
+    search = record.metrics.get("search")
+    return search if isinstance(search, dict) else {}
+
+
+def _by_rows(record: Record, rates: Mapping[str, Any]) -> dict[str, Any]:
+    """In the order of the rows."""
+    return {name: rates[name] for name in entries(record, "rows") if name in rates}
