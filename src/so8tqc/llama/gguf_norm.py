@@ -76,8 +76,8 @@ def scale_norm(
         progress: told about bytes.
 
     Raises:
-        ModelError: see :func:`require_scalable_norm`; or the source is one part of a split model, or
-            the destination.
+        ModelError: see :func:`require_scalable_norm`; or the source is one part of a split model,
+            or the destination.
         ToolError: the disk has no room.
     """
     if destination.resolve() == source.resolve():
