@@ -26,6 +26,7 @@ from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.gguf_norm import NORM_TEMPERATURE
 from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE
 from so8tqc.records import Check, Record, Verdict
+from so8tqc.reports.reliability import calibration_tables
 from so8tqc.services import calibrate as service
 from so8tqc.services.holdout import Split, split_texts
 from so8tqc.services.temperature_metrics import temperature_summary
@@ -433,6 +434,14 @@ def test_a_model_directory_as_reference(
         entropy["before"] - entropy["reference"]
     )
     assert set(reference) == MEASURES
+    page = (config.out / "reliability.html").read_text(encoding="utf-8")
+    for title in ("Against the unquantized model", "Every objective", "Beyond one temperature"):
+        assert title in page
+    tables = {title: rows for title, _, rows in calibration_tables(record)}
+    assert [row[0] for row in tables["Every objective, on the fit texts"]] == [
+        "nll", "brier", "ece", "entropy", "confidence-variance",
+    ]  # fmt: skip
+    assert len(tables["Beyond one temperature"]) == 3
     assert record.inputs["reference"].path == str(llama)
 
 
