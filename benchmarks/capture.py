@@ -20,7 +20,7 @@ from so8tqc.metrics.divergence import summarise
 from so8tqc.services.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.capture import CaptureSource, open_capture
 from so8tqc.sources.capture_writer import write_capture
-from so8tqc.sources.compare import HEAD_ROWS, compare
+from so8tqc.sources.compare import compare, head_rows
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
@@ -40,7 +40,7 @@ def main() -> None:
             for _ in range(3):
                 started = time.perf_counter()
                 for text in texts:
-                    for _block in source.logits(text.tokens, HEAD_ROWS):
+                    for _block in source.logits(text.tokens, head_rows(source.vocab_size)):
                         pass
                 bare = time.perf_counter() - started
                 started = time.perf_counter()
@@ -49,7 +49,7 @@ def main() -> None:
             started = time.perf_counter()
             capture = CaptureSource(open_capture(path), "capture")
             for text in texts:
-                for _block in capture.logits(text.tokens, HEAD_ROWS):
+                for _block in capture.logits(text.tokens, head_rows(capture.vocab_size)):
                     pass
             reading = (time.perf_counter() - started) / bare
             result = summarise(compare([source, capture], [("capture", "live")], texts)[

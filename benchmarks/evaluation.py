@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from so8tqc.services.builtin import DEMO_MODEL, resolve_model
-from so8tqc.sources.compare import HEAD_ROWS, compare
+from so8tqc.sources.compare import compare, head_rows
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import EncodedText
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
@@ -65,7 +65,7 @@ def report(models: Sequence[HFModel], texts: Sequence[EncodedText]) -> None:
         started = time.process_time()
         for text in texts:
             for source in sources:
-                for _ in source.logits(text.tokens, HEAD_ROWS):
+                for _ in source.logits(text.tokens, head_rows(source.vocab_size)):
                     pass
         bare = time.process_time() - started
         started = time.process_time()

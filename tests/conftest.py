@@ -33,6 +33,9 @@ _COMMON = {
 
 ARCHITECTURES: dict[str, dict[str, object]] = {
     "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": None},
+    # q, k and v are one matrix, gate and up another
+    "phi3": {"pad_token_id": 0, "sliding_window": 64},
     "qwen2": {},
     # heads × head_dim differs from hidden_size in these two
     "qwen3": {"head_dim": 32},
@@ -119,7 +122,8 @@ def _build(
     for parameter in model.parameters():  # livelier than the default 0.02: attention must matter
         if parameter.ndim == 2:
             parameter.data.normal_(std=parameter.shape[1] ** -0.5)
-    directory = tmp_path_factory.mktemp(f"{architecture}-{dtype}")
+    # the directory names the GGUF, and libllama expects more tokens of whatever is named phi3
+    directory = tmp_path_factory.mktemp(f"tiny-{dtype}")
     model.to(getattr(torch, dtype)).save_pretrained(str(directory), max_shard_size=shard)
     for file in tokenizer_files.iterdir():
         shutil.copy(file, directory / file.name)

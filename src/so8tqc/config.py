@@ -60,13 +60,20 @@ class BakeConfig(BakeOptions):
     out: Path
 
 
-ExportType = Literal["f32", "f16", "bf16", "q8_0"]
+ExportType = Literal["f32", "f16", "bf16", "q8_0", "auto"]
 
 
 class ExportOptions(Options):
     """Conversion of a model directory to GGUF."""
 
-    type: ExportType = Field("f16", description="Storage type of the matrices.")
+    type: ExportType = Field(
+        "f16", description="Storage type of the matrices; auto: the 16-bit type they have."
+    )
+    keep_f32: tuple[str, ...] = Field(
+        (),
+        description="Tensors to store unrounded, as F32: baked (all that the bake changed), or "
+        "globs of safetensors or GGUF names.",
+    )
 
 
 class ExportConfig(ExportOptions):
@@ -79,15 +86,40 @@ class QuantizeOptions(Options):
     """Quantization by libllama."""
 
     types: tuple[str, ...] = Field(("Q8_0", "Q5_K_M"), min_length=1)
+    tensor_types: tuple[str, ...] = Field(
+        (),
+        description="PATTERN=TYPE: tensors whose name has the regular expression take the type; "
+        "the first pattern found decides.",
+    )
+    output_tensor_type: str | None = Field(None, description="Type of the output head.")
+    token_embedding_type: str | None = Field(None, description="Type of the token embedding.")
+    pure: bool = Field(False, description="One type for all matrices instead of a mixture.")
+    allow_requantize: bool = Field(False, description="Accept an input that is quantized.")
+    imatrix: Literal["auto"] | Path | None = Field(
+        None,
+        description="Importance matrix (.gguf, .dat) that weighs the rounding errors; auto: "
+        "computed from imatrix_data.",
+    )
+    imatrix_data: tuple[str, ...] = Field(
+        (LONG_TEXTS,), min_length=1, description="Calibration text for imatrix: auto."
+    )
     threads: int | None = Field(None, ge=1)
 
 
 class QuantizeConfig(QuantizeOptions):
     gguf: Path
     out: Path
-    imatrix: Path | None = Field(
-        None, description="Importance matrix (GGUF) that weighs the rounding errors."
+
+
+class VerifyConfig(Options):
+    """Making a quantized file again, to compare it."""
+
+    file: Path
+    record: Path | None = Field(
+        None, description="What quantize wrote; default record.json beside the file."
     )
+    input: Path | None = Field(None, description="The GGUF it was made from, if it has moved.")
+    imatrix: Path | None = Field(None, description="The importance matrix, if it has moved.")
 
 
 Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]
@@ -181,6 +213,12 @@ class QCOptions(Options):
         None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
     )
     threads: int | None = Field(None, ge=1)
+    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
+        None, description="What transformers computes in; default float32, on a GPU bfloat16."
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread a model over GPUs, memory and disk with accelerate."
+    )
     fail_on: tuple[str, ...] = Field(
         (), description="Glob patterns of check ids; only these count for the verdict."
     )

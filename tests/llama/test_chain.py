@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from so8tqc.config import ExportConfig, QCConfig, QuantizeConfig
-from so8tqc.errors import ConfigError, DataError, ModelError, ToolError
+from so8tqc.errors import ConfigError, DataError, InputError, ModelError, ToolError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.pin import PIN, Pin
 from so8tqc.llama.tensor_map import interleave_rope
@@ -22,7 +22,6 @@ from so8tqc.services.export import export
 from so8tqc.services.export_proof import compare_tensors
 from so8tqc.services.qc import qc
 from so8tqc.services.quantize import quantize, stem
-from so8tqc.services.quantize_proof import fallbacks
 from so8tqc.sources.compare import compare
 from so8tqc.sources.generate import greedy, hf_steps
 from so8tqc.sources.gguf import GGUFSource
@@ -199,7 +198,7 @@ def test_quantized_files_are_complete_and_close(
     assert set(files) == {"tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf"}
     q4 = open_gguf(tmp_path / "tiny-Q4_K_M.gguf")
     # 64 columns are no multiple of 256: nothing can be stored in super-blocks
-    assert set(fallbacks(q4, "Q4_K_M")) == {
+    assert set(files["tiny-Q4_K_M.gguf"]["fallbacks"]) == {
         name for name, t in q4.tensors.items() if len(t.shape) > 1
     }
     assert any("fell back" in notice for notice in record.notices)
@@ -218,7 +217,7 @@ def test_a_quantized_input_and_an_unknown_type_are_refused(
     quantize(QuantizeConfig(gguf=gguf, out=tmp_path, types=("Q8_0",)))
     with pytest.raises(ModelError, match="already quantized"):
         quantize(QuantizeConfig(gguf=tmp_path / "tiny-Q8_0.gguf", out=tmp_path))
-    with pytest.raises(ConfigError, match="no quantization type 'Q9_Z'"):
+    with pytest.raises(InputError, match="no quantization type 'Q9_Z'"):
         quantize(QuantizeConfig(gguf=gguf, out=tmp_path, types=("Q9_Z",)))
 
 

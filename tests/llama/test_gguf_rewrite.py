@@ -8,68 +8,23 @@ import gguf
 import numpy as np
 import pytest
 
-from so8tqc.errors import ModelError, ToolError
+from so8tqc.errors import ModelError, ShapeError, ToolError
 from so8tqc.llama import gguf_rewrite
 from so8tqc.llama.gguf_rewrite import (
     CALIBRATION_TEMPERATURE,
     SAMPLING_TEMPERATURE,
+    key_values,
+    rewrite,
     set_float_values,
 )
+from tiny_gguf import VOCABULARY, WIDTH, write_llama
 
-VOCABULARY, WIDTH, HIDDEN, LAYERS = 96, 32, 64, 2
 TEMPERATURE = 1.0810251044585526
-
-
-def _write(path: Path, *, big_endian: bool = False, split: int = 0) -> Path:
-    """A Llama of random weights without a tokenizer, which libllama can run."""
-    order = gguf.GGUFEndian.BIG if big_endian else gguf.GGUFEndian.LITTLE
-    writer = gguf.GGUFWriter(str(path), "llama", endianess=order)
-    writer.add_name("tiny")
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("none")
-    writer.add_float32(SAMPLING_TEMPERATURE, 0.7)
-    writer.add_array("test.words", ["a", "", "長い"])
-    writer.add_array("test.numbers", [1, 2, 3])
-    writer.add_bool("test.flag", True)
-    if split:
-        writer.add_uint16("split.count", split)
-    generator = np.random.default_rng(0)
-
-    def weight(name: str, *shape: int) -> None:
-        values = generator.normal(size=shape) * shape[-1] ** -0.5
-        array = values.astype(np.float32) if len(shape) > 1 else np.ones(shape, np.float32)
-        writer.add_tensor(name, array)
-
-    weight("token_embd.weight", VOCABULARY, WIDTH)
-    for i in range(LAYERS):
-        weight(f"blk.{i}.attn_norm.weight", WIDTH)
-        weight(f"blk.{i}.attn_q.weight", WIDTH, WIDTH)
-        weight(f"blk.{i}.attn_k.weight", WIDTH // 2, WIDTH)
-        weight(f"blk.{i}.attn_v.weight", WIDTH // 2, WIDTH)
-        weight(f"blk.{i}.attn_output.weight", WIDTH, WIDTH)
-        weight(f"blk.{i}.ffn_norm.weight", WIDTH)
-        weight(f"blk.{i}.ffn_gate.weight", HIDDEN, WIDTH)
-        weight(f"blk.{i}.ffn_up.weight", HIDDEN, WIDTH)
-        weight(f"blk.{i}.ffn_down.weight", WIDTH, HIDDEN)
-    weight("output_norm.weight", WIDTH)
-    weight("output.weight", VOCABULARY, WIDTH)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return _write(tmp_path / "tiny.gguf")
+    return write_llama(tmp_path / "tiny.gguf")
 
 
 def _values(path: Path) -> dict[str, object]:
@@ -79,7 +34,7 @@ def _values(path: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_adds_and_replaces_and_keeps_the_rest(tmp_path: Path, big_endian: bool) -> None:
-    source = _write(tmp_path / "in.gguf", big_endian=big_endian)
+    source = write_llama(tmp_path / "in.gguf", big_endian=big_endian)
     target = tmp_path / "new" / "out.gguf"
     before = source.read_bytes()
     set_float_values(
@@ -152,7 +107,7 @@ def test_refuses_its_own_source(model: Path, tmp_path: Path) -> None:
 
 
 def test_refuses_parts_of_a_split_model(tmp_path: Path) -> None:
-    part = _write(tmp_path / "tiny-00001-of-00002.gguf", split=2)
+    part = write_llama(tmp_path / "tiny-00001-of-00002.gguf", split=2)
     with pytest.raises(ModelError, match="split model"):
         set_float_values(part, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
 
@@ -170,3 +125,73 @@ def test_refuses_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(ToolError, match="free"):
         set_float_values(model, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
+
+
+def float_of(tensors: dict[str, np.ndarray], names: list[str], pieces: int = 3) -> dict:
+    """Replacements that come in several pieces."""
+    return {n: lambda n=n: iter(np.array_split(tensors[n].reshape(-1), pieces)) for n in names}
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_replaced_tensors_are_float32_and_all_others_keep_their_bytes(
+    tmp_path: Path, big_endian: bool
+) -> None:
+    source = write_llama(tmp_path / "in.gguf", big_endian=big_endian, dtype=np.float16)
+    target = tmp_path / "out.gguf"
+    generator = np.random.default_rng(7)
+    new = {
+        "blk.0.attn_output.weight": generator.normal(size=(WIDTH, WIDTH)).astype(np.float32),
+        "output.weight": generator.normal(size=(VOCABULARY, WIDTH)).astype(np.float32),
+    }
+    rewrite(source, target, {}, float_of(new, list(new)))
+    old = {t.name: t for t in gguf.GGUFReader(str(source)).tensors}
+    tensors = gguf.GGUFReader(str(target)).tensors
+    assert [t.name for t in tensors] == list(old)
+    for tensor in tensors:
+        if tensor.name in new:
+            assert tensor.tensor_type is gguf.GGMLQuantizationType.F32
+            np.testing.assert_array_equal(tensor.data, new[tensor.name])
+        else:
+            assert tensor.tensor_type == old[tensor.name].tensor_type
+            assert tensor.data.tobytes() == old[tensor.name].data.tobytes()
+    assert _values(target) == _values(source)
+
+
+def test_strings_and_booleans_are_values_too(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    values = {"so8t.baked": True, "so8t.site": "input", "so8t.長い": "", "general.name": "other"}
+    rewrite(model, target, values, {})
+    assert _values(target) == _values(model) | values
+    raw = key_values(target)
+    assert raw["so8t.baked"] == b"\x07\0\0\0\x01"  # type 7 is BOOL
+    assert raw["so8t.site"] == b"\x08\0\0\0" + b"\x05\0\0\0\0\0\0\0" + b"input"
+    assert {k: v for k, v in raw.items() if k not in values} == {
+        k: v for k, v in key_values(model).items() if k != "general.name"
+    }
+
+
+def test_a_replacement_of_another_size_or_name_is_refused(model: Path, tmp_path: Path) -> None:
+    short = {"output.weight": np.zeros(5, dtype=np.float32)}
+    with pytest.raises(ShapeError, match=f"5 values for a tensor of {VOCABULARY * WIDTH}"):
+        rewrite(model, tmp_path / "a.gguf", {}, float_of(short, list(short)))
+    with pytest.raises(ModelError, match=r"no tensor output\.wait"):
+        rewrite(model, tmp_path / "a.gguf", {}, {"output.wait": lambda: iter(())})
+
+
+@pytest.mark.llama
+def test_libllama_runs_a_file_of_mixed_precision(tmp_path: Path) -> None:
+    """All matrices put back unrounded give the logits of the file that was never rounded."""
+    from so8tqc.llama.isolated import first_logits
+
+    exact, rounded = tmp_path / "exact.gguf", tmp_path / "rounded.gguf"
+    write_llama(exact)
+    write_llama(rounded, dtype=np.float16)
+    tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(str(exact)).tensors}
+    matrices = [name for name, values in tensors.items() if values.ndim > 1]
+    rewrite(rounded, tmp_path / "mixed.gguf", {}, float_of(tensors, matrices[:-3]))
+    rewrite(rounded, tmp_path / "back.gguf", {}, float_of(tensors, matrices))
+    tokens = np.arange(1, 40, dtype=np.int64)
+    wanted = first_logits(exact, tokens)
+    assert np.array_equal(first_logits(tmp_path / "back.gguf", tokens), wanted)
+    mixed = np.abs(first_logits(tmp_path / "mixed.gguf", tokens) - wanted).max()
+    assert 0 < mixed < np.abs(first_logits(rounded, tokens) - wanted).max()

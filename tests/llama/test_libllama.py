@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,34 +30,11 @@ def test_the_cause_is_preferred_to_the_conclusion() -> None:
 
 
 @pytest.mark.llama
-def test_a_block_may_be_as_long_as_the_text(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_block_may_be_as_long_as_the_text(tiny_gguf: Callable[[int], Path]) -> None:
     """libllama aborts the whole process when a batch exceeds its n_batch."""
-    import gguf
-
     from so8tqc.sources.gguf import GGUFSource
 
-    path = tmp_path / "long.gguf"
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(1024)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(32)
-    writer.add_block_count(1)
-    writer.add_head_count(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(64)
-    writer.add_tokenizer_model("none")
-    make = np.random.default_rng(0).normal
-    for name in ("token_embd", "output"):
-        writer.add_tensor(f"{name}.weight", make(size=(64, 32)).astype(np.float32))
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-        writer.add_tensor(f"blk.0.{name}.weight", (make(size=(32, 32)) / 6).astype(np.float32))
-    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        writer.add_tensor(f"{name}.weight", np.ones(32, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
+    path = tiny_gguf(1024)
     tokens = np.random.default_rng(0).integers(0, 64, size=800)
     source = GGUFSource(path, "long", threads=1)
     (whole,) = (block.numpy().copy() for block in source.logits(tokens, 800))

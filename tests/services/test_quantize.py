@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 
 from so8tqc.config import QuantizeConfig
-from so8tqc.errors import ConfigError, ModelError, ToolError
+from so8tqc.errors import ConfigError, InputError, ModelError, ToolError
 from so8tqc.llama import child
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.imatrix import read_imatrix
+from so8tqc.llama.quantizer import Job, quantization_types
 from so8tqc.records import Record, Verdict
 from so8tqc.services.quantize import quantize
 
@@ -55,7 +59,7 @@ def write_model(path: Path, width: int = 256, layers: int = 1) -> Path:
     return path
 
 
-def write_imatrix(path: Path, model: Path, **replace: np.ndarray) -> Path:
+def write_imatrix(path: Path, model: Path, without: str = "", **replace: np.ndarray) -> Path:
     """Importance for every matrix of the layers; ``replace`` by ``NAME_in_sum2`` or ``…counts``."""
     writer = gguf.GGUFWriter(str(path), "imatrix")
     writer.add_type("imatrix")
@@ -65,6 +69,8 @@ def write_imatrix(path: Path, model: Path, **replace: np.ndarray) -> Path:
         if name.startswith("blk.") and len(tensor.shape) > 1:
             sums = make.gamma(0.3, size=(1, tensor.shape[1])).astype(np.float32) * 50
             short = name.split(".")[2]
+            if short == without:
+                continue
             writer.add_tensor(f"{name}.in_sum2", replace.get(f"{short}_in_sum2", sums))
             counts = np.full((1, 1), 50, dtype=np.float32)
             writer.add_tensor(f"{name}.counts", replace.get(f"{short}_counts", counts))
@@ -98,9 +104,7 @@ def test_every_type_is_written_once_and_described(model: Path, tmp_path: Path) -
     assert 8.5 <= files["tiny-Q8_0.gguf"]["bits_per_weight"] < 8.6
 
 
-def test_the_attention_output_error_is_the_relative_frobenius_norm(
-    model: Path, tmp_path: Path
-) -> None:
+def test_errors_are_relative_frobenius_norms(model: Path, tmp_path: Path) -> None:
     record = run(model, tmp_path / "q", "Q8_0")
     weight = "blk.0.attn_output.weight"
     read = {t.name: t for t in gguf.GGUFReader(str(model)).tensors}[weight].data.astype(np.float64)
@@ -108,8 +112,166 @@ def test_the_attention_output_error_is_the_relative_frobenius_norm(
     scale = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16).astype(np.float64)
     rounded = (np.round(blocks / scale) * scale).reshape(read.shape)
     expected = np.linalg.norm(rounded - read) / np.linalg.norm(read)
-    error = record.metrics["files"]["tiny-Q8_0.gguf"]["attention_output_error"]["0"]
-    assert error == pytest.approx(expected, rel=0.02)
+    file = record.metrics["files"]["tiny-Q8_0.gguf"]
+    assert file["attention_output_error"]["0"] == pytest.approx(expected, rel=0.02)
+    assert file["tensors"][weight]["relative_error"] == file["attention_output_error"]["0"]
+
+
+@pytest.mark.parametrize("recipe", ["Q4_0", "Q3_K_M", "Q6_K", "IQ4_XS", "TQ2_0", "BF16"])
+def test_errors_are_those_of_gguf_pys_dequantization(
+    recipe: str, model: Path, tmp_path: Path
+) -> None:
+    """Ours come from libggml's functions; gguf-py's are numpy code of their own."""
+    file = run(model, tmp_path / "q", recipe).metrics["files"][f"tiny-{recipe}.gguf"]
+    read = {t.name: t for t in gguf.GGUFReader(str(tmp_path / "q" / f"tiny-{recipe}.gguf")).tensors}
+    error = norm = 0.0
+    for name, before in open_gguf(model).tensors.items():
+        w = before.values().astype(np.float64)
+        stored = read[name]
+        q = gguf.dequantize(stored.data, stored.tensor_type).astype(np.float64).reshape(w.shape)
+        entry = file["tensors"][name]
+        assert entry["type"] == stored.tensor_type.name
+        assert entry["bits_per_weight"] == 8 * stored.n_bytes / stored.n_elements
+        expected = np.linalg.norm(q - w) / np.linalg.norm(w)
+        assert entry["relative_error"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        if name.startswith("blk.0."):
+            error += float(((q - w) ** 2).sum())
+            norm += float((w**2).sum())
+    assert file["layer_error"] == {"0": pytest.approx((error / norm) ** 0.5, rel=1e-4)}
+
+
+def test_every_type_offered_can_be_made(model: Path, tmp_path: Path) -> None:
+    imatrix = write_imatrix(tmp_path / "imatrix.gguf", model)
+    types = [name for name in quantization_types() if name != "F16"]
+    record = run(model, tmp_path / "q", *types, imatrix=imatrix)
+    assert record.verdict is Verdict.PASS
+    assert len(record.metrics["files"]) == len(types) > 30
+
+
+def test_two_are_made_at_a_time_where_both_fit(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    types, memory = ("Q8_0", "Q4_K_M", "Q6_K"), psutil.virtual_memory()
+    options = {"gguf": model, "types": types, "threads": 4}
+    both = quantize(QuantizeConfig(out=tmp_path / "two", **options))
+    need = both.metrics["workers"]["bytes"]
+    assert both.metrics["workers"] == {"count": 2, "threads": 2, "bytes": need}
+    little = memory._replace(available=2 * need - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
+    one = quantize(QuantizeConfig(out=tmp_path / "one", **options))
+    assert one.metrics["workers"] == {"count": 1, "threads": 4, "bytes": need}
+    assert {n: r.sha256 for n, r in both.outputs.items()} == {
+        n: r.sha256 for n, r in one.outputs.items()
+    }
+    assert list(both.outputs) == list(types)
+
+
+def stored(directory: Path, recipe: str) -> dict[str, str]:
+    file = gguf.GGUFReader(str(directory / f"tiny-{recipe}.gguf"))
+    return {t.name: t.tensor_type.name for t in file.tensors}
+
+
+def test_types_of_single_tensors(model: Path, tmp_path: Path) -> None:
+    record = run(
+        model, tmp_path / "q", "Q4_K_M", tensor_types=("attn_(v|output)=q8_0", "attn=Q6_K"),
+        output_tensor_type="F16", token_embedding_type="Q5_0",
+    )  # fmt: skip
+    assert record.verdict is Verdict.PASS
+    types = stored(tmp_path / "q", "Q4_K_M")
+    assert types["blk.0.attn_v.weight"] == types["blk.0.attn_output.weight"] == "Q8_0"
+    assert types["blk.0.attn_q.weight"] == "Q6_K"
+    assert (types["output.weight"], types["token_embd.weight"]) == ("F16", "Q5_0")
+    assert types["blk.0.ffn_gate.weight"] == "Q4_K"
+
+
+def test_pure_is_one_type_for_all_matrices(model: Path, tmp_path: Path) -> None:
+    run(model, tmp_path / "q", "Q4_K_M", pure=True)
+    types = stored(tmp_path / "q", "Q4_K_M")
+    assert {t for name, t in types.items() if "norm" not in name} == {"Q4_K"}
+
+
+def test_a_choice_that_does_not_fit_falls_back_and_is_named(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny-F16.gguf", 64)
+    record = run(model, tmp_path / "q", "Q8_0", tensor_types=("attn_v=Q4_K",))
+    tensor = record.metrics["files"]["tiny-Q8_0.gguf"]["tensors"]["blk.0.attn_v.weight"]
+    assert tensor["fallback"] == {"wanted": "Q4_K", "stored": "Q5_0", "columns": 64, "block": 256}
+    assert tensor["type"] == "Q5_0"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"tensor_types": ("attn_v",)}, ConfigError, "expected PATTERN=TYPE"),
+        ({"tensor_types": ("attn_(v=Q8_0",)}, ConfigError, "not a regular expression"),
+        ({"tensor_types": ("attn_v=Q9",)}, InputError, "no tensor type 'Q9'"),
+        ({"tensor_types": ("attn_x=Q6_K",)}, InputError, "no effect: no tensor's name has it"),
+        ({"tensor_types": ("_norm=Q6_K",)}, InputError, "no effect.*norms are never"),
+        ({"tensor_types": ("attn=Q6_K", "attn_v=Q5_K")}, InputError, "attn_v=Q5_K.*no effect"),
+        ({"token_embedding_type": "Q4_K"}, InputError, "64 columns.*256 that Q4_K packs"),
+        ({"output_tensor_type": "IQ4_XS"}, InputError, "output.weight.*64 columns.*256"),
+        ({"output_tensor_type": "Q8_1"}, InputError, "no tensor type 'Q8_1'"),
+    ],
+)
+def test_a_choice_that_cannot_be_met_is_refused(
+    options: dict[str, object], kind: type[Exception], says: str, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "tiny-F16.gguf", 64)
+    with pytest.raises(kind, match=says):
+        run(model, tmp_path / "q", "Q8_0", **options)
+    assert not (tmp_path / "q").exists()
+
+
+def test_plain_types_take_no_tensor_types(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no effect: BF16 does not quantize"):
+        run(model, tmp_path / "q", "BF16", tensor_types=("attn_v=Q8_0",))
+
+
+def test_a_quantized_input_needs_to_be_allowed(model: Path, tmp_path: Path) -> None:
+    run(model, tmp_path, "Q8_0")
+    with pytest.raises(ModelError, match=r"already quantized.*--allow-requantize"):
+        run(tmp_path / "tiny-Q8_0.gguf", tmp_path / "q", "Q4_0")
+    assert not (tmp_path / "q").exists()
+    record = run(tmp_path / "tiny-Q8_0.gguf", tmp_path / "q", "Q4_0", allow_requantize=True)
+    assert record.verdict is Verdict.PASS
+    assert any("already quantized (Q8_0)" in notice for notice in record.notices)
+
+
+@pytest.mark.parametrize("cut", [2, 60, 900, -64])
+def test_a_truncated_input_is_refused(cut: int, model: Path, tmp_path: Path) -> None:
+    model.write_bytes(model.read_bytes()[:cut])
+    with pytest.raises(ModelError):
+        run(model, tmp_path / "q", "Q8_0")
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("change", ["type", "weight"])
+def test_a_file_that_is_not_what_was_planned_fails(
+    change: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libllama's output is exchanged, or damaged, before it is read back."""
+    from so8tqc.services import quantize as module
+
+    real = module.quantize_file
+
+    def tampering(job: Job, **options: Any) -> None:
+        if change == "type":
+            real(replace(job, recipe=replace(job.recipe, pure=True)), **options)
+            return
+        real(job, **options)
+        assert job.destination is not None
+        with job.destination.open("r+b") as stream:  # the scale of the last block
+            stream.seek(-34, 2)
+            stream.write(b"\xff\xff")
+
+    monkeypatch.setattr(module, "quantize_file", tampering)
+    recipe, check = (
+        ("Q4_K_M", "quantize.types") if change == "type" else ("Q8_0", "quantize.finite")
+    )
+    record = run(model, tmp_path / "q", recipe)
+    failed = [c.id for c in record.checks if c.verdict is Verdict.FAIL]
+    assert failed == [check]
 
 
 @pytest.mark.parametrize(
@@ -143,14 +305,39 @@ def test_the_input_is_never_replaced(model: Path) -> None:
 
 
 def test_types_that_cannot_be_read_back_are_not_offered(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no quantization type 'Q2_0'"):
+    with pytest.raises(InputError, match="no quantization type 'Q2_0'"):
         run(model, tmp_path / "q", "Q2_0")
 
 
-def test_libllamas_reason_is_told_and_nothing_is_left(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match=r"importance matrix.*Give an importance matrix"):
-        run(model, tmp_path / "q", "IQ2_XXS")
-    assert list((tmp_path / "q").iterdir()) == []
+@pytest.mark.parametrize("recipe", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_S", "IQ3_XXS", "Q2_K_S"])
+def test_a_type_that_needs_importance_is_refused_before_any_work(
+    recipe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("so8tqc.services.quantize.quantize_file", None)  # must not be reached
+    with pytest.raises(
+        InputError, match=rf"{recipe} needs an importance matrix.*blk\.0.*--imatrix"
+    ):
+        run(model, tmp_path / "q", "Q8_0", recipe)
+    assert not (tmp_path / "q").exists()
+
+
+def test_importance_that_lacks_a_needy_tensor_is_refused(model: Path, tmp_path: Path) -> None:
+    imatrix = write_imatrix(tmp_path / "imatrix.gguf", model, without="attn_v")
+    with pytest.raises(
+        ModelError, match=r"no importance for blk\.0\.attn_v.*Q2_K_S stores as Q2_K"
+    ):
+        run(model, tmp_path / "q", "Q2_K_S", imatrix=imatrix)
+    record = run(model, tmp_path / "q", "Q4_K_M", imatrix=imatrix)
+    assert "blk.0.attn_v.weight" in record.metrics["imatrix"]["without"]
+    assert any("rounded without weights" in n and "attn_v" in n for n in record.notices)
+
+
+def test_libllamas_reason_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    """libllama has no fallback from Q1_0, and says so."""
+    model = write_model(tmp_path / "tiny-F16.gguf", 96)
+    with pytest.raises(ToolError, match=r"no tensor type fallback is defined for type q1_0"):
+        run(model, tmp_path / "q", "Q1_0")
+    assert not (tmp_path / "q").exists()
 
 
 def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
@@ -223,6 +410,8 @@ def test_means_are_sums_over_counts_and_unseen_experts_weigh_alike(tmp_path: Pat
         ({"attn_q_in_sum2": np.zeros((1, 256), np.float32)}, "attn_q.*every importance is zero"),
         ({"attn_q_in_sum2": np.ones((1, 128), np.float32)}, r"attn_q.*needs \[1, 256\]"),
         ({"attn_q_counts": np.ones((3, 1), np.float32)}, "attn_q.*do not belong to 3 counts"),
+        ({"attn_q_counts": np.zeros((1, 1), np.float32)}, "attn_q.*every count is zero"),
+        ({"attn_q_counts": np.full((1, 1), np.nan, np.float32)}, "attn_q.*not finite"),
     ],
 )
 def test_an_importance_that_cannot_be_right_is_refused(
@@ -233,6 +422,68 @@ def test_an_importance_that_cannot_be_right_is_refused(
         run(model, tmp_path / "q", "Q4_K_M", imatrix=imatrix)
 
 
+def test_silent_columns_and_unseen_experts_are_named(model: Path, tmp_path: Path) -> None:
+    sums = np.ones((1, 256), np.float32)
+    sums[0, 32:96] = 0  # two whole blocks that libllama could not weigh
+    sums[0, 0] = 0.5
+    imatrix = write_imatrix(tmp_path / "imatrix.gguf", model, attn_q_in_sum2=sums)
+    means = read_imatrix(imatrix).means["blk.0.attn_q.weight"]
+    np.testing.assert_array_equal(means[0, 32:96], np.float32(0.01))  # 0.5 over 50 tokens
+    record = run(model, tmp_path / "q", "IQ2_XXS", imatrix=imatrix)
+    assert record.verdict is Verdict.PASS
+    assert record.metrics["imatrix"]["silent_columns"] == {"blk.0.attn_q.weight": 64}
+    assert any("64 of blk.0.attn_q.weight" in notice for notice in record.notices)
+
+
+def legacy(entries: dict[str, tuple[int, np.ndarray]], tail: bytes = b"") -> bytes:
+    """The older format: every value is a mean times the number of calls."""
+    data = struct.pack("<i", len(entries))
+    for name, (calls, values) in entries.items():
+        data += struct.pack("<i", len(name)) + name.encode()
+        data += struct.pack("<ii", calls, values.size) + values.astype("<f4").tobytes()
+    return data + tail
+
+
+def test_the_older_format_gives_the_same_file(model: Path, tmp_path: Path) -> None:
+    new = write_imatrix(tmp_path / "imatrix.gguf", model)
+    means = read_imatrix(new).means
+    old = tmp_path / "imatrix.dat"
+    old.write_bytes(
+        legacy({name: (4, 4 * value) for name, value in means.items()},
+               struct.pack("<ii", 7, 5) + b"a.txt")
+    )  # fmt: skip
+    assert read_imatrix(old).chunks == 7
+    same = [run(model, tmp_path / k, "Q4_K_M", imatrix=k_) for k, k_ in (("a", new), ("b", old))]
+    assert same[0].outputs["Q4_K_M"].sha256 == same[1].outputs["Q4_K_M"].sha256
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"\1", struct.pack("<i", 0), struct.pack("<i", -1), struct.pack("<ii", 1, -5),
+        struct.pack("<ii", 1, 1 << 30), legacy({"w": (1, np.ones(4))})[:-1],
+        legacy({"w": (1, np.ones(0))}), struct.pack("<ii1sii", 1, 1, b"w", 1, -1) + b"abcd" * 9,
+        b"plain text that is no matrix at all",
+    ],
+)  # fmt: skip
+def test_what_is_no_importance_matrix_is_refused(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="not an importance matrix"):
+        read_imatrix(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(np.nan, "w: an importance.*not finite"), (-1.0, "negative"), (0.0, "every importance is")],
+)
+def test_values_of_the_older_format_are_checked(value: float, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(legacy({"w": (1, np.full(4, value))}))
+    with pytest.raises(ModelError, match=says):
+        read_imatrix(path)
+
+
 def test_importance_of_another_model_or_none_is_refused(model: Path, tmp_path: Path) -> None:
     other = write_imatrix(tmp_path / "other.gguf", write_model(tmp_path / "o-F16.gguf", layers=2))
     with pytest.raises(ModelError, match=r"blk\.1\..*tiny-F16.gguf does not have"):
@@ -241,16 +492,29 @@ def test_importance_of_another_model_or_none_is_refused(model: Path, tmp_path: P
         run(model, tmp_path / "q", "Q4_K_M", imatrix=model)
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("print('GGML_ASSERT failed', flush=True); os.abort()", "SIGABRT.*GGML_ASSERT failed"),
+        ("os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("print('error: no'); sys.exit(1)", "exit 1.*error: no"),
+    ],
+)
 def test_a_dying_libllama_is_a_message(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, says: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    abort = [sys.executable, "-c", "import os; print('GGML_ASSERT failed', flush=True); os.abort()"]
+    death = [sys.executable, "-c", "import os, sys; " + code]
     follow = child.follow
-    monkeypatch.setattr(
-        "so8tqc.llama.quantizer.follow", lambda _, on_line, env: follow(abort, on_line, env)
-    )
-    with pytest.raises(ToolError, match=r"SIGABRT.*GGML_ASSERT failed"):
-        run(model, tmp_path / "q", "Q8_0")
+    calls = 0
+
+    def dying(command: list[str], *rest: object) -> tuple[int, list[str]]:
+        nonlocal calls
+        calls += 1  # the first is the plan
+        return follow(command if calls == 1 else death, *rest)
+
+    monkeypatch.setattr("so8tqc.llama.quantizer.follow", dying)
+    with pytest.raises(ToolError, match=says):
+        run(model, tmp_path / "q", "Q8_0", "Q4_0")
     assert list((tmp_path / "q").iterdir()) == []
 
 

@@ -80,7 +80,7 @@ def test_results_do_not_depend_on_the_block_size(
 ) -> None:
     texts, sources = setup()
     expected = summarise(compare(sources, [("a", "b")], texts)[("a", "b")])
-    monkeypatch.setattr("so8tqc.sources.compare.HEAD_ROWS", rows)
+    monkeypatch.setattr("so8tqc.sources.compare.head_rows", lambda _v: rows)
     monkeypatch.setattr("so8tqc.sources.compare.rows_per_block", lambda _v: rows)
     got = summarise(compare(sources, [("a", "b")], texts)[("a", "b")])
     assert got["kl_mean"] == pytest.approx(expected["kl_mean"], rel=1e-12)

@@ -16,6 +16,7 @@ from so8tqc.cli.quantize import quantize
 from so8tqc.cli.report import report
 from so8tqc.cli.run import run
 from so8tqc.cli.vendor import vendor
+from so8tqc.cli.verify import verify
 
 app = typer.Typer(
     name="so8tqc",
@@ -41,6 +42,7 @@ def _root(
 
 
 for command in (
-    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, doctor, vendor,
+    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, verify, doctor,
+    vendor,
 ):  # fmt: skip
     app.command()(command)

@@ -38,6 +38,8 @@ def doctor(
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
+    for overflow in ("ellipsis", "ellipsis", "fold"):  # fingerprints are of use only whole
+        table.add_column(overflow=overflow)
     marks = {True: "[green]✓[/]", False: "[yellow]✗[/]", None: " "}
     for finding in findings:
         remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""

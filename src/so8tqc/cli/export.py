@@ -16,7 +16,15 @@ def export(
     out: Annotated[Path, typer.Option(help="GGUF file to write.")],
     type_: Annotated[
         str | None,
-        typer.Option("--type", help="f16 (default), bf16, f32 or q8_0.", show_default=False),
+        typer.Option("--type", help="f16 (default), bf16, f32, q8_0 or auto.", show_default=False),
+    ] = None,
+    keep_f32: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Store these tensors unrounded, as F32: baked, or a glob of names; repeatable.",
+            show_default=False,
+        ),
     ] = None,
     llama_cpp: Annotated[
         Path | None,
@@ -27,18 +35,20 @@ def export(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert a model directory to GGUF and compare every tensor with its source.
+    """Convert a model directory to GGUF, compare every tensor with its source, and run the file.
 
     Examples:
 
         so8tqc export baked/ --out model-F16.gguf
 
         so8tqc export baked/ --type bf16 --out model-BF16.gguf
+
+        so8tqc export baked/ --keep-f32 baked --out model-F16.gguf
     """
     from so8tqc.config import ExportConfig
     from so8tqc.services.export import export as service
 
-    flags = given(model=model, out=out, type=type_, llama_cpp=llama_cpp)
+    flags = given(model=model, out=out, type=type_, keep_f32=keep_f32, llama_cpp=llama_cpp)
     run_stage(
         service,
         configure(ExportConfig, flags, config, set_),

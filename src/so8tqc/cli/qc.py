@@ -88,6 +88,23 @@ def qc(
             show_default=False,
         ),
     ] = None,
+    compute_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            show_default=False,
+            help="What transformers computes in: float32, float64, bfloat16. Default: float32, on "
+            "a GPU bfloat16.",
+        ),
+    ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto",
+            show_default=False,
+            help="Spread models over GPUs, memory and disk, for what does not fit on one GPU.",
+        ),
+    ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -145,7 +162,7 @@ def qc(
         reference=reference, base=base, candidates=candidate, out=out, rotations=rotations,
         data=data, tokenizer=tokenizer, profile=profile, level=level, protocol=protocol, ctx=ctx,
         stride=stride, max_tokens=max_tokens, threads=threads, fail_on=fail_on, allow=allow,
-        save_recovered=save_recovered,
+        compute_dtype=compute_dtype, device_map=device_map, save_recovered=save_recovered,
     )  # fmt: skip
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

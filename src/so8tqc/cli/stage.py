@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from so8tqc.progress import SILENT
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -68,7 +70,8 @@ def run_reported_stage(
 ) -> None:
     """As :func:`run_stage`, with the stage's own reports; everything goes into ``out``.
 
-    On GitHub (``GITHUB_STEP_SUMMARY``) the Markdown report is added to the step's summary.
+    Of several processes that work together, only the first shows and writes anything. On GitHub
+    (``GITHUB_STEP_SUMMARY``) the Markdown report is added to the step's summary.
 
     Args:
         shown: name of the report whose path is printed.
@@ -76,7 +79,11 @@ def run_reported_stage(
     from so8tqc.artifacts import write_record
     from so8tqc.cli.terminal import terminal_progress
     from so8tqc.services.report import write_stage_reports
+    from so8tqc.sources import ranks
 
+    if not ranks.is_first():
+        finish(service(config, SILENT), Output(json=False, quiet=True))
+        return
     with terminal_progress(quiet=output.quiet) as progress:
         record = service(config, progress)
     write_record(out / "record.json", record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,11 @@ class GGUFTensor:
     def elements(self) -> int:
         """Number of weights."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def raw(self) -> npt.NDArray[np.uint8]:
+        """[bytes] as stored."""
+        return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
 
     def values(self) -> npt.NDArray[np.float32]:
         """Dequantized to float32, in ``shape``."""
@@ -106,13 +110,15 @@ def open_gguf(path: Path) -> GGUFFile:
     Raises:
         ModelError: missing, not GGUF, truncated, or malformed.
     """
+    from so8tqc.llama.gguf_reader import HeaderReader
+
     if not path.is_file():
         raise ModelError("no such GGUF file", where=str(path))
     with path.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ModelError("not a GGUF file (its first bytes are not GGUF)", where=str(path))
     try:
-        reader = _reader()(str(path), "r")
+        reader = HeaderReader(str(path), "r")
         size = path.stat().st_size
         for tensor in reader.tensors:
             if int(tensor.data_offset) + int(tensor.n_bytes) > size:
@@ -136,36 +142,6 @@ def open_gguf(path: Path) -> GGUFFile:
     if not tensors:
         raise ModelError("the GGUF file holds no tensors", where=str(path))
     return GGUFFile(path, {k: v for k, v in fields.items() if v is not None}, tensors)
-
-
-@cache
-def _reader() -> Any:
-    """gguf-py's reader, but for arrays: their contents (vocabularies) are passed over.
-
-    That reader makes several objects of every token and merge: seconds for a file that is
-    otherwise mapped in milliseconds.
-    """
-    from gguf import GGUFReader, GGUFValueType
-
-    class Reader(GGUFReader):  # type: ignore[misc]
-        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-            if raw_type != GGUFValueType.ARRAY:
-                return super()._get_field_parts(orig_offs, raw_type)
-            order = "<" if self.byte_order == "I" else ">"
-            kind, count = struct.unpack_from(f"{order}IQ", self.data, orig_offs)
-            item = GGUFValueType(kind)
-            types = [GGUFValueType.ARRAY, item]
-            width = self.gguf_scalar_to_np.get(item)
-            if width is not None:
-                return 12 + count * np.dtype(width).itemsize, [], [], types
-            if item != GGUFValueType.STRING:
-                raise ValueError(f"an array of {item.name}")
-            end = orig_offs + 12
-            for _ in range(count):
-                end += 8 + struct.unpack_from(f"{order}Q", self.data, end)[0]
-            return end - orig_offs, [], [], types
-
-    return Reader
 
 
 def _tensor(tensor: Any) -> GGUFTensor:

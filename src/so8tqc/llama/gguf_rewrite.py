@@ -1,23 +1,26 @@
-"""Setting key-values of a GGUF file: a new file, every other byte the same.
+"""A GGUF file with key-values set and tensors replaced: a new file, every other byte the same.
 
 Layout (little- or big-endian throughout): magic, version, number of tensors, number of
 key-values; the key-values; the tensor infos, whose offsets count from the start of the data;
-padding to the alignment; the data. So the data may move as a whole, and all that is written
-anew is the header's count, the values that are set, and the padding. gguf-py's reader says where
-each part lies. Its writer is not used: it drops empty strings and arrays, and would have to
-re-encode the vocabulary.
+padding to the alignment; the data. So what stays is copied in its bytes, and all that is written
+anew is the header's count, the values that are set, the infos and data of replaced tensors, the
+offsets that follow, and padding. gguf-py's reader says where each part lies. Its writer is not
+used: it drops empty strings and arrays, and would have to re-encode the vocabulary.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from so8tqc.artifacts import atomic_file, require_space
-from so8tqc.errors import ModelError
+from so8tqc.errors import ModelError, ShapeError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.progress import SILENT, Progress, Task
 
@@ -27,8 +30,15 @@ if TYPE_CHECKING:
 CALIBRATION_TEMPERATURE = "so8t.calibration.temperature"
 SAMPLING_TEMPERATURE = "general.sampling.temp"
 
+Value = str | bool | float
+"""What a key may be set to: stored as STRING, BOOL or FLOAT32."""
+
+Float32Chunks = Callable[[], Iterable[npt.NDArray[np.float32]]]
+"""Yields a tensor's values in storage order, in pieces of any size."""
+
 _COPY_BYTES = 8 << 20
 _HEADER = "IIQQ"  # magic, version, tensors, key-values
+_FLOAT32_BYTES = 4
 
 
 def set_float_values(
@@ -54,15 +64,69 @@ def set_float_values(
         raise ModelError("the rewritten file may not replace its source", where=str(source))
     parts = _parts(source)
     require_space(destination.parent, source.stat().st_size, "the rewritten file needs {}")
-    with (
-        progress.task(f"writing {destination.name}", total=parts.size, unit="bytes") as task,
-        source.open("rb") as original,
-        atomic_file(destination) as temporary,
-        temporary.open("wb") as copy,
-    ):
-        _write_head(original, copy, parts, values)
-        original.seek(parts.data)
-        _copy(original, copy, parts.size - parts.data, task)
+    with atomic_file(destination) as temporary:
+        _rewrite(source, temporary, parts, values, {}, progress, destination.name)
+
+
+def rewrite(
+    source: Path,
+    destination: Path,
+    values: Mapping[str, Value],
+    tensors: Mapping[str, Float32Chunks],
+    progress: Progress = SILENT,
+) -> None:
+    """Copy a GGUF file with key-values set and tensors replaced by float32 ones, in one pass.
+
+    Memory is bounded by a copy buffer and one piece of a replaced tensor.
+
+    Args:
+        source: any GGUF file of one part.
+        destination: file to write (not atomic: give a temporary path).
+        values: key → value; they are written after all other keys.
+        tensors: tensor name → its values in storage order; stored as F32, shape unchanged.
+        progress: told about bytes.
+
+    Raises:
+        ModelError: the source is no GGUF, one part of a split model, or lacks a tensor.
+        ShapeError: a replacement has another number of values than the tensor.
+    """
+    parts = _parts(source)
+    if unknown := sorted(tensors.keys() - parts.tensors.keys()):
+        raise ModelError(f"the file has no tensor {unknown[0]}", where=str(source))
+    _rewrite(source, destination, parts, values, tensors, progress, "GGUF")
+
+
+def key_values(path: Path) -> dict[str, bytes]:
+    """key → the bytes of its value's type and value, vocabularies included.
+
+    Raises:
+        ModelError: the file is no GGUF, or one part of a split model.
+    """
+    parts = _parts(path)
+    found = {}
+    with path.open("rb") as stream:
+        for name, (start, end) in parts.values.items():
+            begin = start + 8 + len(name.encode())  # after the key's length and the key
+            stream.seek(begin)
+            found[name] = stream.read(end - begin)
+    return found
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor lies, in bytes from the file's start.
+
+    Attributes:
+        info: (start, end) of its info without type and offset.
+        type: number of its GGML type.
+        elements: number of weights.
+        data: (start, end) of its data, the padding behind it included.
+    """
+
+    info: tuple[int, int]
+    type: int
+    elements: int
+    data: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -71,23 +135,26 @@ class _Parts:
 
     Attributes:
         values: key → (start, end), in the file's order.
-        tensors: (start, end) of the tensor infos.
-        data: start of the data.
-        size: of the file.
+        tensors: name → tensor, in the order of their infos.
         alignment: of the data.
         order: struct's byte-order mark.
     """
 
     values: dict[str, tuple[int, int]]
-    tensors: tuple[int, int]
-    data: int
-    size: int
+    tensors: dict[str, _Tensor]
     alignment: int
     order: str
 
+    @property
+    def by_position(self) -> list[tuple[str, _Tensor]]:
+        """The tensors in the order of their data."""
+        return sorted(self.tensors.items(), key=lambda item: item[1].data)
+
 
 def _parts(path: Path) -> _Parts:
-    from gguf import GGUFEndian, GGUFReader
+    from gguf import GGUFEndian
+
+    from so8tqc.llama.gguf_reader import HeaderReader
 
     fields = open_gguf(path).fields  # refuses what is malformed
     if int(fields.get("split.count", 1)) > 1:
@@ -96,16 +163,29 @@ def _parts(path: Path) -> _Parts:
             where=str(path),
             remedy="Merge it first: llama-gguf-split --merge FIRST_PART OUT.gguf",
         )
-    reader = GGUFReader(str(path), "r")
-    infos = [tensor.field for tensor in reader.tensors]
+    reader = HeaderReader(str(path), "r")
     return _Parts(
-        values=_value_ranges(reader, infos[0].offset),
-        tensors=(infos[0].offset, infos[-1].offset + sum(p.nbytes for p in infos[-1].parts)),
-        data=int(reader.data_offset),
-        size=path.stat().st_size,
+        values=_value_ranges(reader, reader.tensors[0].field.offset),
+        tensors=_tensors(reader, path.stat().st_size),
         alignment=int(reader.alignment),
         order=">" if reader.endianess == GGUFEndian.BIG else "<",
     )
+
+
+def _tensors(reader: GGUFReader, size: int) -> dict[str, _Tensor]:
+    """Every tensor; its data reach to the start of the next, the last's to the end of the file."""
+    starts = sorted(int(tensor.data_offset) for tensor in reader.tensors)
+    ends = dict(zip(starts, [*starts[1:], size], strict=True))
+    return {
+        tensor.name: _Tensor(
+            info=(tensor.field.offset, tensor.field.offset
+                  + sum(int(part.nbytes) for part in tensor.field.parts[:4])),
+            type=int(tensor.tensor_type),
+            elements=int(tensor.n_elements),
+            data=(int(tensor.data_offset), ends[int(tensor.data_offset)]),
+        )
+        for tensor in reader.tensors
+    }  # fmt: skip
 
 
 def _value_ranges(reader: GGUFReader, end: int) -> dict[str, tuple[int, int]]:
@@ -119,8 +199,44 @@ def _value_ranges(reader: GGUFReader, end: int) -> dict[str, tuple[int, int]]:
     return {name: (start, stop) for (name, start), stop in zip(starts.items(), ends, strict=True)}
 
 
+def _rewrite(
+    source: Path,
+    destination: Path,
+    parts: _Parts,
+    values: Mapping[str, Value],
+    tensors: Mapping[str, Float32Chunks],
+    progress: Progress,
+    shown: str,
+) -> None:
+    sizes = {name: _size(name, tensor, parts, tensors) for name, tensor in parts.by_position}
+    with (
+        progress.task(f"writing {shown}", total=sum(sizes.values()), unit="bytes") as task,
+        source.open("rb") as original,
+        destination.open("wb") as copy,
+    ):
+        _write_head(original, copy, parts, values)
+        _write_infos(original, copy, parts, sizes, set(tensors))
+        for name, tensor in parts.by_position:
+            if name in tensors:
+                _write_floats(copy, name, tensor, tensors[name](), parts, task)
+            else:
+                original.seek(tensor.data[0])
+                _copy(original, copy, tensor.data[1] - tensor.data[0], task)
+
+
+def _size(name: str, tensor: _Tensor, parts: _Parts, tensors: Mapping[str, Float32Chunks]) -> int:
+    """Bytes of a tensor's data in the new file, padding included."""
+    if name not in tensors:
+        return tensor.data[1] - tensor.data[0]
+    return _aligned(tensor.elements * _FLOAT32_BYTES, parts.alignment)
+
+
+def _aligned(size: int, alignment: int) -> int:
+    return size + -size % alignment
+
+
 def _write_head(
-    original: BinaryIO, copy: BinaryIO, parts: _Parts, values: Mapping[str, float]
+    original: BinaryIO, copy: BinaryIO, parts: _Parts, values: Mapping[str, Value]
 ) -> None:
     kept = {name: span for name, span in parts.values.items() if name not in values}
     header = parts.order + _HEADER
@@ -131,18 +247,64 @@ def _write_head(
         copy.write(original.read(end - start))
     for key, value in values.items():
         copy.write(_encoded(key, value, parts.order))
-    original.seek(parts.tensors[0])
-    copy.write(original.read(parts.tensors[1] - parts.tensors[0]))
+
+
+def _write_infos(
+    original: BinaryIO,
+    copy: BinaryIO,
+    parts: _Parts,
+    sizes: Mapping[str, int],
+    replaced: set[str],
+) -> None:
+    from gguf import GGMLQuantizationType
+
+    offsets, offset = {}, 0
+    for name, _ in parts.by_position:
+        offsets[name] = offset
+        offset += sizes[name]
+    for name, tensor in parts.tensors.items():
+        start, end = tensor.info
+        original.seek(start)
+        copy.write(original.read(end - start))
+        kind = int(GGMLQuantizationType.F32) if name in replaced else tensor.type
+        copy.write(struct.pack(f"{parts.order}IQ", kind, offsets[name]))
     copy.write(bytes(-copy.tell() % parts.alignment))
 
 
-def _encoded(key: str, value: float, order: str) -> bytes:
+def _encoded(key: str, value: Value, order: str) -> bytes:
     from gguf import GGUFValueType
 
-    name = key.encode()
-    return struct.pack(
-        f"{order}Q{len(name)}sIf", len(name), name, GGUFValueType.FLOAT32.value, value
-    )
+    if isinstance(value, bool):
+        kind, content = GGUFValueType.BOOL, struct.pack("?", value)
+    elif isinstance(value, str):
+        kind, content = GGUFValueType.STRING, _string(value, order)
+    else:
+        kind, content = GGUFValueType.FLOAT32, struct.pack(f"{order}f", value)
+    return _string(key, order) + struct.pack(f"{order}I", kind.value) + content
+
+
+def _string(text: str, order: str) -> bytes:
+    data = text.encode()
+    return struct.pack(f"{order}Q", len(data)) + data
+
+
+def _write_floats(
+    copy: BinaryIO,
+    name: str,
+    tensor: _Tensor,
+    chunks: Iterable[npt.NDArray[np.float32]],
+    parts: _Parts,
+    task: Task,
+) -> None:
+    written = 0
+    for chunk in chunks:
+        copy.write(np.ascontiguousarray(chunk, dtype=f"{parts.order}f4").data)
+        written += chunk.size
+        task.advance(chunk.size * _FLOAT32_BYTES, item=name)
+    if written != tensor.elements:
+        raise ShapeError(f"{written} values for a tensor of {tensor.elements}", where=name)
+    size = written * _FLOAT32_BYTES
+    copy.write(bytes(_aligned(size, parts.alignment) - size))
 
 
 def _copy(original: BinaryIO, copy: BinaryIO, remaining: int, task: Task) -> None:

@@ -150,6 +150,20 @@ class IsolatedModel:
         return ToolError(f"libllama died ({status}){why}", where=str(self.path))
 
 
+def first_logits(path: Path, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Logits of every position of a text: [T] ids → [T, V] float32.
+
+    Raises:
+        ModelError, MissingToolError, ToolError: as :class:`IsolatedModel`.
+    """
+    model = IsolatedModel(path, context=tokens.size)
+    try:
+        model.begin(tokens.size)
+        return model.decode(tokens, 0).copy()
+    finally:
+        model.close()
+
+
 def _pipe(stream: IO[str] | None) -> IO[str]:
     if stream is None:
         raise ToolError("the libllama worker has no pipes")

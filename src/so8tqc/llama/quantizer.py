@@ -1,22 +1,101 @@
-"""Quantization by libllama, in a process of its own."""
+"""Quantization by libllama, in processes of its own: first planned, then done."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from so8tqc.errors import ConfigError, ToolError
+from so8tqc.errors import InputError, ToolError
 from so8tqc.llama.child import ending, follow, reason
 from so8tqc.llama.libllama import library
 
 _PREFIXES = ("MOSTLY_", "ALL_")
+_WITHOUT_RECIPE = frozenset({"NVFP4"})
+"""File types that libllama names and reads, but has no way to write."""
+
+_NOT_STORED = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
+"""GGML types that hold intermediate values or integers, never a model's weights."""
+
+RECIPE_MARK = "so8tqc: recipe "
 _TENSOR = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+)")
+_PLANNED = re.compile(
+    r"^\[\s*\d+/\s*\d+\]\s+(?P<name>\S+)\s.*?type =\s*(?P<type>\w+), size =.*?"
+    r"(?:-> .*\((?P<new>\w+)\))?$"
+)
+_FALLBACK = re.compile(
+    r"^warning: (?P<name>\S+)\s+- ncols\s+(?P<columns>\d+) not divisible by\s+(?P<block>\d+) "
+    r"\(required for type\s+(?P<wanted>\w+)\)"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How libllama is to quantize: a file type and what differs from it.
+
+    Attributes:
+        file_type: see :func:`resolve_type`.
+        tensor_types: (regular expression, GGML type) pairs; the first that is found in a
+            tensor's name decides. Only for file types that quantize.
+        output_type: GGML type of ``output.weight`` (of the token embedding, if it serves as
+            both), None for the recipe's.
+        embedding_type: GGML type of the token embedding, None for the recipe's.
+        pure: every matrix in the file type's default type, no mixture.
+        requantize: whether the input may be quantized.
+        imatrix: importance matrix, validated by the caller.
+    """
+
+    file_type: int
+    tensor_types: tuple[tuple[str, int], ...] = ()
+    output_type: int | None = None
+    embedding_type: int | None = None
+    pure: bool = False
+    requantize: bool = False
+    imatrix: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of ``llama_model_quantize``; ``destination`` None only plans it.
+
+    Attributes:
+        source: a GGUF, validated by the caller.
+        destination: file to write (not atomic: give a temporary path).
+        recipe: how.
+        threads: CPU threads, None for all.
+    """
+
+    source: Path
+    destination: Path | None
+    recipe: Recipe
+    threads: int | None = None
+
+    def to_json(self) -> str:
+        """As the child process takes it."""
+        return json.dumps(asdict(self), default=str)
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """What libllama will store for a tensor.
+
+    Attributes:
+        type: GGML type name.
+        wanted: the type it would have taken, were the columns a multiple of ``block``.
+        block: columns that one block of the wanted type packs.
+    """
+
+    type: str
+    wanted: str | None = None
+    block: int | None = None
 
 
 def quantization_types() -> dict[str, int]:
-    """Name (``Q5_K_M``) → libllama's file type: all it offers that gguf-py can read back."""
+    """Name (``Q5_K_M``) → libllama's file type: all it can write that gguf-py can read back."""
     from gguf import LlamaFileType
 
     lib = library()
@@ -24,64 +103,111 @@ def quantization_types() -> dict[str, int]:
     for name in dir(lib):
         known = name.removeprefix("LLAMA_FTYPE_")
         for prefix in _PREFIXES:
+            short = known.removeprefix(prefix)
             if known.startswith(prefix) and known in LlamaFileType.__members__:
-                types[known.removeprefix(prefix)] = int(getattr(lib, name))
-    return types
+                types[short] = int(getattr(lib, name))
+    return {name: value for name, value in types.items() if name not in _WITHOUT_RECIPE}
+
+
+def tensor_types() -> dict[str, int]:
+    """Name (``Q5_K``) → GGML type: all in which a single tensor can be stored."""
+    from gguf import GGMLQuantizationType
+
+    return {t.name: int(t) for t in GGMLQuantizationType if t.name not in _NOT_STORED}
 
 
 def resolve_type(name: str) -> tuple[str, int]:
     """Canonical name and file type, whatever the case.
 
     Raises:
-        ConfigError: libllama has no such type.
+        InputError: libllama has no such type.
     """
-    types = quantization_types()
+    return _resolve(name, quantization_types(), "quantization type")
+
+
+def resolve_tensor_type(name: str) -> tuple[str, int]:
+    """Canonical name and GGML type of a single tensor, whatever the case.
+
+    Raises:
+        InputError: libllama has no such type.
+    """
+    return _resolve(name, tensor_types(), "tensor type")
+
+
+def _resolve(name: str, known: dict[str, int], kind: str) -> tuple[str, int]:
     canonical = name.upper()
-    if canonical not in types:
-        raise ConfigError(
-            f"libllama knows no quantization type {name!r}", remedy=f"It knows {', '.join(types)}."
+    if canonical not in known:
+        raise InputError(
+            f"libllama knows no {kind} {name!r}", remedy=f"It knows {', '.join(known)}."
         )
-    return canonical, types[canonical]
+    return canonical, known[canonical]
 
 
-def quantize_file(
-    source: Path,
-    destination: Path,
-    file_type: int,
-    *,
-    threads: int | None = None,
-    imatrix: Path | None = None,
-    on_tensor: Callable[[str], None],
-) -> None:
-    """Run ``llama_model_quantize`` in a child process, which dies with an interruption.
+def plan(source: Path, recipes: Sequence[Recipe]) -> list[dict[str, PlannedTensor]]:
+    """What libllama would make of a file: its dry run, which reads no weight.
 
-    Args:
-        source: an unquantized GGUF, validated by the caller.
-        destination: file to write (not atomic: give a temporary path).
-        file_type: see :func:`resolve_type`.
-        threads: CPU threads, None for all.
-        imatrix: importance matrix, validated by the caller.
-        on_tensor: told the name of every tensor that is done.
+    Returns:
+        For each recipe, tensor name → what would be stored.
 
     Raises:
         ToolError: libllama reports an error, or dies.
     """
-    command = [
-        sys.executable, "-P", "-m", "so8tqc.llama.quantize_worker", str(source), str(destination),
-        str(file_type), str(threads or 0), *([str(imatrix)] if imatrix else []),
-    ]  # fmt: skip
+    plans: list[dict[str, PlannedTensor]] = []
+    fell: dict[str, tuple[str, int]] = {}
+
+    def follow_line(line: str) -> None:
+        if line.startswith(RECIPE_MARK):
+            plans.append({})
+            fell.clear()
+        elif warned := _FALLBACK.search(line):
+            fell[warned["name"]] = (warned["wanted"].upper(), int(warned["block"]))
+        elif planned := _PLANNED.match(line):
+            name = planned["name"]
+            stored = PlannedTensor((planned["new"] or planned["type"]).upper())
+            if name in fell:
+                stored = replace(stored, wanted=fell[name][0], block=fell[name][1])
+            plans[-1][name] = stored
+
+    _run([Job(source, None, recipe) for recipe in recipes], follow_line)
+    return plans
+
+
+def quantize_file(
+    job: Job,
+    *,
+    on_tensor: Callable[[str], None],
+    on_start: Callable[[subprocess.Popen[str]], None] | None = None,
+) -> None:
+    """Run ``llama_model_quantize`` in a child process, which dies with an interruption.
+
+    Args:
+        job: what to do.
+        on_tensor: told the name of every tensor that libllama begins.
+        on_start: told the process, so that another thread can end it.
+
+    Raises:
+        ToolError: libllama reports an error, or dies.
+    """
 
     def follow_line(line: str) -> None:
         if tensor := _TENSOR.match(line):
             on_tensor(tensor[1])
 
+    _run([job], follow_line, on_start)
+
+
+def _run(
+    jobs: Sequence[Job],
+    on_line: Callable[[str], None],
+    on_start: Callable[[subprocess.Popen[str]], None] | None = None,
+) -> None:
+    command = [
+        sys.executable, "-P", "-m", "so8tqc.llama.quantize_worker", *(j.to_json() for j in jobs),
+    ]  # fmt: skip
     # ggml would start a debugger on itself before it aborts
-    status, last = follow(command, follow_line, {"GGML_NO_BACKTRACE": "1"})
+    status, last = follow(command, on_line, {"GGML_NO_BACKTRACE": "1"}, on_start)
     if status != 0:
-        said = reason(last)
-        needs_matrix = imatrix is None and re.search(r"imatrix|importance matrix", said)
         raise ToolError(
-            f"libllama cannot quantize ({ending(status)}): {said}",
-            where=str(source),
-            remedy="Give an importance matrix (imatrix)." if needs_matrix else None,
+            f"libllama cannot quantize ({ending(status)}): {reason(last)}",
+            where=str(jobs[0].source),
         )

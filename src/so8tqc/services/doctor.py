@@ -22,6 +22,7 @@ from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import orthogonality_error
 from so8tqc.services.builtin import demo_gguf
+from so8tqc.services.gguf_provenance import says_baked
 
 _PACKAGES = (
     "so8tqc", "torch", "transformers", "safetensors", "gguf", "numpy", "scipy", "plotly",
@@ -154,6 +155,7 @@ def _describe_gguf(path: Path) -> list[Finding]:
         Finding("tensors", f"{len(gguf.tensors)}: {types}"),
         Finding("size", f"{path.stat().st_size / 1e6:.1f} MB, {gguf.bits_per_weight:.2f} bits "
                 "per weight"),
+        *([] if says_baked(gguf.fields) else [Finding("baked", "no so8t.baked: not known to be")]),
         *(Finding(key, str(value)) for key, value in ours.items()),
     ]  # fmt: skip
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.tensor_map import (
     GENERATED,
     LAYOUTS,
+    FloatArray,
     arrangements,
     expert_index,
     gguf_names,
@@ -55,28 +58,51 @@ class TensorComparison:
         return dict(sorted(Counter(self.equal.values()).items()))
 
 
+class Explained(NamedTuple):
+    """What the converter made of a source tensor.
+
+    Attributes:
+        done: how its values were rearranged (``unchanged``, …).
+        values: the rearranged values, unrounded.
+    """
+
+    done: str
+    values: FloatArray
+
+
 def compare_tensors(
     checkpoint: Checkpoint, gguf: GGUFFile, progress: Progress = SILENT
 ) -> TensorComparison:
     """Compare every source tensor, renamed, rearranged and rounded, with the stored bytes."""
-    config = _text_config(checkpoint.config)
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    names = gguf_names(checkpoint.tensors.keys(), gguf.architecture, layers)
+    names = _names_in_gguf(checkpoint, gguf)
     parts = Counter(names.values())
     found = TensorComparison(gguf.architecture)
-    with progress.task("comparing tensors", total=len(names), unit="tensors") as task:
+    with (
+        progress.task("comparing tensors", total=len(names), unit="tensors") as task,
+        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+    ):
+
+        def compare(source: str, name: str) -> str | None:
+            explained = explain(checkpoint, source, gguf, name, parts[name])
+            task.advance(1, item=source)
+            return explained and explained.done
+
+        results = {
+            source: pool.submit(compare, source, name)
+            for source, name in names.items()
+            if name in gguf.tensors
+        }
         for source, name in names.items():
-            if name is None:
-                found.unmapped.append(source)
-            elif name in gguf.tensors:
-                done = _explain(checkpoint, source, gguf, name, parts[name], config)
+            if source in results:
+                done = results[source].result()
                 if done is None:
                     found.different.append(source)
                 else:
                     found.equal[source] = done
+            elif name is None:
+                found.unmapped.append(source)
             elif not _is_tied_head(name, gguf):
                 found.missing.append(source)
-            task.advance(1, item=source)
     for name in gguf.tensors:
         if name not in parts and name not in GENERATED:
             perhaps = _perhaps_from(name, found.unmapped)
@@ -84,19 +110,30 @@ def compare_tensors(
     return found
 
 
-def _explain(
-    checkpoint: Checkpoint,
-    source: str,
-    gguf: GGUFFile,
-    name: str,
-    parts: int,
-    config: Mapping[str, Any],
-) -> str | None:
+def tensors_by_name(checkpoint: Checkpoint, gguf: GGUFFile) -> dict[str, tuple[str, ...]]:
+    """GGUF tensor → its source tensors: one, or the experts of a layer in order."""
+    sources: dict[str, list[str]] = {}
+    for source, name in _names_in_gguf(checkpoint, gguf).items():
+        if name in gguf.tensors:
+            sources.setdefault(name, []).append(source)
+    return {
+        name: tuple(sorted(s, key=lambda x: expert_index(x) or 0)) for name, s in sources.items()
+    }
+
+
+def explain(
+    checkpoint: Checkpoint, source: str, gguf: GGUFFile, name: str, parts: int
+) -> Explained | None:
     """What the converter did to a tensor, None if nothing it may do explains the bytes.
 
     Args:
+        checkpoint: where the source tensor is.
+        source: its name.
+        gguf: the file.
+        name: the GGUF tensor's name.
         parts: how many source tensors share the GGUF tensor (the experts of a layer).
     """
+    config = _text_config(checkpoint.config)
     tensor = gguf.tensors[name]
     values = load_tensor(checkpoint.tensors[source]).float().numpy()
     index = expert_index(source) or 0
@@ -109,8 +146,14 @@ def _explain(
             continue
         expected = stored_as(candidate.reshape(shape), tensor.type)
         if np.array_equal(expected.reshape(-1), stored, equal_nan=False):
-            return done
+            return Explained(done, candidate)
     return None
+
+
+def _names_in_gguf(checkpoint: Checkpoint, gguf: GGUFFile) -> dict[str, str | None]:
+    config = _text_config(checkpoint.config)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    return gguf_names(checkpoint.tensors.keys(), gguf.architecture, layers)
 
 
 def _perhaps_from(name: str, unmapped: Sequence[str]) -> bool:

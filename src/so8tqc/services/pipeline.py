@@ -160,8 +160,8 @@ def _stages(
                lambda p: bake(bake_config, p), reports=True),
         _Stage("export", export_config, (baked, *converter),
                (exported,), lambda p: export(export_config, p)),
-        _Stage("quantize", quantize_config, (exported,), tuple(quantized.values()),
-               lambda p: quantize(quantize_config, p)),
+        _Stage("quantize", quantize_config, (exported, *_importance_inputs(quantize_config)),
+               tuple(quantized.values()), lambda p: quantize(quantize_config, p)),
         _Stage("calibrate", calibrate_config, (calibrate_config.gguf, exported, baked, *data),
                (out / "calibrate" / "temperature_config.json",),
                lambda p: calibrate(calibrate_config, p)),
@@ -171,6 +171,13 @@ def _stages(
                (out / "longtext" / "series.npz",),
                lambda p: longtext(long_config, p), reports=True),
     )  # fmt: skip
+
+
+def _importance_inputs(config: QuantizeConfig) -> tuple[Path, ...]:
+    """What the importance matrix is, or is computed from."""
+    if config.imatrix is None:
+        return ()
+    return data_paths(config.imatrix_data) if config.imatrix == "auto" else (config.imatrix,)
 
 
 def _bake_options(config: RunConfig) -> dict[str, object]:

@@ -59,6 +59,7 @@ from so8tqc.services.structure import (
     rotation_checks,
     structure_checks,
 )
+from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, is_capture, open_capture
 
 TOKENS_FILE = "tokens.npz"
@@ -262,7 +263,8 @@ def _judge_logits(
     if capture is not None:
         found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
     found.diagnosis += diagnose_logits(found.checks, found.named)
-    _write_tokens(config.out / TOKENS_FILE, {n: ran.tables[(REFERENCE, n)] for n in names})
+    if ranks.is_first():
+        _write_tokens(config.out / TOKENS_FILE, {n: ran.tables[(REFERENCE, n)] for n in names})
 
 
 def _candidate_checks(

@@ -158,7 +158,7 @@ def _sources(
     if is_gguf(config.reference):
         sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
     elif rotations is not None:
-        model = HFModel.load(base_of(config))
+        model = _load(config, base_of(config))
         witness = REFERENCE
         gated: LogitSource = GatedSource(model, rotations, witness)
         if capture is not None:
@@ -173,16 +173,20 @@ def _sources(
         sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
     elif capture is None:
-        sources.append(HFSource(HFModel.load(config.reference), REFERENCE))
+        sources.append(HFSource(_load(config, config.reference), REFERENCE))
     for name, path in names.items():
         if is_gguf(path):
             sources.append(GGUFSource(path, name, threads=config.threads))
             if rotations is not None:
                 pairs.append((BASE, name))
         else:
-            sources.append(HFSource(HFModel.load(path), name))
+            sources.append(HFSource(_load(config, path), name))
         pairs.append((REFERENCE, name))
     return sources, pairs
+
+
+def _load(config: QCConfig, path: Path) -> HFModel:
+    return HFModel.load(path, dtype=config.compute_dtype, device_map=config.device_map)
 
 
 def _floor(dtype: str) -> str:

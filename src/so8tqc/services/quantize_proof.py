@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import TypedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
-from so8tqc.llama.gguf_file import QUANTIZED_COLUMNS, GGUFFile
-from so8tqc.progress import SILENT, Progress
+from so8tqc.llama.ggml import dequantizer
+from so8tqc.llama.gguf_file import QUANTIZED_COLUMNS, GGUFFile, GGUFTensor
+from so8tqc.llama.quantizer import PlannedTensor
 from so8tqc.records import Check, judge
 
 PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
-_SMALL_BLOCK = 32
-_SUPER_BLOCK_TYPES = re.compile(r"^(I?Q\d.*_K|IQ(?!4_NL)\d.*|TQ.*|Q\d_K)$")
+_WEIGHTS_AT_ONCE = 1 << 17
+"""Half a MiB of float32 in each of two buffers: they stay in a core's cache."""
+
 _RECIPE_OF_SUPER_BLOCKS = re.compile(r"_K|^IQ(?!4_NL)|^TQ")
+_LAYER = re.compile(r"^blk\.(\d+)\.")
 _ATTENTION_OUTPUT = re.compile(r"^blk\.(\d+)\.attn_output\.weight$")
+
+
+class Fallback(TypedDict):
+    """A tensor in another type than the recipe's: its columns are no multiple of ``block``."""
+
+    wanted: str | None
+    stored: str
+    columns: int
+    block: int
+
+
+class QuantizedTensor(TypedDict):
+    """One tensor of an output; ``relative_error`` is ‖Q − W‖/‖W‖, None where W is zero."""
+
+    type: str
+    bits_per_weight: float
+    relative_error: float | None
+    fallback: Fallback | None
 
 
 class QuantizedFile(TypedDict):
@@ -27,115 +52,198 @@ class QuantizedFile(TypedDict):
     bits_per_weight: float
     types: dict[str, int]
     fallbacks: dict[str, str]
-    tensors: dict[str, str]
+    tensors: dict[str, QuantizedTensor]
+    layer_error: dict[int, float]
     attention_output_error: dict[int, float]
 
 
-def describe(recipe: str, source: GGUFFile, result: GGUFFile) -> QuantizedFile:
-    """Sizes, types and errors of a quantized file."""
+class SquaredError(NamedTuple):
+    """Σ (Q − W)² and Σ W² over the weights of a tensor; not finite if any weight is not."""
+
+    error: float
+    norm: float
+
+    @property
+    def relative(self) -> float | None:
+        """‖Q − W‖/‖W‖; None where W is zero."""
+        return math.sqrt(self.error / self.norm) if self.norm else None
+
+
+def squared_error(before: GGUFTensor, after: GGUFTensor) -> SquaredError:
+    """Compare the weights of two tensors of the same shape, both dequantized by libggml.
+
+    Args:
+        before, after: [rows, columns] tensors of any type.
+    """
+    columns = before.shape[-1]
+    rows = before.elements // columns
+    step = max(1, _WEIGHTS_AT_ONCE // columns)
+    stored_before, stored_after = _rows(before, rows), _rows(after, rows)
+    convert_before, convert_after = dequantizer(before.type), dequantizer(after.type)
+    buffers = np.empty((2, step * columns), dtype=np.float32)
+    error = norm = 0.0
+    for start in range(0, rows, step):
+        count = min(step, rows - start) * columns
+        w, q = buffers[0, :count], buffers[1, :count]
+        convert_before(stored_before[start : start + step], w)
+        convert_after(stored_after[start : start + step], q)
+        np.subtract(q, w, out=q)
+        error += float(q @ q)
+        norm += float(w @ w)
+    return SquaredError(error, norm)
+
+
+def _rows(tensor: GGUFTensor, rows: int) -> npt.NDArray[np.uint8]:
+    """The stored bytes, row by row."""
+    stored: npt.NDArray[np.uint8] = (
+        np.asarray(tensor.data).reshape(-1).view(np.uint8).reshape(rows, -1)
+    )
+    return stored
+
+
+def errors(
+    source: GGUFFile, result: GGUFFile, on_tensor: Callable[[str], None], threads: int = 1
+) -> dict[str, SquaredError]:
+    """Errors of every tensor that both files have in the same shape."""
+
+    def compare(name: str) -> SquaredError:
+        on_tensor(name)
+        return squared_error(source.tensors[name], result.tensors[name])
+
+    names = [
+        name
+        for name, tensor in source.tensors.items()
+        if name in result.tensors and result.tensors[name].shape == tensor.shape
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(names, pool.map(compare, names), strict=True))
+
+
+def describe(
+    recipe: str,
+    result: GGUFFile,
+    found: Mapping[str, SquaredError],
+    fell: Mapping[str, Fallback],
+    size: int,
+) -> QuantizedFile:
+    """Sizes, types and errors of a quantized file of ``size`` bytes."""
     return {
         "type": recipe,
         "path": str(result.path),
-        "bytes": result.path.stat().st_size,
+        "bytes": size,
         "bits_per_weight": result.bits_per_weight,
         "types": result.types,
-        "fallbacks": fallbacks(result, recipe),
-        "tensors": {name: tensor.type for name, tensor in result.tensors.items()},
-        "attention_output_error": _attention_output_errors(source, result),
+        "fallbacks": {name: fallback["stored"] for name, fallback in fell.items()},
+        "tensors": {
+            name: {
+                "type": tensor.type,
+                "bits_per_weight": 8.0 * tensor.bytes / tensor.elements,
+                "relative_error": found[name].relative if name in found else None,
+                "fallback": fell.get(name),
+            }
+            for name, tensor in result.tensors.items()
+        },
+        "layer_error": _by_layer(found, _LAYER),
+        "attention_output_error": _by_layer(found, _ATTENTION_OUTPUT),
     }
 
 
-def fallbacks(gguf: GGUFFile, recipe: str) -> dict[str, str]:
-    """Tensors stored in another kind of type than the recipe's, since their width forbids it.
+def _by_layer(found: Mapping[str, SquaredError], pattern: re.Pattern[str]) -> dict[int, float]:
+    """Layer → relative Frobenius error of its tensors together."""
+    sums: dict[int, SquaredError] = {}
+    for name, value in found.items():
+        if match := pattern.match(name):
+            before = sums.get(int(match[1]), SquaredError(0.0, 0.0))
+            sums[int(match[1])] = SquaredError(before.error + value.error, before.norm + value.norm)
+    relative = {layer: total.relative for layer, total in sorted(sums.items())}
+    return {layer: value for layer, value in relative.items() if value is not None}
+
+
+def fallbacks(
+    planned: Mapping[str, PlannedTensor], source: GGUFFile, recipe: str, head_type: str | None
+) -> dict[str, Fallback]:
+    """Tensors stored in another type than the recipe's, since their width forbids it.
 
     K- and I-quants pack super-blocks of 256 columns; for other widths libllama falls back to a
     type with blocks of 32, and where those do not fit either, to F16.
+
+    Args:
+        planned: what libllama says.
+        source: the input.
+        recipe: name of the file type.
+        head_type: type that was asked for the output head, None for the recipe's.
     """
-    if recipe in PLAIN_TYPES:
-        return {}
-    return {
-        name: tensor.type
-        for name, tensor in gguf.tensors.items()
-        if len(tensor.shape) > 1 and _fell_back(tensor.shape[-1], tensor.type, recipe)
-    }
+    found: dict[str, Fallback] = {}
+    head = "output.weight" if "output.weight" in planned else "token_embd.weight"
+    for name, tensor in planned.items():
+        columns = source.tensors[name].shape[-1]
+        if tensor.wanted is not None:
+            found[name] = Fallback(
+                wanted=tensor.wanted, stored=tensor.type, columns=columns, block=tensor.block or 0
+            )
+        elif (  # for the head libllama chooses Q8_0 without a word
+            name == head
+            and head_type is None
+            and tensor.type == "Q8_0"
+            and columns % QUANTIZED_COLUMNS
+            and _RECIPE_OF_SUPER_BLOCKS.search(recipe)
+        ):
+            found[name] = Fallback(
+                wanted=None, stored=tensor.type, columns=columns, block=QUANTIZED_COLUMNS
+            )
+    return found
 
 
-def _fell_back(columns: int, stored: str, recipe: str) -> bool:
-    if columns % _SMALL_BLOCK:
-        return stored == "F16"
-    return (
-        columns % QUANTIZED_COLUMNS != 0
-        and bool(_RECIPE_OF_SUPER_BLOCKS.search(recipe))
-        and stored not in PLAIN_TYPES
-        and not _SUPER_BLOCK_TYPES.match(stored)
-    )
-
-
-def fallback_notices(files: dict[str, QuantizedFile]) -> list[str]:
+def fallback_notices(files: Mapping[str, QuantizedFile]) -> list[str]:
     """One sentence for each file in which tensors fell back."""
     notices = []
     for name, entry in files.items():
-        if fell := entry["fallbacks"]:
-            kinds = ", ".join(sorted(set(fell.values())))
-            widths = (
-                f"{_SMALL_BLOCK}"
-                if set(fell.values()) == {"F16"}
-                else f"{QUANTIZED_COLUMNS}" + (f" or {_SMALL_BLOCK}" if "F16" in kinds else "")
-            )
+        fell = [t["fallback"] for t in entry["tensors"].values() if t["fallback"]]
+        if fell:
+            kinds = ", ".join(sorted({f["stored"] for f in fell}))
+            blocks = " or ".join(str(block) for block in sorted({f["block"] for f in fell}))
             notices.append(
                 f"{name}: {len(fell)} of {len(entry['tensors'])} tensors fell back to {kinds}, "
-                f"since their columns are no multiple of {widths}."
+                f"since their columns are no multiple of {blocks}."
             )
     return notices
 
 
-def _attention_output_errors(source: GGUFFile, result: GGUFFile) -> dict[int, float]:
-    """Relative Frobenius error of each layer's attention output weight."""
-    errors: dict[int, float] = {}
-    for name, tensor in source.tensors.items():
-        match = _ATTENTION_OUTPUT.match(name)
-        if match and name in result.tensors:
-            before = tensor.values().astype(np.float64)
-            after = result.tensors[name].values().astype(np.float64)
-            errors[int(match[1])] = float(np.linalg.norm(after - before) / np.linalg.norm(before))
-    return errors
-
-
 def proof_checks(
-    source: GGUFFile, result: GGUFFile, subject: str, progress: Progress = SILENT
+    source: GGUFFile,
+    result: GGUFFile,
+    planned: Mapping[str, PlannedTensor],
+    found: Mapping[str, SquaredError],
+    subject: str,
 ) -> list[Check]:
-    """Same tensors and shapes as the source, and finite when dequantized."""
+    """Same tensors and shapes as the source, the types planned, and finite when dequantized."""
     shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
     wrong = sorted(
         name
         for name in shapes.keys() | result.tensors.keys()
         if name not in result.tensors or shapes.get(name) != result.tensors[name].shape
     )
-    broken: list[str] = []
-    with progress.task(
-        f"reading back {subject}", total=len(result.tensors), unit="tensors"
-    ) as task:
-        for name, tensor in result.tensors.items():
-            if not np.isfinite(tensor.values()).all():
-                broken.append(name)
-            task.advance(1, item=name)
+    other = sorted(
+        name
+        for name, tensor in result.tensors.items()
+        if name in planned and planned[name].type != tensor.type
+    )
+    broken = sorted(name for name, value in found.items() if not math.isfinite(sum(value)))
     return [
-        judge(
-            "quantize.readable",
-            len(wrong),
-            0,
-            subject=subject,
-            detail="Same tensors and shapes as the input."
-            if not wrong
-            else f"Missing, added or reshaped: {', '.join(wrong[:5])}.",
-        ),
-        judge(
-            "quantize.finite",
-            len(broken),
-            0,
-            subject=subject,
-            detail="Every weight is finite when dequantized."
-            if not broken
-            else f"Non-finite weights in {', '.join(broken[:5])}.",
-        ),
-    ]
+        _count("quantize.readable", wrong, subject, "Same tensors and shapes as the input.",
+               "Missing, added or reshaped"),
+        _count("quantize.types", other, subject, "Every tensor has the type that was planned.",
+               "Another type than planned"),
+        _count("quantize.finite", broken, subject, "Every weight is finite when dequantized.",
+               "Non-finite weights"),
+    ]  # fmt: skip
+
+
+def _count(check_id: str, names: list[str], subject: str, right: str, wrong: str) -> Check:
+    return judge(
+        check_id,
+        len(names),
+        0,
+        subject=subject,
+        detail=f"{wrong}: {', '.join(names[:5])}." if names else right,
+    )

@@ -19,7 +19,7 @@ from so8tqc.sources.capture import (
     TextFacts,
     open_capture,
 )
-from so8tqc.sources.compare import HEAD_ROWS
+from so8tqc.sources.compare import head_rows
 from so8tqc.sources.protocol import EncodedText, LogitSource
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _write_logits(
     import torch
 
     start = 0
-    for block in source.logits(text.tokens, HEAD_ROWS):
+    for block in source.logits(text.tokens, head_rows(source.vocab_size)):
         stored = block.to(dtype)
         finite = torch.isfinite(stored)
         if not bool(finite.all()):

@@ -6,24 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from so8tqc.errors import DataError, InputError
+from so8tqc.errors import DataError, InputError, So8tqcError
 from so8tqc.metrics.distributions import Distribution, Workspace, distribution, rows_per_block
 from so8tqc.metrics.divergence import COLUMNS, TokenTable, token_rows
 from so8tqc.progress import SILENT, Progress
+from so8tqc.sources import ranks
 from so8tqc.sources.protocol import EncodedText, LogitSource
 
 if TYPE_CHECKING:
     import torch
 
-HEAD_ROWS = 128
-"""Rows asked of a source at once: large enough for an efficient matrix product."""
+HEAD_BYTES = 64 << 20
+"""Memory for the float32 logits asked of a source at once."""
+
+FEWEST_HEAD_ROWS = 128
+"""Rows that make an efficient matrix product, whatever the vocabulary."""
 
 _PAIR = ""
 """Name of the scratch memory for pairs; no source is called so."""
 
 Pair = tuple[str, str]
 """Names of a reference and of a candidate."""
+
+Rows = npt.NDArray[np.float64]
+"""[T, C] statistics of a text's scored tokens, in the order of ``metrics.divergence.COLUMNS``."""
 
 
 def compare(
@@ -35,8 +43,10 @@ def compare(
 ) -> dict[Pair, TokenTable]:
     """Token tables of every pair, in a single pass over the texts.
 
-    Each source's logits are computed once, however many pairs it is part of. Every
-    position from a text's ``first`` on but its last is scored, on the token that follows it.
+    Where several processes work together (see ``ranks``), each walks its share of the texts, and
+    all of them return the same whole tables. Each source's logits are computed once, however many
+    pairs it is part of. Every position from a text's ``first`` on but its last is scored, on the
+    token that follows it.
 
     Args:
         sources: all models, with distinct names; each name in ``pairs`` is one of them.
@@ -54,15 +64,22 @@ def compare(
         DataError: a source yields non-finite logits, naming text and position.
     """
     _check_sources(sources)
-    parts: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
     memory = {name: Workspace() for name in (_PAIR, *(source.name for source in sources))}
-    total = sum(text.tokens.size for text in texts)
+    mine = ranks.share(texts)
+    found: dict[int, dict[Pair, Rows]] = {}
+    error = None
+    total = sum(texts[index].tokens.size for index in mine)
     with progress.task(description, total=total, unit="tokens") as task:
-        for text in texts:
-            for pair, rows in _compare_text(sources, pairs, text, memory).items():
-                parts[pair].append(rows)
-            task.advance(text.tokens.size, item=text.id)
-    return {pair: _table(rows, texts, sources[0].vocab_size) for pair, rows in parts.items()}
+        try:
+            for index in mine:
+                found[index] = _compare_text(sources, pairs, texts[index], memory)
+                task.advance(texts[index].tokens.size, item=texts[index].id)
+        except So8tqcError as raised:  # the others wait for this process, to be told
+            error = raised
+    found = ranks.together(found, error)
+    vocab_size = sources[0].vocab_size
+    return {pair: _table([rows[pair] for rows in found.values()], texts, vocab_size)
+            for pair in pairs}  # fmt: skip
 
 
 def _compare_text(
@@ -70,13 +87,15 @@ def _compare_text(
     pairs: Sequence[Pair],
     text: EncodedText,
     memory: Mapping[str, Workspace],
-) -> dict[Pair, torch.Tensor]:
+) -> dict[Pair, Rows]:
     import torch
 
     targets = torch.from_numpy(text.tokens[text.first + 1 :])
     step = rows_per_block(sources[0].vocab_size)
     rows: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
-    walks = [source.logits(text.tokens, HEAD_ROWS, text.first) for source in sources]
+    walks = [
+        source.logits(text.tokens, head_rows(source.vocab_size), text.first) for source in sources
+    ]
     start = 0
     for blocks in zip(*walks, strict=True):
         height = min(blocks[0].shape[0], targets.shape[0] - start)
@@ -95,7 +114,12 @@ def _compare_text(
             for pair in pairs:
                 rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal, memory[_PAIR]))
         start += blocks[0].shape[0]
-    return {pair: torch.cat(parts) for pair, parts in rows.items()}
+    return {pair: torch.cat(parts).numpy() for pair, parts in rows.items()}
+
+
+def head_rows(vocab_size: int) -> int:
+    """How many rows are asked of a source at once."""
+    return max(FEWEST_HEAD_ROWS, HEAD_BYTES // (4 * vocab_size))
 
 
 def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: int) -> Distribution:
@@ -113,10 +137,8 @@ def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: in
     return side
 
 
-def _table(parts: list[torch.Tensor], texts: Sequence[EncodedText], vocab_size: int) -> TokenTable:
-    import torch
-
-    values = torch.cat(parts).numpy()
+def _table(parts: list[Rows], texts: Sequence[EncodedText], vocab_size: int) -> TokenTable:
+    values = np.concatenate(parts)
     scored = [np.arange(text.first, text.tokens.size - 1, dtype=np.int32) for text in texts]
     index = {name: i for i, name in enumerate(dict.fromkeys(text.id for text in texts))}
     return TokenTable(

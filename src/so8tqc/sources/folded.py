@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from so8tqc.rotations.enums import Site
@@ -11,6 +10,7 @@ from so8tqc.rotations.fold import fold, orient
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.sources.gated import is_conv1d, projection
 from so8tqc.sources.hf import HFModel, head_blocks
+from so8tqc.sources.placement import Replacement, replaced, stored
 from so8tqc.sources.protocol import TokenIds
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FoldedSource:
 
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
-        with _swapped(self._folded):
+        with replaced(self._folded):
             hidden = self.model.hidden(tokens)
         yield from head_blocks(self.model, hidden[first:], rows)
 
@@ -51,34 +51,20 @@ class FoldedSource:
         self.model.close()
 
 
-def _fold_all(
-    model: HFModel, rotations: RotationSet, storage: str | None
-) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
-    """(parameter, its folded value) for every target's weight, and bias at the output site."""
+def _fold_all(model: HFModel, rotations: RotationSet, storage: str | None) -> Iterator[Replacement]:
+    """The folded value of every target's weight, and of its bias at the output site."""
     import torch
 
     for target in rotations:
         module = projection(model, target)
-        parameters = [module.weight]
+        names = ["weight"]
         if rotations.site is Site.OUTPUT and module.bias is not None:
-            parameters.append(module.bias)
-        for parameter in parameters:
-            dtype = getattr(torch, storage) if storage else parameter.dtype
-            value = parameter.detach().to("cpu", copy=True)
+            names.append("bias")
+        for name in names:
+            value = stored(module, name)
+            dtype = getattr(torch, storage) if storage else value.dtype
             view, blocks = orient(
                 value, rotations.column_blocks(target), rotations.site, transposed=is_conv1d(module)
             )
             view.copy_(fold(view, blocks, dtype))
-            yield parameter, value.to(parameter.device)
-
-
-@contextmanager
-def _swapped(values: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> Iterator[None]:
-    originals = [parameter.data for parameter, _ in values]
-    try:
-        for parameter, value in values:
-            parameter.data = value
-        yield
-    finally:
-        for (parameter, _), original in zip(values, originals, strict=True):
-            parameter.data = original
+            yield Replacement(module, name, value)

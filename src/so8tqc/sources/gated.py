@@ -11,6 +11,7 @@ from so8tqc.errors import RotationError, ShapeError
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import RotationSet, Target
 from so8tqc.sources.hf import HFModel, head_blocks
+from so8tqc.sources.placement import execution_device
 from so8tqc.sources.protocol import TokenIds
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _device_blocks(rotations: RotationSet, target: Target, module: Any) -> torch
             f"at the {rotations.site} of the projection",
             where=f"{rotations.source}, {target}",
         )
-    return torch.from_numpy(blocks).to(module.weight.device, module.weight.dtype)
+    return torch.from_numpy(blocks).to(execution_device(module), module.weight.dtype)
 
 
 def _input_hook(blocks: torch.Tensor) -> Any:

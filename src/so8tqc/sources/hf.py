@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from so8tqc.errors import DataError, ModelError
+from so8tqc.sources.placement import execution_device
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.sources.quiet import quiet_transformers
 
@@ -30,8 +33,11 @@ class HFModel:
         path: the directory it was loaded from.
     """
 
-    def __init__(self, module: Any, path: Path) -> None:
+    def __init__(
+        self, module: Any, path: Path, offloaded: TemporaryDirectory[str] | None = None
+    ) -> None:
         self.module = module.eval()
+        self._offloaded = offloaded
         self.path = path
         self.config = module.config.get_text_config()
         head = module.get_output_embeddings()
@@ -42,14 +48,24 @@ class HFModel:
         self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
 
     @classmethod
-    def load(cls, path: Path, *, dtype: str = "float32", attention: str | None = None) -> HFModel:
+    def load(
+        cls,
+        path: Path,
+        *,
+        dtype: str | None = None,
+        attention: str | None = None,
+        device_map: str | None = None,
+        max_memory: Mapping[int | str, int] | None = None,
+    ) -> HFModel:
         """Load a model directory; no remote code, no network.
 
         Args:
             path: directory with config.json and safetensors weights.
-            dtype: compute dtype, ``float32`` or ``float64`` on CPUs (the storage dtype of
-                the files does not matter).
+            dtype: compute dtype, whatever the files store; None: float32, or bfloat16 on a GPU.
             attention: transformers' attention implementation, None for its default.
+            device_map: ``auto`` lets accelerate spread the weights over GPUs, memory and, for what
+                is left, a temporary folder; None: all on the first GPU, or in memory.
+            max_memory: bytes to use at most for each device (``0`` …, ``cpu``), under ``auto``.
 
         Raises:
             ModelError: missing, unreadable, or no language model.
@@ -59,7 +75,14 @@ class HFModel:
 
         if not (path / "config.json").is_file():
             raise ModelError("not a model directory: config.json is missing", where=str(path))
+        cuda = torch.cuda.is_available()
+        compute = dtype or ("bfloat16" if cuda else "float32")
         options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+        offloaded = None
+        if device_map is not None:
+            offloaded = TemporaryDirectory(prefix="so8tqc-offload-")
+            options |= {"device_map": device_map, "offload_folder": offloaded.name}
+            options |= {"max_memory": dict(max_memory)} if max_memory else {}
         try:
             with quiet_transformers():
                 config = AutoConfig.from_pretrained(
@@ -68,7 +91,7 @@ class HFModel:
                 module, report = _auto_class(config).from_pretrained(
                     str(path),
                     config=config,
-                    dtype=getattr(torch, dtype),
+                    dtype=getattr(torch, compute),
                     local_files_only=True,
                     trust_remote_code=False,
                     use_safetensors=True,
@@ -86,15 +109,14 @@ class HFModel:
                 f"{len(missing)} weights are missing and would be random, first {missing[0]}",
                 where=str(path),
             )
-        if torch.cuda.is_available():
-            module = module.to("cuda")
-        return cls(module, path)
+        if cuda and device_map is None:
+            module = module.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        return cls(module, path, offloaded)
 
     @property
     def device(self) -> torch.device:
-        """Where the head's weights live."""
-        device: torch.device = self._head.weight.device
-        return device
+        """Where the head computes."""
+        return execution_device(self._head)
 
     def check_length(self, tokens: TokenIds) -> None:
         """Refuse a text that is longer than the model's context."""
@@ -143,6 +165,9 @@ class HFModel:
         """Drop the weights."""
         self.module = None
         self._head = None
+        if self._offloaded is not None:
+            self._offloaded.cleanup()
+            self._offloaded = None
 
 
 def _auto_class(config: Any) -> Any:

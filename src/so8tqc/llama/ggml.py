@@ -1,0 +1,134 @@
+"""ggml through ctypes: tensors of a running graph, and rows of any type back to float32."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.errors import ToolError
+from so8tqc.llama.libllama import bindings
+
+_DIMENSIONS, _SOURCES, _NAME_LENGTH, _PARAMETERS = 4, 10, 64, 16
+
+
+class Tensor(ctypes.Structure):
+    """``struct ggml_tensor`` of the pinned libllama (``ggml.h``)."""
+
+
+Tensor._fields_ = [
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * _DIMENSIONS),
+    ("nb", ctypes.c_size_t * _DIMENSIONS),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * _PARAMETERS),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(Tensor) * _SOURCES),
+    ("view_src", ctypes.POINTER(Tensor)),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * _NAME_LENGTH),
+    ("extra", ctypes.c_void_p),
+    ("padding", ctypes.c_char * 8),
+]
+
+
+class _TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits``."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("block_size", ctypes.c_int64),
+        ("block_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float", ctypes.c_void_p),
+    )
+
+
+@functools.cache
+def ggml() -> Any:
+    """The ggml library that libllama uses.
+
+    Raises:
+        MissingToolError: llama-cpp-python is not installed or does not load.
+    """
+    bindings()
+    from llama_cpp._ggml import libggml
+
+    libggml.ggml_op_name.argtypes = [ctypes.c_int]
+    libggml.ggml_op_name.restype = ctypes.c_char_p
+    libggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    libggml.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    libggml.ggml_get_name.argtypes = [ctypes.c_void_p]
+    libggml.ggml_get_name.restype = ctypes.c_char_p
+    libggml.ggml_nbytes.argtypes = [ctypes.c_void_p]
+    libggml.ggml_nbytes.restype = ctypes.c_size_t
+    libggml.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
+    libggml.ggml_backend_buffer_is_host.restype = ctypes.c_bool
+    return libggml
+
+
+def require_layout(tensor: Tensor) -> None:
+    """See that this library's tensors are laid out as :class:`Tensor` says.
+
+    Raises:
+        ToolError: another name than ggml itself gives for it.
+    """
+    if ggml().ggml_get_name(ctypes.addressof(tensor)) != tensor.name:
+        raise ToolError(
+            "this libllama lays its tensors out in another way",
+            remedy="Install the pinned version of llama-cpp-python.",
+        )
+
+
+def strided(tensor: Tensor, dtype: type[np.float32] | type[np.int32]) -> npt.NDArray[Any]:
+    """A view [ne3, ne2, ne1, ne0] of a tensor's values of 4 bytes, whatever its strides.
+
+    Raises:
+        ToolError: it does not lie in this process's memory.
+    """
+    if not (tensor.data and ggml().ggml_backend_buffer_is_host(tensor.buffer)):
+        raise ToolError(f"the tensor {tensor.name.decode()} is not in this machine's memory")
+    size = ggml().ggml_nbytes(ctypes.addressof(tensor))
+    memory = (ctypes.c_char * size).from_address(tensor.data)
+    shape = tuple(reversed(list(tensor.ne)))
+    return np.ndarray(shape, dtype, buffer=memory, strides=tuple(reversed(list(tensor.nb))))
+
+
+Dequantizer = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], None]
+
+
+@functools.cache
+def dequantizer(type_: str) -> Dequantizer:
+    """libggml's own function from stored bytes to float32, an order faster than gguf-py's.
+
+    Args:
+        type_: GGML type name, e.g. ``Q5_K``.
+
+    Returns:
+        A function of the bytes of whole blocks and a float32 array to fill.
+
+    Raises:
+        ToolError: libggml cannot dequantize this type.
+    """
+    from gguf import GGMLQuantizationType
+
+    if type_ == "F32":
+        return lambda stored, out: np.copyto(out, stored.reshape(-1).view(np.float32))
+    traits = ggml().ggml_get_type_traits(int(GGMLQuantizationType[type_]))
+    if not traits or not traits.contents.to_float:
+        raise ToolError(f"libggml cannot dequantize {type_}")
+    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    to_float = signature(traits.contents.to_float)
+
+    def run(stored: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
+        to_float(stored.ctypes.data, out.ctypes.data, out.size)
+
+    return run

@@ -1,0 +1,40 @@
+"""What the record of ``quantize`` holds so that its files can be made again and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from so8tqc.llama.build import Build, library_build
+from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.records import Frozen
+
+
+class Derivation(Frozen):
+    """What the record of ``quantize`` needs beyond its inputs and options.
+
+    Attributes:
+        build: of libllama.
+        tensors: file name → tensor → SHA-256 of its stored bytes.
+    """
+
+    build: Build
+    tensors: dict[str, dict[str, str]]
+
+
+def derivation(files: Iterable[Path]) -> Derivation:
+    """The derivation of quantized files, for their record."""
+    return Derivation(
+        build=library_build(),
+        tensors={path.name: tensor_digests(open_gguf(path)) for path in files},
+    )
+
+
+def tensor_digests(gguf: GGUFFile) -> dict[str, str]:
+    """Tensor → SHA-256 of its stored bytes."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = pool.map(lambda t: hashlib.sha256(t.raw.data).hexdigest(), gguf.tensors.values())
+        return dict(zip(gguf.tensors, digests, strict=True))

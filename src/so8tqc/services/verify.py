@@ -1,0 +1,327 @@
+"""A quantized file is a function of named inputs: its recipe is run again and the result compared.
+
+The record of ``quantize`` holds the digests of the input, of the importance matrix and of each
+output tensor, the options, and the build of libllama. One build gives the same bytes each time, so
+there any difference is a difference. Another build or CPU may round a few blocks otherwise: a
+tensor then counts as *within rounding* if its bytes are the recorded ones and each block that
+differs lies about as near to the unquantized weights as the one made here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from so8tqc.artifacts import file_ref, read_record
+from so8tqc.config import QuantizeConfig, VerifyConfig
+from so8tqc.errors import InputError
+from so8tqc.llama.build import Build, library_build
+from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, key_values
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import (
+    Check,
+    FileRef,
+    Record,
+    Stopwatch,
+    jsonable,
+    judge,
+    overall,
+    skipped,
+    versions,
+)
+from so8tqc.services.derivation import Derivation, tensor_digests
+from so8tqc.services.quantize import quantize
+
+SET_LATER = frozenset({CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE})
+"""Keys that ``calibrate`` may set in a file after it was quantized."""
+
+ROUNDING_SLACK = 1.1
+"""How much farther from the unquantized weights a block may lie than the one made here. Builds
+round ties and reorder sums differently, which hardly moves a block's error; changing one weight of
+a block of 32 by a single step adds a third or more to its squared error."""
+
+
+class Link(StrEnum):
+    """How a tensor compares with the one made again."""
+
+    IDENTICAL = "identical"
+    WITHIN_ROUNDING = "within rounding"
+    DIFFERENT = "different"
+
+
+class ComparedTensor(TypedDict):
+    """A tensor that is not identical; ``blocks`` of it differ (None: another type or shape)."""
+
+    link: Link
+    blocks: int | None
+
+
+def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
+    """Quantize again as the record says, in a temporary directory, and compare tensor by tensor.
+
+    Record metrics: ``tensors`` (identical, within rounding, different → number), ``not_identical``
+    (tensor → {link, blocks}), ``build`` ({recorded, here, same}).
+
+    Raises:
+        InputError: there is no record of the file, or an input is missing.
+        MissingToolError: no libllama.
+        ToolError: libllama failed, or the temporary directory has no room.
+    """
+    watch = Stopwatch()
+    file = open_gguf(config.file)
+    record_path = config.record or config.file.parent / "record.json"
+    recorded = _recorded(record_path, config.file.name)
+    inputs = _inputs(recorded, config)
+    here, digests = library_build(), tensor_digests(file)
+    with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
+        made = open_gguf(_make_again(recorded, inputs, Path(scratch), progress))
+        same_build = here == recorded.build
+        source = open_gguf(Path(inputs["gguf"].path))
+        found = _compare(file, digests, made, source, recorded, same_build)
+        keys = _other_keys(config.file, made.path)
+    checks = [
+        _inputs_check(recorded, inputs),
+        _record_check(recorded, digests),
+        *_tensor_checks(found, len(file.tensors | made.tensors), same_build),
+        judge(
+            "derivation.metadata",
+            len(keys),
+            0,
+            detail=f"Key-values that differ from those of the file made again: {_names(keys)}.",
+        ),
+    ]
+    links = [tensor["link"] for tensor in found.values()]
+    return Record(
+        kind="verify",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "tensors": {
+                Link.IDENTICAL: len(file.tensors | made.tensors) - len(links),
+                **{link: links.count(link) for link in (Link.WITHIN_ROUNDING, Link.DIFFERENT)},
+            },
+            "not_identical": jsonable(found),
+            "build": jsonable({"recorded": recorded.build, "here": here, "same": same_build}),
+        },
+        inputs={"file": file_ref(config.file), "record": file_ref(record_path), **inputs},
+        config=config.model_dump(mode="json"),
+        versions=versions("llama-cpp-python", "gguf"),
+        run=watch.info(),
+    )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a record of ``quantize`` says of one file.
+
+    Attributes:
+        type: the recipe, e.g. ``Q5_K_M``.
+        options: of ``quantize``.
+        inputs: ``gguf`` and, if there was one, ``imatrix``.
+        tensors: tensor → SHA-256.
+        build: of libllama.
+    """
+
+    type: str
+    options: Mapping[str, Any]
+    inputs: Mapping[str, FileRef]
+    tensors: Mapping[str, str]
+    build: Build
+
+
+def _recorded(path: Path, name: str) -> _Recorded:
+    record = read_record(path)
+    if record.kind != "quantize":
+        raise InputError(
+            f"a record of {record.kind}, not of quantize",
+            where=str(path),
+            remedy="Give the one that quantize wrote (--record).",
+        )
+    try:
+        derived = Derivation.model_validate(record.metrics.get("derivation"))
+    except ValidationError:
+        raise InputError(
+            "the record holds no digests of tensors",
+            where=str(path),
+            remedy="It is of an earlier version; quantize again.",
+        ) from None
+    if name not in derived.tensors:
+        raise InputError(
+            f"the record knows no file {name}",
+            where=str(path),
+            remedy=f"It knows {', '.join(derived.tensors)}.",
+        )
+    files: Any = record.metrics["files"]
+    references = {**record.outputs, **record.inputs}  # a matrix may have been computed on the way
+    return _Recorded(
+        type=str(files[name]["type"]),
+        options=record.config,
+        inputs={kind: references[kind] for kind in ("gguf", "imatrix") if kind in references},
+        tensors=derived.tensors[name],
+        build=derived.build,
+    )
+
+
+def _inputs(recorded: _Recorded, config: VerifyConfig) -> dict[str, FileRef]:
+    """The inputs as they are now, with their digests."""
+    given = {"gguf": config.input, "imatrix": config.imatrix}
+    found = {}
+    for kind, reference in recorded.inputs.items():
+        path = given[kind] or Path(reference.path)
+        if not path.is_file():
+            raise InputError(
+                f"the {kind} that the file was made from is not here",
+                where=str(path),
+                remedy=f"Give its place with --{'input' if kind == 'gguf' else kind}.",
+            )
+        found[kind] = file_ref(path)
+    return found
+
+
+def _make_again(
+    recorded: _Recorded, inputs: Mapping[str, FileRef], scratch: Path, progress: Progress
+) -> Path:
+    places = {kind: reference.path for kind, reference in inputs.items()}
+    options = {**recorded.options, **places, "out": scratch, "types": [recorded.type]}
+    record = quantize(QuantizeConfig.model_validate(options), progress)
+    return Path(record.outputs[recorded.type].path)
+
+
+def _compare(
+    file: GGUFFile,
+    digests: Mapping[str, str],
+    made: GGUFFile,
+    source: GGUFFile,
+    recorded: _Recorded,
+    same_build: bool,
+) -> dict[str, ComparedTensor]:
+    """Every tensor that is not identical to the one made again."""
+    made_digests = tensor_digests(made)
+    found: dict[str, ComparedTensor] = {}
+    for name in sorted(file.tensors.keys() | made.tensors.keys()):
+        theirs, ours = file.tensors.get(name), made.tensors.get(name)
+        if theirs is None or ours is None or _layout(theirs) != _layout(ours):
+            found[name] = {"link": Link.DIFFERENT, "blocks": None}
+        elif digests[name] != made_digests[name]:
+            differ = _differing_blocks(theirs, ours)
+            excused = (
+                not same_build
+                and digests[name] == recorded.tensors.get(name)
+                and _within_rounding(theirs, ours, source.tensors[name], differ)
+            )
+            link = Link.WITHIN_ROUNDING if excused else Link.DIFFERENT
+            found[name] = {"link": link, "blocks": int(differ.size)}
+    return found
+
+
+def _layout(tensor: GGUFTensor) -> tuple[str, tuple[int, ...]]:
+    return tensor.type, tensor.shape
+
+
+def _differing_blocks(a: GGUFTensor, b: GGUFTensor) -> npt.NDArray[np.intp]:
+    """Indices of the blocks whose bytes differ."""
+    _, size = _block(a.type)
+    blocks: npt.NDArray[np.intp] = np.flatnonzero(
+        (a.raw.reshape(-1, size) != b.raw.reshape(-1, size)).any(axis=1)
+    )
+    return blocks
+
+
+def _within_rounding(
+    theirs: GGUFTensor, ours: GGUFTensor, source: GGUFTensor, blocks: npt.NDArray[np.intp]
+) -> bool:
+    """Whether their blocks lie about as near to the unquantized weights as ours."""
+    width, _ = _block(theirs.type)
+    exact, a, b = (
+        tensor.values().reshape(-1, width)[blocks].astype(np.float64)
+        for tensor in (source, theirs, ours)
+    )
+    error, own = (np.linalg.norm(x - exact, axis=1) for x in (a, b))
+    return bool((error <= ROUNDING_SLACK * own).all())
+
+
+def _block(type_: str) -> tuple[int, int]:
+    """Weights and bytes of one block of a GGML type."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    width, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_]]
+    return int(width), int(size)
+
+
+def _other_keys(file: Path, made: Path) -> list[str]:
+    """Keys that one file lacks or has with another value, but for those that come later."""
+    theirs, ours = key_values(file), key_values(made)
+    return sorted(
+        key for key in (theirs.keys() | ours.keys()) - SET_LATER if theirs.get(key) != ours.get(key)
+    )
+
+
+def _inputs_check(recorded: _Recorded, inputs: Mapping[str, FileRef]) -> Check:
+    other = [kind for kind, ref in inputs.items() if ref.sha256 != recorded.inputs[kind].sha256]
+    return judge(
+        "derivation.inputs",
+        len(other),
+        0,
+        detail=f"Inputs that are not those of the record, by SHA-256: {_names(other)}.",
+    )
+
+
+def _record_check(recorded: _Recorded, digests: Mapping[str, str]) -> Check:
+    names = digests.keys() | recorded.tensors.keys()
+    other = sorted(name for name in names if digests.get(name) != recorded.tensors.get(name))
+    return judge(
+        "derivation.record",
+        len(other),
+        0,
+        detail=f"Tensors whose bytes are not those that quantize recorded: {_names(other)}.",
+    )
+
+
+def _tensor_checks(
+    found: Mapping[str, ComparedTensor], total: int, same_build: bool
+) -> list[Check]:
+    different = [n for n, tensor in found.items() if tensor["link"] is Link.DIFFERENT]
+    near = [n for n, tensor in found.items() if tensor["link"] is Link.WITHIN_ROUNDING]
+    build = "the same build of libllama" if same_build else "another build of libllama, or CPU"
+    shown = [f"{name}{_blocks(found[name])}" for name in different]
+    checks = [
+        judge(
+            "derivation.tensors",
+            len(different),
+            0,
+            detail=f"{total - len(found)} of {total} tensors are identical when made again with "
+            f"{build}; different: {_names(shown)}.",
+        )
+    ]
+    if near:
+        blocks = sum(found[name]["blocks"] or 0 for name in near)
+        checks.append(
+            skipped(
+                "derivation.identical",
+                f"Within rounding, not identical: {blocks} blocks of {len(near)} tensors "
+                f"({_names(near)}). Only the recorded build shows whether it made these bytes.",
+            )
+        )
+    return checks
+
+
+def _blocks(tensor: ComparedTensor) -> str:
+    count = tensor["blocks"]
+    if count is None:
+        return " (missing, added, or of another type or shape)"
+    return f" ({count} block{'' if count == 1 else 's'})"
+
+
+def _names(names: list[str]) -> str:
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+    )
