@@ -1,5 +1,24 @@
 """Bake SO(8) rotation gates into transformer weights, and prove every step."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from so8tqc.adaptive import AdaptiveTemperature
 
 __version__ = version("so8tqc")
+__all__ = ["AdaptiveTemperature", "__version__"]
+
+_HOMES = {"AdaptiveTemperature": "so8tqc.adaptive"}
+"""Where names live whose modules import torch: looked up on first use, so that import is light."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

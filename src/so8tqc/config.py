@@ -184,7 +184,7 @@ Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]
 
 
 class CalibrateOptions(Options):
-    """Fitting one temperature on a GGUF's own logits."""
+    """Fitting a temperature on a GGUF's own logits."""
 
     objective: Objective = "nll"
     bounds: tuple[float, float] = (0.5, 3.0)
@@ -194,17 +194,29 @@ class CalibrateOptions(Options):
     resamples: Annotated[int, Field(ge=100)] = 2000
     max_tokens: Annotated[int, Field(ge=2)] = Field(512, description="Tokens used of each text.")
     allow_small: bool = Field(False, description="Accept fewer than 500 held-out tokens.")
-    apply: Literal["none", "metadata"] = Field(
-        "none", description="metadata: write the temperature into a copy of the GGUF."
+    classes: Annotated[int, Field(ge=1)] = Field(
+        20, description="Classwise ECE is over so many of the most frequent next tokens."
+    )
+    apply: Literal["none", "metadata", "norm"] = Field(
+        "none",
+        description="metadata: write the temperature into a copy of the GGUF; norm: scale the "
+        "copy's final norm by 1/T, so that every runtime honours it.",
     )
     sampling_temp: bool = Field(
         False, description="With apply=metadata: also set general.sampling.temp."
     )
+    png: bool = Field(True, description="Also draw a PNG image (needs kaleido and Chrome).")
 
     @model_validator(mode="after")
     def _ordered(self) -> CalibrateOptions:
         if not 0 < self.bounds[0] < 1 < self.bounds[1]:
             raise ValueError("bounds must satisfy 0 < low < 1 < high")
+        return self
+
+    @model_validator(mode="after")
+    def _applied_once(self) -> CalibrateOptions:
+        if self.sampling_temp and self.apply == "norm":
+            raise ValueError("sampling_temp with apply=norm would apply the temperature twice")
         return self
 
 
@@ -213,7 +225,11 @@ class CalibrateConfig(CalibrateOptions):
     tokenizer: Path
     data: tuple[str, ...] = (QUALITY_TEXTS,)
     out: Path
-    reference: Path | None = Field(None, description="Model whose entropy to match (entropy).")
+    reference: Path | None = Field(
+        None,
+        description="Unquantized model: whose calibration should come back, and whose entropy the "
+        "objective entropy matches.",
+    )
 
 
 class CaptureOptions(Options):

@@ -14,6 +14,8 @@ from so8tqc.metrics.calibration import (
     brier_score,
     calibration_error,
     calibration_sums,
+    classwise_calibration_error,
+    classwise_sums,
     equal_mass_edges,
     equal_width_edges,
     expected_calibration_error,
@@ -127,3 +129,51 @@ def test_reliability_bins_reproduce_ece() -> None:
     filled = data.count > 0
     ece = (data.count * np.abs(data.accuracy - data.confidence))[filled].sum() / 500
     assert ece == pytest.approx(expected_calibration_error(confidence, correct))
+
+
+def _naive_classwise(p: np.ndarray, y: np.ndarray, classes: list[int], bins: int) -> float:
+    """Kull et al. 2019, eq. 4, word by word, over some classes."""
+    total = 0.0
+    edges = np.linspace(0, 1, bins + 1)
+    for c in classes:
+        for b in range(bins):
+            inside = (p[:, c] > edges[b]) & (p[:, c] <= edges[b + 1])
+            if inside.any():
+                total += inside.mean() * abs((y[inside] == c).mean() - p[inside, c].mean())
+    return total / len(classes)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 100), st.integers(1, 20))
+def test_classwise_ece_matches_the_textbook(seed: int, n: int, bins: int) -> None:
+    generator = np.random.default_rng(seed)
+    p = softmax(generator.normal(size=(n, 8)) * 2, axis=1)
+    y = generator.integers(0, 8, n)
+    classes = [5, 0, 3]
+    target = np.array([classes.index(v) if v in classes else -1 for v in y])
+    assert classwise_calibration_error(p[:, classes], target, bins) == pytest.approx(
+        _naive_classwise(p, y, classes, bins), abs=1e-12
+    )
+
+
+def test_classwise_sums_of_texts_add_up() -> None:
+    generator = np.random.default_rng(4)
+    p = softmax(generator.normal(size=(90, 3)), axis=1)
+    target = generator.integers(-1, 3, 90)
+    text = np.repeat(np.arange(3), 30)
+    sums = classwise_sums(p, target, equal_width_edges(15), text, 3)
+    assert sums.shape == (3, 3 * 15 + 1)
+    assert sums[:, -1].tolist() == [30.0, 30.0, 30.0]
+    assert float(calibration_error(sums.sum(axis=0))) / 3 == pytest.approx(
+        classwise_calibration_error(p, target)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ece_and_its_bins_are_netcals(seed: int) -> None:
+    metrics = pytest.importorskip("netcal.metrics")
+    generator = np.random.default_rng(seed)
+    p = softmax(generator.normal(size=(4000, 6)) * 2, axis=1)
+    y = generator.integers(0, 6, 4000)
+    ours = expected_calibration_error(p.max(axis=1), p.argmax(axis=1) == y, 15)
+    assert ours == pytest.approx(metrics.ECE(15).measure(p, y), abs=1e-6)

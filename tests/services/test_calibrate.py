@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -12,19 +14,32 @@ import pytest
 import torch
 
 from so8tqc.config import CalibrateConfig, CalibrateOptions
-from so8tqc.errors import ConfigError, DataError, ExitCode, InputError, ModelError
+from so8tqc.errors import (
+    ConfigError,
+    DataError,
+    ExitCode,
+    InputError,
+    MissingToolError,
+    ModelError,
+)
+from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.llama.gguf_norm import NORM_TEMPERATURE
 from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE
-from so8tqc.records import Check, Verdict
+from so8tqc.records import Check, Record, Verdict
+from so8tqc.reports.reliability import calibration_tables
 from so8tqc.services import calibrate as service
 from so8tqc.services.holdout import Split, split_texts
+from so8tqc.services.temperature_metrics import temperature_summary
 from so8tqc.services.temperature_verdict import (
     Calibration,
     calibrate_source,
     temperature_checks,
 )
 from so8tqc.sources.protocol import EncodedText, TokenIds
+from so8tqc.sources.temperatures import frequent_tokens
 
 V = 40
+MEASURES = {"nll", "ece", "adaptive_ece", "classwise_ece", "brier", "sharpness"}
 OPTIONS = CalibrateOptions(resamples=300)
 
 
@@ -327,6 +342,7 @@ def config(
         out=tmp_path / "out",
         max_tokens=100,
         resamples=300,
+        png=False,
     )
 
 
@@ -417,8 +433,300 @@ def test_a_model_directory_as_reference(
     assert abs(entropy["fitted"] - entropy["reference"]) < abs(
         entropy["before"] - entropy["reference"]
     )
-    assert set(reference) == {"nll", "ece", "adaptive_ece", "brier"}
+    assert set(reference) == MEASURES
+    page = (config.out / "reliability.html").read_text(encoding="utf-8")
+    for title in ("Against the unquantized model", "Every objective", "Beyond one temperature"):
+        assert title in page
+    tables = {title: rows for title, _, rows in calibration_tables(record)}
+    assert [row[0] for row in tables["Every objective, on the fit texts"]] == [
+        "nll", "brier", "ece", "entropy", "confidence-variance",
+    ]  # fmt: skip
+    assert len(tables["Beyond one temperature"]) == 3
     assert record.inputs["reference"].path == str(llama)
+
+
+# The file that ships
+
+
+class _Runtime(_Overconfident):
+    """Runs a file: its logits are divided by what the file's norm carries."""
+
+    def __init__(self, path: Path, *, honours_norm: bool = True, blur: float = 0.0) -> None:
+        super().__init__(512)
+        carried = float(open_gguf(path).fields.get(NORM_TEMPERATURE, 1.0))
+        self.norm = carried if honours_norm else 1.0
+        self.blur = blur if "calibrated" in path.name else 0.0
+
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
+        for block in super().logits(tokens, rows, first):
+            noise = torch.randn(block.shape, generator=torch.Generator().manual_seed(0))
+            yield block / self.norm + self.blur * noise
+
+
+def _ship(
+    config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch, apply: str, **runtime: object
+) -> Record:
+    writer = gguf.GGUFWriter(str(config.gguf), "llama")
+    writer.add_tensor("token_embd.weight", np.ones((4, 32), np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(service, "_open", lambda path, _: _Runtime(path, **runtime))
+    return service.calibrate(config.model_copy(update={"apply": apply}))
+
+
+def _metric(record: Record, *keys: str) -> Any:
+    value: Any = record.metrics
+    for key in keys:
+        value = value[key]
+    return value
+
+
+@pytest.mark.parametrize(("apply", "reader"), [("norm", 1.0), ("metadata", None)])
+def test_the_numbers_are_those_of_the_file_that_ships(
+    apply: str, reader: float | None, config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _ship(config, monkeypatch, apply)
+    assert record.check("calibration.applied").verdict is Verdict.PASS
+    written = json.loads((config.out / "temperature_config.json").read_text())
+    assert written["applied"]["how"] == apply
+    assert written["applied_to"] == written["applied"]["file"] == "model-Q5_K_M-calibrated.gguf"
+    told = written["applied"]["reader_temperature"]
+    assert told == pytest.approx(reader or written["temperature"], rel=1e-6)
+    for name in MEASURES:
+        assert written["after"][name] == pytest.approx(written["at_fitted"][name], abs=1e-3)
+    assert written["after"] != written["at_fitted"]  # measured, not copied
+
+
+def test_a_runtime_that_computes_something_else_is_found_out(
+    config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _ship(config, monkeypatch, "norm", honours_norm=False)
+    check = record.check("calibration.applied")
+    temperature = _metric(record, "temperature")
+    assert check.value == pytest.approx(temperature - 1.0, rel=0.1)
+    assert record.verdict is Verdict.FAIL
+    # and the report says what that file does, which is nothing
+    assert _metric(record, "after", "ece") == pytest.approx(_metric(record, "before", "ece"))
+
+
+def test_a_small_deviation_of_the_logits_shows(
+    config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _ship(config, monkeypatch, "norm", blur=0.01)
+    assert record.check("calibration.applied").verdict is Verdict.FAIL
+    assert record.check("calibration.ece").verdict is Verdict.PASS
+
+
+def test_nothing_is_applied_that_is_not_significant(
+    config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.out.mkdir()
+    (config.out / "model-Q5_K_M-calibrated.gguf").write_bytes(b"of an earlier run")
+    _ship(config.model_copy(update={"bounds": (0.99, 1.01)}), monkeypatch, "norm")
+    written = json.loads((config.out / "temperature_config.json").read_text())
+    assert (written["temperature"], written["applied"]) == (1.0, None)
+    assert not (config.out / "model-Q5_K_M-calibrated.gguf").exists()
+
+
+def test_soft_capping_is_refused_before_anything_is_run(
+    config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = gguf.GGUFWriter(str(config.gguf), "gemma2")
+    writer.add_final_logit_softcapping(30.0)
+    writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(service, "_open", lambda *_: pytest.fail("a model was opened"))
+    with pytest.raises(ModelError, match="soft-caps its logits") as error:
+        service.calibrate(config.model_copy(update={"apply": "norm"}))
+    assert error.value.exit_code is ExitCode.BAD_INPUT
+    assert not config.out.exists()
+
+
+def test_a_temperature_is_not_applied_twice() -> None:
+    with pytest.raises(ValueError, match="apply the temperature twice"):
+        CalibrateOptions(apply="norm", sampling_temp=True)
+
+
+# Every objective, and beyond one number
+
+
+def test_every_objective_is_reported_from_the_same_pass() -> None:
+    source, texts, split = _world(1.7)
+    reference = FakeSource({key: z / np.float32(1.5) for key, z in source._logits.items()})
+    calibration = calibrate_source(source, texts, split, OPTIONS, reference=reference)
+    assert source.passes == len(texts)
+    fits = calibration.objectives
+    assert list(fits) == ["nll", "brier", "ece", "entropy", "confidence-variance"]
+    assert fits["confidence-variance"].at_bound
+    assert fits["entropy"].temperature == pytest.approx(1.5, abs=1e-3)
+    assert all(fit.converged for fit in fits.values())
+    for name, fit in fits.items():
+        alone = CalibrateOptions.model_validate({"resamples": 300, "objective": name})
+        world = calibrate_source(source, texts, split, alone, reference=reference)
+        assert world.fit.temperature == fit.temperature
+    without = _calibrate((source, texts, split))
+    assert "entropy" not in without.objectives
+
+
+def _two_languages(english: float, japanese: float, seed: int = 0) -> World:
+    """As _world, with a temperature for each language."""
+    generator = np.random.default_rng(seed)
+    logits, encoded = {}, []
+    for number in range(40):
+        text = _text(number, np.empty(0))
+        z = (generator.normal(size=(100, V)) * 2.5).astype(np.float32)
+        temperature = english if text.language == "en" else japanese
+        following = (z / temperature + generator.gumbel(size=z.shape)).argmax(axis=1)
+        ids = np.concatenate([[number], following[:-1]]).astype(np.int64)
+        logits[ids.tobytes()] = z
+        encoded.append(_text(number, ids))
+    return FakeSource(logits), encoded, split_texts(encoded, 0.5, 0)
+
+
+def test_languages_that_differ_get_their_own_temperature() -> None:
+    calibration = _calibrate(_two_languages(1.1, 2.2))
+    languages = calibration.groups["language"]
+    assert languages.significant
+    assert languages.temperatures["en"].temperature == pytest.approx(1.1, abs=0.12)
+    assert languages.temperatures["ja"].temperature == pytest.approx(2.2, abs=0.25)
+    assert languages.against == pytest.approx(calibration.objectives["nll"].temperature)
+    assert not calibration.groups["category"].significant
+    written = temperature_summary(calibration, OPTIONS)["group_temperatures"]
+    assert isinstance(written, dict)
+    assert set(written["language"]["temperatures"]) == {"en", "ja"}
+    assert written["category"]["temperatures"] is None
+
+
+def test_languages_that_are_alike_do_not() -> None:
+    supported = [
+        _calibrate(_two_languages(1.5, 1.5, seed)).groups["language"].significant
+        for seed in range(6)
+    ]
+    assert sum(supported) <= 1
+
+
+def _entropy_world(b: float, seed: int = 0) -> World:
+    """Next tokens drawn from softmax(z / (1 + b·H)), sure and unsure positions."""
+    generator = np.random.default_rng(seed)
+    logits, encoded = {}, []
+    for number in range(30):
+        z = generator.normal(size=(150, V)) * generator.uniform(0.5, 5.0, size=(150, 1))
+        p = torch.from_numpy(z).softmax(dim=1)
+        entropy = torch.special.entr(p).sum(dim=1, keepdim=True).numpy()
+        following = (z / (1.0 + b * entropy) + generator.gumbel(size=z.shape)).argmax(axis=1)
+        ids = np.concatenate([[number], following[:-1]]).astype(np.int64)
+        logits[ids.tobytes()] = z.astype(np.float32)
+        encoded.append(_text(number, ids))
+    return FakeSource(logits), encoded, split_texts(encoded, 0.5, 0)
+
+
+def test_a_temperature_that_grows_with_entropy_is_found() -> None:
+    judged = _calibrate(_entropy_world(0.5)).entropy
+    assert judged.significant
+    assert (judged.rule.a, judged.rule.b) == pytest.approx((1.0, 0.5), abs=0.2)
+    assert judged.nll.ci95 is not None
+    assert judged.nll.ci95[1] < 0
+
+
+def test_a_temperature_that_does_not_is_not_claimed() -> None:
+    claims = [_calibrate(_entropy_world(0.0, seed)).entropy.significant for seed in range(6)]
+    assert sum(claims) <= 1
+
+
+# Against the unquantized model
+
+
+def test_back_where_the_original_was() -> None:
+    """The quantized model is the original, sharpened by 1.7; the fit undoes it."""
+    source, texts, split = _world(1.7)
+    reference = FakeSource({key: z / np.float32(1.7) for key, z in source._logits.items()})
+    calibration = calibrate_source(source, texts, split, OPTIONS, reference=reference)
+    against = temperature_summary(calibration, OPTIONS)["against_reference"]
+    assert isinstance(against, dict)
+    assert set(against) == MEASURES - {"sharpness"}
+    for name in ("nll", "ece", "brier"):
+        row = against[name]
+        assert row["before"]["difference"] > 0.01
+        assert abs(row["after"]["difference"]) < row["before"]["difference"] / 4
+        assert row["back"] is True
+
+
+def test_what_quantization_destroyed_does_not_come_back() -> None:
+    source, texts, split = _world(1.7)
+    generator = np.random.default_rng(9)
+    true = {key: z / np.float32(1.7) for key, z in source._logits.items()}
+    noisy = {
+        key: (z + 0.8 * generator.normal(size=z.shape)).astype(np.float32)
+        for key, z in true.items()
+    }
+    calibration = calibrate_source(
+        FakeSource(noisy), texts, split, OPTIONS, reference=FakeSource(true)
+    )
+    assert calibration.significant
+    against = temperature_summary(calibration, OPTIONS)["against_reference"]
+    assert isinstance(against, dict)
+    assert against["nll"]["back"] is False
+    assert against["brier"]["back"] is False
+
+
+def test_classes_are_the_most_frequent_next_tokens() -> None:
+    texts = [
+        EncodedText("a", np.array([9, 3, 3, 5, 5, 7])),
+        EncodedText("b", np.array([9, 5, 1, 7])),
+    ]
+    assert frequent_tokens(texts, 3).tolist() == [5, 3, 7]
+    assert frequent_tokens(texts, 99).tolist() == [5, 3, 7, 1]
+
+
+def test_classwise_ece_is_that_of_full_logits() -> None:
+    source, texts, split = _world(1.7)
+    calibration = _calibrate((source, texts, split))
+    classes = frequent_tokens(texts, OPTIONS.classes).tolist()
+    rows, following = [], []
+    for index in split.holdout:
+        tokens = texts[index].tokens
+        z = torch.cat(list(source.logits(tokens, 1000)))[:-1].double() / calibration.temperature
+        rows.append(z.softmax(dim=1).numpy())
+        following.append(tokens[1:])
+    p, y = np.concatenate(rows), np.concatenate(following)
+    total, edges = 0.0, np.linspace(0, 1, 16)
+    for c in classes:
+        for low, high in pairwise(edges):
+            inside = (p[:, c] > low) & (p[:, c] <= high)
+            if inside.any():
+                total += inside.mean() * abs((y[inside] == c).mean() - p[inside, c].mean())
+    after = calibration.used["classwise_ece"].after
+    assert after == pytest.approx(total / len(classes), abs=2e-4)
+
+
+@pytest.mark.png
+def test_the_image_is_drawn(config: CalibrateConfig, llama: Path) -> None:
+    record = service.calibrate(config.model_copy(update={"png": True}))
+    image = (config.out / "reliability.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert int.from_bytes(image[16:20], "big") == 2200  # width
+    assert record.outputs["image"].path.endswith("reliability.png")
+
+
+def test_without_a_chrome_a_notice_says_so(
+    config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingToolError("no Chrome that starts", remedy="Install one.")
+
+    config.out.mkdir()
+    (config.out / "reliability.png").write_bytes(b"of an earlier run")
+    monkeypatch.setattr(service, "draw_reliability_png", missing)
+    record = service.calibrate(config.model_copy(update={"png": True}))
+    assert "image" not in record.outputs
+    assert not (config.out / "reliability.png").exists()
+    assert any("The image was not drawn: no Chrome" in notice for notice in record.notices)
 
 
 def test_entropy_without_a_reference_is_a_config_error(config: CalibrateConfig) -> None:

@@ -31,12 +31,23 @@ def calibrate(
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Model whose entropy to match (objective entropy)."),
+        typer.Option(
+            help="Unquantized model: is its calibration back? Needed by the objective entropy."
+        ),
     ] = None,
     apply: Annotated[
         str | None,
         typer.Option(
-            help="none (default), or metadata: a copy of the GGUF that carries T.",
+            help="none (default); metadata: a copy of the GGUF that says T; norm: a copy whose "
+            "final norm is scaled by 1/T. The copy is run again and measured.",
+            show_default=False,
+        ),
+    ] = None,
+    png: Annotated[
+        bool | None,
+        typer.Option(
+            "--png/--no-png",
+            help="Draw reliability.png too (needs Chrome; default).",
             show_default=False,
         ),
     ] = None,
@@ -49,18 +60,20 @@ def calibrate(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fit one temperature on a GGUF's own logits, and judge it on held-out text.
+    """Fit a temperature on a GGUF's own logits, and judge it on held-out text.
 
     Examples:
 
         so8tqc calibrate model-Q5_K_M.gguf --tokenizer baked/ --data texts.jsonl --out cal/
+
+        so8tqc calibrate q5.gguf --tokenizer baked/ --reference f16.gguf --apply norm --out cal/
     """
     from so8tqc.config import CalibrateConfig
     from so8tqc.services.calibrate import calibrate as service
 
     flags = given(
         gguf=gguf, tokenizer=tokenizer, out=out, data=data, objective=objective,
-        reference=reference, apply=apply, allow_small=allow_small,
+        reference=reference, apply=apply, allow_small=allow_small, png=png,
     )  # fmt: skip
     run_stage(
         service,

@@ -8,6 +8,11 @@ confidence of a token is max_v p_v, and it is correct if the argmax is the token
 * ECE = Σ_b n_b/n · |accuracy_b − confidence_b| over M bins of confidence, bin b = (b/M, (b+1)/M]
   (Naeini et al. 2015; Guo et al. 2017, whose M = 15 and half-open bins these are).
 * Adaptive ECE: the same sum over bins of equal mass (Nguyen and O'Connor 2015).
+* Classwise ECE: for one vocabulary entry v, its probability p_v at every position is the
+  confidence and "v follows" the outcome; the ECE of that, averaged over entries (Kull et al. 2019,
+  eq. 4). Over a whole vocabulary it is the mean of tens of thousands of numbers near zero, so it
+  is taken over the k entries that follow most often in the texts (classwise-top-k), a choice that
+  depends on the texts alone.
 
 With s_b the sum over a bin of (correct − confidence), ECE = Σ_b |s_b| / n. So it is a function
 of sums that add up over texts, which is what a bootstrap over texts needs.
@@ -90,6 +95,43 @@ def calibration_error(sums: FloatArray) -> FloatArray:
     """ECE from the totals of :func:`calibration_sums`: [..., bins + 1] → [...]."""
     error: FloatArray = np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1]
     return error
+
+
+def classwise_sums(
+    probabilities: FloatArray, target: IntArray, edges: FloatArray, group: IntArray, groups: int
+) -> FloatArray:
+    """Signed gaps of each class and bin, summed over each group of tokens.
+
+    Args:
+        probabilities: [n, k] of each class, in [0, 1].
+        target: [n] which class follows, −1 if none of them.
+        edges: [bins + 1].
+        group: [n], the text of each token.
+        groups: number of texts.
+
+    Returns:
+        [groups, k · bins + 1]: Σ ([class follows] − p) of each class's bins, then the tokens.
+    """
+    parts = [
+        calibration_sums(probabilities[:, c], target == c, edges, group, groups)
+        for c in range(probabilities.shape[1])
+    ]
+    return np.concatenate([*(part[:, :-1] for part in parts), parts[0][:, -1:]], axis=1)
+
+
+def classwise_calibration_error(
+    probabilities: FloatArray, target: IntArray, bins: int = BINS
+) -> float:
+    """Mean over classes of the ECE of each class's probability, over equally wide bins.
+
+    Args:
+        probabilities: [n, k] of each class.
+        target: [n] which class follows, −1 if none of them.
+        bins: of equal width.
+    """
+    everything = np.zeros(target.size, dtype=np.intp)
+    sums = classwise_sums(probabilities, target, equal_width_edges(bins), everything, 1)
+    return float(calibration_error(sums)[0] / probabilities.shape[1])
 
 
 def expected_calibration_error(

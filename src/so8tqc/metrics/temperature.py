@@ -107,17 +107,38 @@ class TokenScores:
         entropy: [n] nats, of the predicted distribution.
         confidence: [n], the largest probability.
         brier: [n].
+        classes: [n, k] probabilities of chosen vocabulary entries, None if none were.
     """
 
     nll: FloatArray
     entropy: FloatArray
     confidence: FloatArray
     brier: FloatArray
+    classes: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class ClassLogits:
+    """What a classwise measure needs of k chosen vocabulary entries (classes).
+
+    Attributes:
+        u: [n, k] their logits below the largest one, float32.
+        target: [n] which of them follows, −1 if none does.
+    """
+
+    u: npt.NDArray[np.float32]
+    target: IntArray
+
+    def select(self, kept: IntArray) -> ClassLogits:
+        """The given tokens (indices)."""
+        return ClassLogits(self.u[kept], self.target[kept])
 
 
 @dataclass(frozen=True)
 class TemperatureTable:
     """All that is kept of n tokens: their scores at any temperature within the bounds.
+
+    A temperature is one number for all tokens, or [n], one for each.
 
     Attributes:
         log_partition: piecewise polynomial x = ln β → G, [n] values.
@@ -126,6 +147,7 @@ class TemperatureTable:
         text: [n] index into ``texts``.
         texts: ids.
         bounds: temperatures that can be asked for.
+        classes: logits of chosen vocabulary entries, None if none were.
     """
 
     log_partition: BPoly
@@ -134,27 +156,60 @@ class TemperatureTable:
     text: IntArray
     texts: tuple[str, ...]
     bounds: tuple[float, float]
+    classes: ClassLogits | None = None
 
     def __len__(self) -> int:
         return int(self.target.size)
 
-    def at(self, temperature: float) -> TokenScores:
-        """Scores of every token at a temperature within the bounds."""
-        low, high = self.bounds
-        if not low <= temperature <= high:
-            raise ValueError(f"temperature {temperature} is not within {low} and {high}")
-        beta = 1.0 / temperature
+    def at(self, temperature: float | FloatArray) -> TokenScores:
+        """Scores of every token at temperatures within the bounds."""
+        beta = self._beta(temperature)
         x = np.log(beta)
-        value: FloatArray = self.log_partition(x)
+        value = self._log_partition(x)
         nll = negative_log_likelihood(value, beta * self.target)
         return TokenScores(
             nll=nll,
-            entropy=value - self.log_partition(x, nu=1),
+            entropy=value - self._log_partition(x, slope=True),
             confidence=np.exp(-value),
             brier=brier_score(
-                np.exp(self.log_partition(x + np.log(2.0)) - 2.0 * value), np.exp(-nll)
+                np.exp(self._log_partition(x + np.log(2.0)) - 2.0 * value), np.exp(-nll)
             ),
+            classes=self._class_probabilities(beta, value),
         )
+
+    def nll_slope(self, temperature: float | FloatArray) -> FloatArray:
+        """dNLL/dT of every token, nats: [n]; with x = −ln T it is (β u_y − dG/dx) / T."""
+        beta = self._beta(temperature)
+        slope: FloatArray = beta * (
+            beta * self.target - self._log_partition(np.log(beta), slope=True)
+        )
+        return slope
+
+    def _beta(self, temperature: float | FloatArray) -> FloatArray:
+        low, high = self.bounds
+        values = np.asarray(temperature, dtype=np.float64)
+        if not np.all((low <= values) & (values <= high)):
+            raise ValueError(f"temperature {temperature} is not within {low} and {high}")
+        return 1.0 / values
+
+    def _log_partition(self, x: FloatArray, *, slope: bool = False) -> FloatArray:
+        """G, or dG/dx, of every token at its x: [] or [n] → [n]."""
+        if x.ndim == 0:
+            whole: FloatArray = self.log_partition(x, nu=int(slope))
+            return whole
+        knots_x: FloatArray = self.log_partition.x
+        piece = np.clip(np.searchsorted(knots_x, x, side="right") - 1, 0, knots_x.size - 2)
+        width = knots_x[piece + 1] - knots_x[piece]
+        coefficients: FloatArray = self.log_partition.c[:, piece, np.arange(len(self))]
+        if slope:
+            coefficients = np.diff(coefficients, axis=0) * (coefficients.shape[0] - 1) / width
+        return _de_casteljau(coefficients, (x - knots_x[piece]) / width)
+
+    def _class_probabilities(self, beta: FloatArray, value: FloatArray) -> FloatArray | None:
+        if self.classes is None:
+            return None
+        exponent = np.reshape(beta, (-1, 1)) * self.classes.u - value[:, None]
+        return np.exp(exponent, out=exponent)
 
     def select(self, texts: IntArray) -> TemperatureTable:
         """The tokens of the given texts (indices), which are numbered anew in that order."""
@@ -170,6 +225,7 @@ class TemperatureTable:
             text=number[self.text[kept]],
             texts=tuple(self.texts[i] for i in texts),
             bounds=self.bounds,
+            classes=None if self.classes is None else self.classes.select(kept),
         )
 
     def per_text(self, *columns: FloatArray) -> FloatArray:
@@ -179,6 +235,14 @@ class TemperatureTable:
         return np.stack([*sums, np.bincount(self.text, minlength=n).astype(np.float64)], axis=1)
 
 
+def _de_casteljau(coefficients: FloatArray, s: FloatArray) -> FloatArray:
+    """Values of n polynomials in Bernstein form, each at its own s in [0, 1]: [k, n], [n] → [n]."""
+    while coefficients.shape[0] > 1:
+        coefficients = (1.0 - s) * coefficients[:-1] + s * coefficients[1:]
+    values: FloatArray = coefficients[0]
+    return values
+
+
 def temperature_table(
     rows: FloatArray,
     target: FloatArray,
@@ -186,6 +250,7 @@ def temperature_table(
     text: IntArray,
     texts: tuple[str, ...],
     bounds: tuple[float, float],
+    classes: ClassLogits | None = None,
 ) -> TemperatureTable:
     """A table from the rows of :func:`partition_rows`.
 
@@ -196,6 +261,7 @@ def temperature_table(
         text: [n] index into ``texts``.
         texts: ids.
         bounds: temperatures that can be asked for.
+        classes: logits of chosen vocabulary entries.
     """
     from scipy.interpolate import BPoly
 
@@ -206,4 +272,5 @@ def temperature_table(
         text=text,
         texts=texts,
         bounds=bounds,
+        classes=classes,
     )

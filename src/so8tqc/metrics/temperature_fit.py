@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from so8tqc.metrics.bootstrap import LEAST_TEXTS, percentile_interval, resample_weights
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable
+from so8tqc.metrics.temperature import FloatArray, TemperatureTable, TokenScores
 from so8tqc.metrics.temperature_measures import Measure
 
 GRID = 97
@@ -32,6 +32,8 @@ class TemperatureFit:
         at_bound: the minimum lies on a bound, so the bound chose it and not the data.
         converged: what the minimiser reports.
         value: of the measure at the temperature.
+        log_deviation: standard deviation of ln T over resampled texts; None for fewer than
+            LEAST_TEXTS.
         grid: [g] temperatures that were scanned.
         curve: [g] the measure there.
     """
@@ -41,6 +43,7 @@ class TemperatureFit:
     at_bound: bool
     converged: bool
     value: float
+    log_deviation: float | None
     grid: FloatArray
     curve: FloatArray
 
@@ -68,37 +71,40 @@ def fit_temperature(
         options={"xatol": TOLERANCE},
     )
     temperature = float(np.exp(result.x)) if result.fun < curve[best] else float(grid[best])
+    refitted = (
+        _refitted(sums, measure, grid, resamples, seed) if len(table.texts) >= LEAST_TEXTS else None
+    )
     for bound in (low, high):
         if abs(np.log(temperature / bound)) < 100 * TOLERANCE:
             temperature = bound
     return TemperatureFit(
         temperature=temperature,
-        ci95=_interval(sums, measure, grid, resamples, seed),
+        ci95=None if refitted is None else percentile_interval(refitted, len(table.texts)),
         at_bound=temperature in (low, high),
         converged=bool(result.success),
         value=measure.at(table, temperature),
+        log_deviation=None if refitted is None else float(np.log(refitted).std()),
         grid=grid,
         curve=curve,
     )
 
 
-def _interval(
+def _refitted(
     sums: FloatArray, measure: Measure, grid: FloatArray, resamples: int, seed: int
-) -> tuple[float, float] | None:
-    """Interval of the minimum's place over resampled texts; None for too few.
+) -> FloatArray:
+    """The temperature fitted anew to each resample of the texts: [resamples].
 
     Args:
         sums: [g, texts, k] at each temperature of the grid.
-        measure: what was minimised.
+        measure: what is minimised.
         grid: [g] those temperatures, log-spaced.
+        resamples: number of resamples.
+        seed: of the resampling.
     """
-    texts = sums.shape[1]
-    if texts < LEAST_TEXTS:
-        return None
-    weights = resample_weights(texts, resamples, seed)
+    weights = resample_weights(sums.shape[1], resamples, seed)
     curves = np.stack([measure.value(weights @ per_text) for per_text in sums], axis=1)
-    fitted = np.clip(np.exp(_valleys(curves, np.log(grid))), grid[0], grid[-1])
-    return percentile_interval(fitted, texts)
+    fitted: FloatArray = np.clip(np.exp(_valleys(curves, np.log(grid))), grid[0], grid[-1])
+    return fitted
 
 
 def _valleys(curves: FloatArray, x: FloatArray) -> FloatArray:
@@ -120,7 +126,7 @@ def _valleys(curves: FloatArray, x: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Change:
-    """A measure at two temperatures, on the same tokens.
+    """A measure before and after something, on the same tokens.
 
     Attributes:
         before, after: its values.
@@ -148,25 +154,53 @@ class Change:
         return 0.0 if self.ci95 is None else max(0.0, self.difference - self.ci95[0])
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A table at a temperature."""
+
+    table: TemperatureTable
+    scores: TokenScores
+
+
+def scored(table: TemperatureTable, temperature: float | FloatArray = 1.0) -> Scored:
+    """A table at one temperature, or at one for each token."""
+    return Scored(table, table.at(temperature))
+
+
+def paired_change(
+    before: Scored, after: Scored, measure: Measure, *, resamples: int, seed: int
+) -> Change:
+    """What a measure is on the same texts by two models, or by one at two temperatures.
+
+    Args:
+        before, after: over the same texts, in the same order.
+        measure: what is compared.
+        resamples: of the texts.
+        seed: of the resampling.
+    """
+    sums = [measure.sums(side.table, side.scores) for side in (before, after)]
+    texts = len(before.table.texts)
+    interval = None
+    if texts >= LEAST_TEXTS:
+        weights = resample_weights(texts, resamples, seed)
+        differences = measure.value(weights @ sums[1]) - measure.value(weights @ sums[0])
+        interval = percentile_interval(differences, texts)
+    return Change(
+        before=float(measure.value(sums[0].sum(axis=0))),
+        after=float(measure.value(sums[1].sum(axis=0))),
+        ci95=interval,
+    )
+
+
 def change(
     table: TemperatureTable,
     measure: Measure,
-    temperature: float,
+    temperature: float | FloatArray,
     *,
     resamples: int,
     seed: int,
 ) -> Change:
     """What a temperature does to a measure, against T = 1."""
-    before = measure.sums(table, table.at(1.0))
-    after = measure.sums(table, table.at(temperature))
-    texts = len(table.texts)
-    interval = None
-    if texts >= LEAST_TEXTS:
-        weights = resample_weights(texts, resamples, seed)
-        differences = measure.value(weights @ after) - measure.value(weights @ before)
-        interval = percentile_interval(differences, texts)
-    return Change(
-        before=float(measure.value(before.sum(axis=0))),
-        after=float(measure.value(after.sum(axis=0))),
-        ci95=interval,
+    return paired_change(
+        scored(table), scored(table, temperature), measure, resamples=resamples, seed=seed
     )

@@ -9,6 +9,7 @@ from so8tqc.metrics.bootstrap import ratio_of_sums
 from so8tqc.metrics.calibration import (
     calibration_error,
     calibration_sums,
+    classwise_sums,
     equal_mass_edges,
     equal_width_edges,
 )
@@ -17,7 +18,7 @@ from so8tqc.metrics.temperature import FloatArray, TemperatureTable, TokenScores
 
 @dataclass(frozen=True)
 class Measure:
-    """Something about a set of tokens at a temperature; smaller is better.
+    """Something about a set of tokens at a temperature; smaller is better (but for sharpness).
 
     Attributes:
         name: e.g. ``nll``.
@@ -29,7 +30,7 @@ class Measure:
     sums: Callable[[TemperatureTable, TokenScores], FloatArray]
     value: Callable[[FloatArray], FloatArray]
 
-    def at(self, table: TemperatureTable, temperature: float) -> float:
+    def at(self, table: TemperatureTable, temperature: float | FloatArray) -> float:
         """The value over all texts of a table."""
         return float(self.value(self.sums(table, table.at(temperature)).sum(axis=0)))
 
@@ -63,6 +64,32 @@ def adaptive_ece(bins: int) -> Measure:
         ),
         calibration_error,
     )
+
+
+def classwise_ece(bins: int, classes: int) -> Measure:
+    """Mean ECE of the probabilities of a table's chosen vocabulary entries.
+
+    Args:
+        bins: of equal width.
+        classes: how many entries the table chose, at least one.
+    """
+    edges = equal_width_edges(bins)
+
+    def sums(table: TemperatureTable, scores: TokenScores) -> FloatArray:
+        if table.classes is None or scores.classes is None:
+            raise ValueError("the table chose no vocabulary entries")
+        return classwise_sums(
+            scores.classes, table.classes.target, edges, table.text, len(table.texts)
+        )
+
+    return Measure("classwise_ece", sums, lambda totals: calibration_error(totals) / classes)
+
+
+SHARPNESS = Measure(
+    "sharpness", lambda table, scores: table.per_text(scores.confidence), ratio_of_sums
+)
+"""Mean largest probability: how much the model claims to know. Neither more nor less is better by
+itself; a calibrated model is as sharp as it is accurate."""
 
 
 def entropy_mismatch(reference: FloatArray) -> Measure:

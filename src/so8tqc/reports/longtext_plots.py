@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.artifacts import atomic_file, write_text
-from so8tqc.errors import MissingToolError
+from so8tqc.artifacts import write_text
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.oscillation import high_variance
 from so8tqc.metrics.spectra import Spectrum, nearest_wavelength
 from so8tqc.progress import Task
 from so8tqc.reports.figures import BLUE, GREEN, GREY, ORANGE, style
+from so8tqc.reports.png import write_pngs
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -71,43 +69,11 @@ def draw_png(plots: Sequence[CasePlots], out: Path, task: Task) -> None:
         MissingToolError: kaleido or a Chrome is missing, or Chrome does not start.
     """
     figures = {
-        f"{case.case}_{name}.png": figure
+        out / f"{case.case}_{name}.png": figure
         for case in plots
         for name, figure in _figures(case).items()
     }
-    for figure in figures.values():
-        figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#1b2330")
-    try:
-        # a thread of its own, since the caller may run an event loop already (notebooks do)
-        with ThreadPoolExecutor(1) as thread:
-            images = thread.submit(asyncio.run, _render(figures, task)).result()
-    except ImportError:
-        raise MissingToolError(
-            "kaleido is not installed", remedy="Run: pip install 'so8tqc[png]'"
-        ) from None
-    except (RuntimeError, OSError, ValueError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()
-        raise MissingToolError(
-            f"no Chrome that starts: {reason[0] if reason else type(error).__name__}",
-            remedy="Run: apt-get install -y chromium (or set BROWSER_PATH).",
-        ) from None
-    for name, image in images.items():
-        with atomic_file(out / name) as temporary:
-            temporary.write_bytes(image)
-
-
-async def _render(figures: Mapping[str, go.Figure], task: Task) -> dict[str, bytes]:
-    """PNG of each figure, all drawn by one Chrome: starting it takes longer than drawing."""
-    import kaleido
-
-    images: dict[str, bytes] = {}
-    async with kaleido.Kaleido() as renderer:
-        for name, figure in figures.items():
-            images[name] = await renderer.calc_fig(
-                figure.to_dict(), opts={"format": "png", **_PNG_SIZE}
-            )
-            task.advance(1, item=name)
-    return images
+    write_pngs(figures, _PNG_SIZE, task)
 
 
 def _figures(plots: CasePlots) -> dict[str, go.Figure]:

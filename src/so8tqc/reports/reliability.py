@@ -11,6 +11,7 @@ from so8tqc.artifacts import write_text
 from so8tqc.records import Record
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
 from so8tqc.reports.html import Plot, Section, page
+from so8tqc.reports.png import write_pngs
 from so8tqc.reports.summary import summarise_run
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 Table = tuple[str, list[str], list[list[str]]]
 """Title, header, rows: what a section of the report page shows."""
 
-_MEASURES = {"nll": "NLL, nats", "ece": "ECE", "adaptive_ece": "ECE, equal mass", "brier": "Brier"}
+_MEASURES = {
+    "nll": "NLL, nats",
+    "ece": "ECE",
+    "adaptive_ece": "ECE, equal mass",
+    "classwise_ece": "ECE, classwise",
+    "brier": "Brier",
+    "sharpness": "sharpness (mean confidence)",
+}
+_PNG_SIZE = {"width": 1100, "height": 584, "scale": 2}
 _INTERVAL = "rgba(76, 141, 255, 0.2)"
 _TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
 
@@ -73,10 +82,12 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
         row=1,
         col=1,
     )
-    sides = (
+    sides = [
         ("before", "T = 1", ORANGE, "circle"),
         ("fitted", f"T = {metrics['fitted']:.3f}", BLUE, "diamond"),
-    )
+    ]
+    if "reference" in metrics["reliability"]:
+        sides.append(("reference", "unquantized", GREY, "square"))
     for key, name, colour, symbol in sides:
         data = metrics["reliability"][key]
         filled = [i for i, count in enumerate(data["count"]) if count]
@@ -160,8 +171,13 @@ def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
 
 
 def calibration_tables(record: Record) -> list[Table]:
-    """Held-out measures before and after, and the same by language and category."""
-    return [_measures(record.metrics), _groups(record.metrics)]
+    """Held-out measures before and after, the fits, and the measures by language and category."""
+    metrics: dict[str, Any] = record.metrics
+    against = [_against(metrics)] if metrics["against_reference"] else []
+    return [
+        _measures(metrics), *against, _objectives(metrics), _beyond(metrics),
+        *_group_temperatures(metrics), _groups(metrics),
+    ]  # fmt: skip
 
 
 def _measures(metrics: dict[str, Any]) -> Table:
@@ -180,6 +196,88 @@ def _measures(metrics: dict[str, Any]) -> Table:
         ]
         rows.append([*row, f"{reference[key]:.4f}"] if reference else row)
     return "Held-out texts", [*header, "reference"] if reference else header, rows
+
+
+def _interval(ci95: list[float] | None, digits: int = 4, sign: str = "+") -> str:
+    if not ci95:
+        return "–"
+    return " … ".join(f"{end:{sign}.{digits}f}" for end in ci95)
+
+
+def _against(metrics: dict[str, Any]) -> Table:
+    """Whether the model is back where the unquantized one is."""
+    header = ["measure", "unquantized", "difference at T = 1", "with the temperature in use",
+              "95 % interval", "back"]  # fmt: skip
+    rows = [
+        [
+            _MEASURES[key],
+            f"{row['reference']:.4f}",
+            f"{row['before']['difference']:+.4f}",
+            f"{row['after']['difference']:+.4f}",
+            _interval(row["after"]["ci95"]),
+            {True: "yes", False: "no", None: "–"}[row["back"]],
+        ]
+        for key, row in metrics["against_reference"].items()
+    ]
+    return "Against the unquantized model", header, rows
+
+
+def _objectives(metrics: dict[str, Any]) -> Table:
+    header = ["objective", "T", "95 % interval", "at a bound", "converged"]
+    rows = [
+        [
+            name,
+            f"{fit['temperature']:.4f}",
+            _interval(fit["ci95"], 3, ""),
+            "yes" if fit["at_bound"] else "no",
+            "yes" if fit["converged"] else "no",
+        ]
+        for name, fit in metrics["objectives"].items()
+    ]
+    return "Every objective, on the fit texts", header, rows
+
+
+def _beyond(metrics: dict[str, Any]) -> Table:
+    """What more than one number gains over the best single temperature, on held-out text."""
+    entropy = metrics["entropy_temperature"]
+    judged = {f"by {axis}": groups for axis, groups in metrics["group_temperatures"].items()}
+    judged[f"T(H) = {entropy['a']:.3f} {entropy['b']:+.3f}·H"] = entropy
+    header = ["temperatures", "against T", "NLL, nats", "95 % interval", "ECE", "significant"]
+    rows = [
+        [
+            name,
+            f"{one['against']:.3f}",
+            f"{one['change']['nll']['difference']:+.4f}",
+            _interval(one["change"]["nll"]["ci95"]),
+            f"{one['change']['ece']['difference']:+.4f}",
+            "yes" if one["significant"] else "no",
+        ]
+        for name, one in judged.items()
+    ]
+    return "Beyond one temperature", header, rows
+
+
+def _group_temperatures(metrics: dict[str, Any]) -> list[Table]:
+    """The temperatures of each axis that held-out text supports."""
+    header = ["group", "T", "its own optimum", "weight of its own", "fit texts"]
+    return [
+        (
+            f"Temperatures by {axis}",
+            header,
+            [
+                [
+                    label or "all",
+                    f"{group['temperature']:.4f}",
+                    "–" if group["own"] is None else f"{group['own']:.4f}",
+                    f"{group['weight']:.2f}",
+                    str(group["texts"]),
+                ]
+                for label, group in judged["temperatures"].items()
+            ],
+        )
+        for axis, judged in metrics["group_temperatures"].items()
+        if judged["temperatures"]
+    ]
 
 
 def _groups(metrics: dict[str, Any]) -> Table:
@@ -207,6 +305,16 @@ def write_reliability(record: Record, path: Path) -> None:
         tables=calibration_tables(record),
     )
     write_text(path, page(summarise_run("Calibration", {record.kind: record}), [section]))
+
+
+def draw_reliability_png(record: Record, path: Path) -> None:
+    """Draw the same figure as a PNG image on white.
+
+    Raises:
+        MissingToolError: kaleido or a Chrome is missing, or Chrome does not start.
+    """
+    figure = reliability_figure(record)
+    write_pngs({path: figure}, _PNG_SIZE)
 
 
 def _note(metrics: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ def _calibration_tables(record: Record) -> list[t.Table]:
     """The calibration's own tables; none where nothing was fitted."""
     from so8tqc.reports.reliability import calibration_tables
 
-    if not {"change", "groups", "fitted"} <= record.metrics.keys():
+    if not {"change", "groups", "fitted", "objectives"} <= record.metrics.keys():
         return []
     return [t.Table(*table) for table in calibration_tables(record)]
 

@@ -143,7 +143,7 @@ def _stages(
     quantize_config = QuantizeConfig(gguf=exported, out=folder, **config.quantize.model_dump())
     calibrate_config = CalibrateConfig(
         gguf=quantized[config.calibrate_type], tokenizer=baked, data=config.data,
-        out=out / "calibrate", **config.calibrate.model_dump(),
+        out=out / "calibrate", reference=exported, **config.calibrate.model_dump(),
     )  # fmt: skip
     qc_config = QCConfig(
         reference=base, rotations=rotations, rotation_options=trained,
@@ -162,7 +162,7 @@ def _stages(
                (exported,), lambda p: export(export_config, p)),
         _Stage("quantize", quantize_config, (exported, *_importance_inputs(quantize_config)),
                tuple(quantized.values()), lambda p: quantize(quantize_config, p)),
-        _Stage("calibrate", calibrate_config, (calibrate_config.gguf, baked, *data),
+        _Stage("calibrate", calibrate_config, (calibrate_config.gguf, exported, baked, *data),
                (out / "calibrate" / "temperature_config.json",),
                lambda p: calibrate(calibrate_config, p)),
         _Stage("qc", qc_config, (base, rotations, profile, *qc_config.candidates, *data),

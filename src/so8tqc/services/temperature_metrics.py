@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
 from so8tqc.config import CalibrateOptions
 from so8tqc.metrics.calibration import reliability_bins
 from so8tqc.metrics.temperature import FloatArray, TemperatureTable
-from so8tqc.metrics.temperature_fit import Change
-from so8tqc.metrics.temperature_measures import NLL
+from so8tqc.metrics.temperature_fit import Change, TemperatureFit, scored
+from so8tqc.metrics.temperature_measures import NLL, SHARPNESS
 from so8tqc.services.holdout import Split
-from so8tqc.services.temperature_verdict import Calibration, held_out_measures
+from so8tqc.services.temperature_beyond import JudgedEntropy, JudgedGroups
+from so8tqc.services.temperature_verdict import (
+    Calibration,
+    changes,
+    chosen_classes,
+    held_out_measures,
+)
 from so8tqc.sources.protocol import EncodedText
 
 
@@ -34,12 +41,82 @@ def temperature_summary(calibration: Calibration, options: CalibrateOptions) -> 
         "after": {name: used[name].after for name in used},
         "at_fitted": {name: fitted[name].after for name in fitted},
         "change": {name: _change(fitted[name]) for name in fitted},
+        "objectives": {name: _fit(other) for name, other in calibration.objectives.items()},
+        "group_temperatures": {
+            axis: _judged_groups(groups) for axis, groups in calibration.groups.items()
+        },
+        "entropy_temperature": _judged_entropy(calibration.entropy),
+        "against_reference": _against_reference(calibration, options),
         "tokens": {"fit": len(calibration.fit_table), "holdout": len(calibration.holdout_table)},
     }
 
 
 def _change(change: Change) -> dict[str, object]:
     return {"difference": change.difference, "ci95": change.ci95}
+
+
+def _fit(fit: TemperatureFit) -> dict[str, object]:
+    return {
+        "temperature": fit.temperature,
+        "ci95": fit.ci95,
+        "at_bound": fit.at_bound,
+        "converged": fit.converged,
+    }
+
+
+def _judged_groups(groups: JudgedGroups) -> dict[str, object]:
+    """Temperatures that held-out text does not support are not given: nobody could use them."""
+    return {
+        "significant": groups.significant,
+        "against": groups.against,
+        "change": {"nll": _change(groups.nll), "ece": _change(groups.ece)},
+        "temperatures": {label: asdict(group) for label, group in groups.temperatures.items()}
+        if groups.significant
+        else None,
+    }
+
+
+def _judged_entropy(judged: JudgedEntropy) -> dict[str, object]:
+    return {
+        "significant": judged.significant,
+        "a": judged.rule.a,
+        "b": judged.rule.b,
+        "bounds": judged.rule.bounds,
+        "converged": judged.rule.converged,
+        "at_bound": judged.at_bound,
+        "held_at_bounds": judged.rule.held,
+        "against": judged.against,
+        "change": {"nll": _change(judged.nll), "ece": _change(judged.ece)},
+    }
+
+
+def _against_reference(
+    calibration: Calibration, options: CalibrateOptions
+) -> dict[str, dict[str, object]] | None:
+    """How far each measure is from the reference's, before and with the temperature in use.
+
+    ``back``: the interval of the difference reaches down to zero, so that the model cannot be told
+    to be worse than the reference; null without an interval.
+    """
+    if calibration.reference is None:
+        return None
+    reference = scored(calibration.reference)
+    before = changes(reference, scored(calibration.holdout_table), options)
+    after = changes(reference, calibration.in_use, options)
+    return {
+        name: {
+            "reference": after[name].before,
+            "before": _change(before[name]),
+            "after": _change(after[name]),
+            "back": _back(after[name]),
+        }
+        for name in after
+        if name != SHARPNESS.name  # neither more nor less of it is worse
+    }
+
+
+def _back(change: Change) -> bool | None:
+    return None if change.ci95 is None else change.ci95[0] <= 0.0
 
 
 def temperature_details(
@@ -64,6 +141,11 @@ def temperature_details(
         "reliability": {
             "before": _reliability(held, 1.0, options.bins),
             "fitted": _reliability(held, fit.temperature, options.bins),
+            **(
+                {"reference": _reliability(reference, 1.0, options.bins)}
+                if reference is not None
+                else {}
+            ),
         },
         "groups": _group_rows(calibration, texts, split, options.bins),
         "split": {
@@ -114,4 +196,5 @@ def _group_rows(
 
 def _values(table: TemperatureTable, temperature: float, bins: int) -> dict[str, float]:
     """Every held-out measure of a table at a temperature, by name."""
-    return {measure.name: measure.at(table, temperature) for measure in held_out_measures(bins)}
+    measures = held_out_measures(bins, chosen_classes(table))
+    return {measure.name: measure.at(table, temperature) for measure in measures}

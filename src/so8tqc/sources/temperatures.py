@@ -10,18 +10,27 @@ import numpy.typing as npt
 from so8tqc.errors import DataError
 from so8tqc.metrics.temperature import (
     BoolArray,
+    ClassLogits,
     FloatArray,
+    IntArray,
     TemperatureTable,
     knots,
     partition_rows,
     temperature_table,
 )
 from so8tqc.progress import SILENT, Progress
-from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.protocol import EncodedText, LogitSource, TokenIds
 
 MOST_ROWS = 128
 BLOCK_BYTES = 64 << 20
 """A block asked of a source has at most this many bytes of float32 logits, and MOST_ROWS rows."""
+
+
+def frequent_tokens(texts: Sequence[EncodedText], most: int) -> IntArray:
+    """Ids of the at most ``most`` tokens that follow most often; of equal ones the lower."""
+    ids, counts = np.unique(np.concatenate([text.tokens[1:] for text in texts]), return_counts=True)
+    order = np.lexsort((ids, -counts))[:most]
+    return ids[order].astype(np.intp)
 
 
 def walk_temperatures(
@@ -30,6 +39,7 @@ def walk_temperatures(
     bounds: tuple[float, float],
     progress: Progress = SILENT,
     description: str = "measuring",
+    classes: IntArray | None = None,
 ) -> TemperatureTable:
     """The temperature table of a source: every position but a text's last is scored.
 
@@ -39,6 +49,7 @@ def walk_temperatures(
         bounds: temperatures that will be asked for.
         progress: told about each text, in tokens.
         description: what the progress says.
+        classes: [k] token ids whose probabilities are wanted at every position.
 
     Raises:
         DataError: a token id is outside the vocabulary, or logits are not finite; both name
@@ -49,6 +60,7 @@ def walk_temperatures(
     rows: list[FloatArray] = []
     targets: list[FloatArray] = []
     correct: list[BoolArray] = []
+    chosen: list[ClassLogits] = []
     with progress.task(description, total=total, unit="tokens") as task:
         for text in texts:
             _check_ids(text, source)
@@ -63,6 +75,8 @@ def walk_temperatures(
                     logits[each, following].astype(np.float64) - logits[each, top]
                 )  # fmt: skip
                 correct.append(top == following)
+                if classes is not None:
+                    chosen.append(_class_logits(logits, top, following, classes))
             task.advance(text.tokens.size, item=text.id)
     lengths = [text.tokens.size - 1 for text in texts]
     return temperature_table(
@@ -72,6 +86,24 @@ def walk_temperatures(
         np.repeat(np.arange(len(texts)), lengths),
         tuple(text.id for text in texts),
         bounds,
+        _joined(chosen) if chosen else None,
+    )
+
+
+def _class_logits(
+    logits: npt.NDArray[np.floating], top: IntArray, following: TokenIds, classes: IntArray
+) -> ClassLogits:
+    each = np.arange(top.size)
+    matches = following[:, None] == classes
+    return ClassLogits(
+        u=(logits[:, classes] - logits[each, top][:, None]).astype(np.float32),
+        target=np.where(matches.any(axis=1), matches.argmax(axis=1), -1),
+    )
+
+
+def _joined(parts: Sequence[ClassLogits]) -> ClassLogits:
+    return ClassLogits(
+        np.concatenate([part.u for part in parts]), np.concatenate([part.target for part in parts])
     )
 
 

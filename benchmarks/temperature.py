@@ -1,0 +1,222 @@
+"""One pass for every temperature, against fitting on stored logits.
+
+Three claims of `so8tqc calibrate`, each with the number it is measured against in the same run:
+
+1. time: one pass that serves every temperature and objective, against gpleiss-style LBFGS on stored
+   logits (and netcal's TemperatureScaling, where netcal is installed), V = 49,152; target 5 ×;
+2. accuracy: the fitted T against the optimum of the full stored logits, V = 262,144; limit 1e-3;
+3. memory: the pass adds at most 512 MiB to the process, V = 262,144, whatever the number of tokens.
+
+    python benchmarks/temperature.py [--tokens 2000] [--large-tokens 1024]
+
+The source is synthetic, made block by block from a seed, so that no model's own memory or time is
+in the numbers: z = 2.5·normal, the next token drawn from softmax(z / 1.3). What a method has to pay
+for is counted alike: ours for its pass over the logits, the others for theirs, both without making
+them. Seconds are CPU seconds of one thread, which other work on the machine changes little. Linux
+only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from so8tqc.metrics.temperature_fit import fit_temperature
+from so8tqc.metrics.temperature_measures import BRIER, CONFIDENCE_VARIANCE, NLL, adaptive_ece, ece
+from so8tqc.sources.protocol import EncodedText, TokenIds
+from so8tqc.sources.temperatures import walk_temperatures
+
+BOUNDS = (0.5, 3.0)
+TRUE = 1.3
+SMALL, LARGE = 49_152, 262_144
+TEXT = 64
+LIMIT = 512 << 20
+
+
+@dataclass
+class Synthetic:
+    """Logits of a text from a seed in its first token; the same on every pass."""
+
+    vocab_size: int
+    name: str = "synthetic"
+    making: float = 0.0  # seconds spent on making logits
+
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
+        generator = np.random.default_rng(int(tokens[0]))
+        for start in range(first, tokens.size, rows):
+            began = time.process_time()
+            shape = (min(rows, tokens.size - start), self.vocab_size)
+            block = generator.standard_normal(shape, dtype=np.float32)
+            block *= np.float32(2.5)
+            self.making += time.process_time() - began
+            yield torch.from_numpy(block)
+
+    def close(self) -> None:
+        pass
+
+
+def texts_of(source: Synthetic, tokens: int) -> list[EncodedText]:
+    """Texts whose every next token is drawn from softmax(z / TRUE), by the Gumbel trick."""
+    texts = []
+    for seed in range(tokens // TEXT):
+        generator = np.random.default_rng([seed, 1])
+        ids = np.full(TEXT + 1, seed, dtype=np.int64)
+        row = 0
+        for block in source.logits(ids, 16):
+            for z in block.numpy()[: TEXT - row]:
+                gumbel = generator.gumbel(size=z.size).astype(np.float32)
+                ids[row + 1] = int((z / TRUE + gumbel).argmax())
+                row += 1
+        texts.append(EncodedText(f"t{seed}", ids))
+    return texts
+
+
+def stored(source: Synthetic, texts: list[EncodedText]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All logits [n, V] float32 and the tokens that follow [n]."""
+    z = torch.empty(len(texts) * TEXT, source.vocab_size)
+    for number, text in enumerate(texts):
+        row = number * TEXT
+        for block in source.logits(text.tokens[:-1], 16):
+            z[row : row + block.shape[0]] = block
+            row += block.shape[0]
+    return z, torch.from_numpy(np.concatenate([text.tokens[1:] for text in texts]))
+
+
+def ours(source: Synthetic, texts: list[EncodedText]) -> tuple[float, float, float]:
+    """(T by NLL, seconds of the pass and five fits, seconds that making the logits took)."""
+    source.making, began = 0.0, time.process_time()
+    table = walk_temperatures(source, texts, BOUNDS)
+    fits = [
+        fit_temperature(table, measure, resamples=200, seed=0)
+        for measure in (NLL, BRIER, ece(15), adaptive_ece(15), CONFIDENCE_VARIANCE)
+    ]
+    return fits[0].temperature, time.process_time() - began - source.making, source.making
+
+
+def lbfgs(z: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """(T, seconds): cross-entropy of all stored logits by LBFGS, lr 0.01, 50 steps (Guo 2017)."""
+    began = time.process_time()
+    temperature = torch.full((1,), 1.5, requires_grad=True)
+    optimiser = torch.optim.LBFGS([temperature], lr=0.01, max_iter=50)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(z / temperature, y)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return float(temperature.item()), time.process_time() - began
+
+
+def netcal(z: torch.Tensor, y: torch.Tensor) -> tuple[float, float] | None:
+    """(T, seconds) of netcal's TemperatureScaling; None without netcal."""
+    try:
+        from netcal.scaling import TemperatureScaling
+    except ImportError:
+        return None
+    began = time.process_time()
+    scaling = TemperatureScaling()
+    scaling.fit(z.softmax(dim=1).numpy(), y.numpy())
+    return float(1.0 / np.asarray(scaling.temperature).ravel()[0]), time.process_time() - began
+
+
+def exact(z: torch.Tensor, y: torch.Tensor) -> float:
+    """The optimum of the mean NLL of the stored logits in float64, row block by row block."""
+    from scipy.optimize import minimize_scalar
+
+    def nll(x: float) -> float:
+        total = 0.0
+        for start in range(0, z.shape[0], 8):
+            part = z[start : start + 8].double() / float(np.exp(x))
+            target = part.gather(1, y[start : start + 8, None])[:, 0]
+            total += float((part.logsumexp(dim=1) - target).sum())
+        return total / z.shape[0]
+
+    result = minimize_scalar(
+        nll, bounds=tuple(np.log([1.0, 1.7])), method="bounded", options={"xatol": 1e-5}
+    )
+    return float(np.exp(result.x))
+
+
+def speed(tokens: int) -> bool:
+    source = Synthetic(SMALL)
+    texts = texts_of(source, tokens)
+    t, seconds, making = ours(source, texts)
+    n = sum(text.tokens.size - 1 for text in texts)
+    print(f"V = {SMALL:,}, {n:,} tokens (making the logits takes {making:.1f} s, not counted)")
+    print(f"  so8tqc, one pass, 5 objectives   T = {t:.4f}  {seconds:7.1f} s")
+    z, y = stored(source, texts)
+    peers = {"LBFGS on stored logits": lbfgs(z, y), "netcal on stored logits": netcal(z, y)}
+    ratios = {}
+    for name, result in peers.items():
+        if result is None:
+            print(f"  {name:32} not installed")
+            continue
+        ratios[name] = result[1] / seconds
+        print(f"  {name:32} T = {result[0]:.4f}  {result[1]:7.1f} s  {ratios[name]:5.1f} ×")
+    return min(ratios.values()) >= 5.0 if "netcal on stored logits" in ratios else True
+
+
+def memory(tokens: int) -> dict[str, float]:
+    """In a process of its own: what the pass adds to the peak, bytes."""
+    source = Synthetic(LARGE)
+    texts = texts_of(source, tokens)
+    before = psutil.Process().memory_info().rss
+    t, seconds, _ = ours(source, texts)
+    return {"T": t, "added": peak_bytes() - before, "seconds": seconds}
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far (getrusage would include its parent's)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def large(tokens: int) -> bool:
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory", "--large-tokens", str(tokens)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    result = json.loads(done.stdout.splitlines()[-1])
+    source = Synthetic(LARGE)
+    texts = texts_of(source, tokens)
+    optimum = exact(*stored(source, texts))
+    apart = abs(result["T"] - optimum)
+    print(f"V = {LARGE:,}, {sum(text.tokens.size - 1 for text in texts):,} tokens")
+    print(f"  fitted T = {result['T']:.6f}, optimum of full logits = {optimum:.6f}: "
+          f"{apart:.1e} apart, limit 1e-3")  # fmt: skip
+    print(f"  the pass adds {result['added'] / 2**20:.0f} MiB to the peak, limit "
+          f"{LIMIT >> 20} MiB; all logits would be "
+          f"{4 * LARGE * tokens / 2**20:,.0f} MiB")  # fmt: skip
+    return apart <= 1e-3 and result["added"] <= LIMIT
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--large-tokens", type=int, default=1024)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory:
+        print(json.dumps(memory(options.large_tokens)))
+        return 0
+    met = [speed(options.tokens), large(options.large_tokens)]
+    print("targets met" if all(met) else "a target was missed")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
