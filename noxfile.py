@@ -69,6 +69,9 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks; each prints ratios against a peer or a limit measured in the same run."""
     install(session, "demo,test")
-    scripts = session.posargs or ["bake.py", "evaluation.py", "capture.py", "temperature.py"]
+    scripts = session.posargs or [
+        "bake.py", "evaluation.py", "capture.py", "export.py", "keep_f32.py", "quantize.py",
+        "temperature.py",
+    ]  # fmt: skip
     for script in scripts:
         session.run("python", f"benchmarks/{script}")
