@@ -162,7 +162,7 @@ def _quality(
             y=[middle for _, middle, _ in y],
             text=list(rows),
             mode="markers+text",
-            textposition="top center",
+            textposition="middle right",
             cliponaxis=False,
             marker={"size": 10, "color": [ORANGE if name == best else BLUE for name in rows]},
             error_x={
