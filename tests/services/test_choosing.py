@@ -32,6 +32,7 @@ from so8tqc.services.choosing import choose
 from so8tqc.services.choosing_ladder import four_bit_share, inversions
 from so8tqc.services.choosing_search import groups, override_patterns
 from so8tqc.services.report import write_stage_reports
+from tiny_gguf import LENGTH, TEXTS, four_bit, logits_of, token_texts, write_capture, write_model
 
 pytestmark = pytest.mark.llama
 
@@ -328,6 +329,8 @@ def test_groups_partition_the_tensors_that_are_smaller(
     assert len(made) <= limit
     members = [tensor for group in made for tensor in group.tensors]
     assert sorted(members) == sorted(name for name in names if low[name] < high[name])
+    if limit >= kinds + 2:
+        assert not any(" + " in group.name for group in made)  # none needs to be joined
     assert all(group.bytes == 8 * len(group.tensors) for group in made)
 
 
@@ -343,7 +346,7 @@ def test_groups_partition_the_tensors_that_are_smaller(
 def test_patterns_name_exactly_the_tensors(tensors: dict[str, str]) -> None:
     every = [f"blk.{i}.{k}.weight" for i in range(12)
              for k in ("attn_q", "attn_qkv", "attn_output", "ffn_down")]  # fmt: skip
-    every += ["output.weight", "token_embd.weight", "output_norm.weight"]
+    every += ["output.weight", "token_embd.weight", "output_norm.weight", "v.blk.0.attn_q.weight"]
     pairs = [pattern.rpartition("=")[::2] for pattern in override_patterns(tensors)]
     for name in every:
         found = [kind for pattern, kind in pairs if re.search(pattern, name)]

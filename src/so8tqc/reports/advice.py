@@ -17,6 +17,7 @@ _STAGE_REMEDIES = {
     "bake": "Bake again from the base model.",
     "export": "Read the converter's log beside the GGUF, then export again.",
     "quantize": "Check disk and memory, then quantize again.",
+    "choose": "Allow more, or search more: other types (--type), more files (--max-evaluations).",
     "calibrate": "Do not apply this temperature; fit it on more text (--data FILE).",
     "longtext": "Open the plots of the failed case and compare both models' series.",
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _RECOMMENDED = "→ "
+_PAIRS = "Pair by pair (intervals hold together with 95 %)"
 
 
 def row_table(record: Record) -> Table | None:
@@ -69,12 +70,11 @@ def pair_table(record: Record) -> Table | None:
         [
             f"{pair['a']} − {pair['b']}",
             *(_difference(pair[measure]) for measure in ("kl", "nll", "top1")),
-            str(pair["winner"] or ("too few texts" if pair["kl"]["ci95"] is None else "undecided")),
+            _winner(pair),
         ]
         for pair in pairs
     ]
-    title = "Pair by pair (intervals hold together with 95 %)"
-    return Table(title, ["pair", "KL", "NLL", "same top", "nearer to the reference"], rows)
+    return Table(_PAIRS, ["pair", "KL", "NLL", "same top", "nearer to the reference"], rows)
 
 
 def tried_table(record: Record) -> Table | None:
@@ -120,10 +120,10 @@ def sensitivity_table(record: Record) -> Table | None:
 def terminal_tables(record: Record) -> list[Table]:
     """The tables that a terminal shows, too: narrow ones."""
     if record.kind == "qc":
-        return [table for table in (pair_table(record),) if table is not None]
+        return [table for table in (_narrow_pairs(record),) if table is not None]
     if record.kind != "choose":
         return []
-    found = [_narrow_rows(record), pair_table(record), tried_table(record)]
+    found = [_narrow_rows(record), _narrow_pairs(record), _narrow_tried(record)]
     return [table for table in found if table is not None]
 
 
@@ -162,7 +162,7 @@ def _quality(
             y=[middle for _, middle, _ in y],
             text=list(rows),
             mode="markers+text",
-            textposition="top center",
+            textposition="middle right",
             cliponaxis=False,
             marker={"size": 10, "color": [ORANGE if name == best else BLUE for name in rows]},
             error_x={
@@ -219,6 +219,41 @@ def _narrow_rows(record: Record) -> Table | None:
     return Table(
         "Files compared", [header[i] for i in kept], [[row[i] for i in kept] for row in body]
     )
+
+
+def _narrow_pairs(record: Record) -> Table | None:
+    """The pairs with the interval of the KL alone."""
+    found = record.metrics.get("comparisons")
+    if not isinstance(found, dict):
+        return None
+    pairs: Any = found["pairs"]
+    rows = [
+        [
+            f"{pair['a']} − {pair['b']}",
+            f"{pair['kl']['difference']:+.3g}",
+            ""
+            if pair["kl"]["ci95"] is None
+            else " … ".join(f"{v:+.3g}" for v in pair["kl"]["ci95"]),
+            f"{pair['nll']['difference']:+.3g}",
+            f"{100 * pair['top1']['difference']:+.1f} %",
+            _winner(pair),
+        ]
+        for pair in pairs
+    ]
+    return Table(_PAIRS, ["pair", "KL", "95 %", "NLL", "top", "nearer"], rows)
+
+
+def _narrow_tried(record: Record) -> Table | None:
+    """The search without its sensitivity files, which a report shows."""
+    found = tried_table(record)
+    if found is None:
+        return None
+    rows = [[row[0], *row[2:]] for row in found.rows if row[1] != "sensitivity"]
+    return Table(found.title, [found.header[0], *found.header[2:]], rows)
+
+
+def _winner(pair: Mapping[str, Any]) -> str:
+    return str(pair["winner"] or ("too few texts" if pair["kl"]["ci95"] is None else "undecided"))
 
 
 def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], str]) -> str:
