@@ -93,22 +93,35 @@ def stored(source: Synthetic, texts: list[EncodedText]) -> tuple[torch.Tensor, t
     return z, torch.from_numpy(np.concatenate([text.tokens[1:] for text in texts]))
 
 
-def ours(source: Synthetic, texts: list[EncodedText]) -> tuple[float, float, float]:
-    """(T by NLL, seconds of the pass and five fits, seconds that making the logits took)."""
+@dataclass(frozen=True)
+class Ours:
+    """T by NLL; seconds of the pass with that fit, of four more objectives, of making logits."""
+
+    temperature: float
+    one: float
+    more: float
+    making: float
+
+
+def ours(source: Synthetic, texts: list[EncodedText]) -> Ours:
     source.making, began = 0.0, time.process_time()
     table = walk_temperatures(source, texts, BOUNDS)
-    fits = [
+    fit = fit_temperature(table, NLL, resamples=200, seed=0)
+    one = time.process_time() - began - source.making
+    began = time.process_time()
+    for measure in (BRIER, ece(15), adaptive_ece(15), CONFIDENCE_VARIANCE):
         fit_temperature(table, measure, resamples=200, seed=0)
-        for measure in (NLL, BRIER, ece(15), adaptive_ece(15), CONFIDENCE_VARIANCE)
-    ]
-    return fits[0].temperature, time.process_time() - began - source.making, source.making
+    return Ours(fit.temperature, one, time.process_time() - began, source.making)
 
 
 def lbfgs(z: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """(T, seconds): cross-entropy of all stored logits by LBFGS, lr 0.01, 50 steps (Guo 2017)."""
+    """(T, seconds): cross-entropy of all stored logits by LBFGS, as Guo et al. 2017 do.
+
+    With a line search: at their fixed rate, 0.01 for 50 steps, it has not arrived (1.40 for 1.30).
+    """
     began = time.process_time()
     temperature = torch.full((1,), 1.5, requires_grad=True)
-    optimiser = torch.optim.LBFGS([temperature], lr=0.01, max_iter=50)
+    optimiser = torch.optim.LBFGS([temperature], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
@@ -128,7 +141,8 @@ def netcal(z: torch.Tensor, y: torch.Tensor) -> tuple[float, float] | None:
         return None
     began = time.process_time()
     scaling = TemperatureScaling()
-    scaling.fit(z.softmax(dim=1).numpy(), y.numpy())
+    # in float32 its finite differences vanish and it stays at T = 1
+    scaling.fit(z.double().softmax(dim=1).numpy(), y.numpy())
     return float(1.0 / np.asarray(scaling.temperature).ravel()[0]), time.process_time() - began
 
 
@@ -153,20 +167,23 @@ def exact(z: torch.Tensor, y: torch.Tensor) -> float:
 def speed(tokens: int) -> bool:
     source = Synthetic(SMALL)
     texts = texts_of(source, tokens)
-    t, seconds, making = ours(source, texts)
+    result = ours(source, texts)
     n = sum(text.tokens.size - 1 for text in texts)
-    print(f"V = {SMALL:,}, {n:,} tokens (making the logits takes {making:.1f} s, not counted)")
-    print(f"  so8tqc, one pass, 5 objectives   T = {t:.4f}  {seconds:7.1f} s")
+    print(f"V = {SMALL:,}, {n:,} tokens (making them takes {result.making:.1f} s, not counted)")
+    print(
+        f"  so8tqc, one pass, NLL            T = {result.temperature:.4f}  {result.one:7.1f} s"
+        f"  (four more objectives: {result.more:.1f} s)"
+    )
     z, y = stored(source, texts)
     peers = {"LBFGS on stored logits": lbfgs(z, y), "netcal on stored logits": netcal(z, y)}
     ratios = {}
-    for name, result in peers.items():
-        if result is None:
+    for name, peer in peers.items():
+        if peer is None:
             print(f"  {name:32} not installed")
             continue
-        ratios[name] = result[1] / seconds
-        print(f"  {name:32} T = {result[0]:.4f}  {result[1]:7.1f} s  {ratios[name]:5.1f} ×")
-    return min(ratios.values()) >= 5.0 if "netcal on stored logits" in ratios else True
+        ratios[name] = peer[1] / result.one
+        print(f"  {name:32} T = {peer[0]:.4f}  {peer[1]:7.1f} s  {ratios[name]:5.1f} ×")
+    return min(ratios.values()) >= 5.0
 
 
 def memory(tokens: int) -> dict[str, float]:
@@ -174,8 +191,8 @@ def memory(tokens: int) -> dict[str, float]:
     source = Synthetic(LARGE)
     texts = texts_of(source, tokens)
     before = psutil.Process().memory_info().rss
-    t, seconds, _ = ours(source, texts)
-    return {"T": t, "added": peak_bytes() - before, "seconds": seconds}
+    result = ours(source, texts)
+    return {"T": result.temperature, "added": peak_bytes() - before}
 
 
 def peak_bytes() -> int:

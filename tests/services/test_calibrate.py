@@ -28,6 +28,7 @@ from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERAT
 from so8tqc.records import Check, Record, Verdict
 from so8tqc.reports.reliability import calibration_tables
 from so8tqc.services import calibrate as service
+from so8tqc.services import temperature_beyond
 from so8tqc.services.holdout import Split, split_texts
 from so8tqc.services.temperature_metrics import temperature_summary
 from so8tqc.services.temperature_verdict import (
@@ -489,7 +490,8 @@ def test_the_numbers_are_those_of_the_file_that_ships(
     apply: str, reader: float | None, config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = _ship(config, monkeypatch, apply)
-    assert record.check("calibration.applied").verdict is Verdict.PASS
+    assert record.check("calibration.applied_scale").verdict is Verdict.PASS
+    assert record.check("calibration.applied_kl").verdict is Verdict.PASS
     written = json.loads((config.out / "temperature_config.json").read_text())
     assert written["applied"]["how"] == apply
     assert written["applied_to"] == written["applied"]["file"] == "model-Q5_K_M-calibrated.gguf"
@@ -504,19 +506,18 @@ def test_a_runtime_that_computes_something_else_is_found_out(
     config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = _ship(config, monkeypatch, "norm", honours_norm=False)
-    check = record.check("calibration.applied")
-    temperature = _metric(record, "temperature")
-    assert check.value == pytest.approx(temperature - 1.0, rel=0.1)
-    assert record.verdict is Verdict.FAIL
+    scale, kl = (record.check(f"calibration.applied_{name}") for name in ("scale", "kl"))
+    assert scale.value == pytest.approx(1.0 - 1.0 / _metric(record, "temperature"), abs=1e-6)
+    assert scale.verdict is kl.verdict is record.verdict is Verdict.FAIL
     # and the report says what that file does, which is nothing
     assert _metric(record, "after", "ece") == pytest.approx(_metric(record, "before", "ece"))
 
 
-def test_a_small_deviation_of_the_logits_shows(
+def test_noise_in_the_logits_shows(
     config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = _ship(config, monkeypatch, "norm", blur=0.01)
-    assert record.check("calibration.applied").verdict is Verdict.FAIL
+    assert record.check("calibration.applied_kl").verdict is Verdict.FAIL
     assert record.check("calibration.ece").verdict is Verdict.PASS
 
 
@@ -624,6 +625,19 @@ def _entropy_world(b: float, seed: int = 0) -> World:
         logits[ids.tobytes()] = z.astype(np.float32)
         encoded.append(_text(number, ids))
     return FakeSource(logits), encoded, split_texts(encoded, 0.5, 0)
+
+
+def test_equal_temperatures_differ_by_nothing() -> None:
+    calibration = _calibrate(_two_languages(1.5, 1.5))
+    language = calibration.groups["language"]
+    nll, error = temperature_beyond._gains(
+        calibration.holdout_table,
+        language.against,
+        np.full(len(calibration.holdout_table), language.against),
+        OPTIONS,
+    )
+    assert (nll.difference, nll.ci95, error.difference) == (0.0, (0.0, 0.0), 0.0)
+    assert not nll.better
 
 
 def test_a_temperature_that_grows_with_entropy_is_found() -> None:

@@ -21,7 +21,7 @@ from so8tqc.reports.reliability import draw_reliability_png, write_reliability
 from so8tqc.services.holdout import Split, split_texts
 from so8tqc.services.temperature_apply import (
     Applied,
-    applied_check,
+    applied_checks,
     applied_path,
     measure_applied,
     proof_logits,
@@ -81,7 +81,7 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     outputs = _write(config, summary, inputs["gguf"], applied)
     checks = temperature_checks(calibration)
     if applied is not None:
-        checks.append(applied_check(applied, calibration.temperature))
+        checks += applied_checks(applied, calibration.temperature)
     record = Record(
         kind="calibrate",
         verdict=overall(checks),
@@ -137,7 +137,8 @@ def _applied(applied: Applied | None, config: CalibrateConfig) -> dict[str, obje
         "file": applied.path.name,
         "how": config.apply,
         "reader_temperature": applied.reader_temperature,
-        "deviation": applied.deviation,
+        "scale": applied.scale,
+        "kl": applied.kl,
     }
 
 

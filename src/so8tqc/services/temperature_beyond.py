@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from so8tqc.config import CalibrateOptions
 from so8tqc.metrics.temperature import FloatArray, TemperatureTable
 from so8tqc.metrics.temperature_entropy import EntropyTemperature, fit_entropy_temperature
@@ -117,7 +119,9 @@ def _gains(
     temperatures: FloatArray,
     options: CalibrateOptions,
 ) -> tuple[Change, Change]:
-    before, after = scored(holdout, against), scored(holdout, temperatures)
+    # for each token on both sides, so that equal temperatures differ by nothing at all
+    before = scored(holdout, np.full(len(holdout), against))
+    after = scored(holdout, temperatures)
     nll, error = (
         paired_change(before, after, measure, resamples=options.resamples, seed=options.seed)
         for measure in (NLL, ece(options.bins))
