@@ -32,7 +32,6 @@ from so8tqc.services.choosing import choose
 from so8tqc.services.choosing_ladder import four_bit_share, inversions
 from so8tqc.services.choosing_search import groups, override_patterns
 from so8tqc.services.report import write_stage_reports
-from tiny_gguf import LENGTH, TEXTS, four_bit, logits_of, token_texts, write_capture, write_model
 
 pytestmark = pytest.mark.llama
 
