@@ -23,14 +23,16 @@ from captured_gguf import (
 )
 from so8tqc.artifacts import write_record
 from so8tqc.cli.main import run as run_main
-from so8tqc.config import ChooseConfig
+from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.errors import InputError
 from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.llama.mixture import differing_tensors, mix
 from so8tqc.records import Record, Verdict
 from so8tqc.reports.choices import tried_table
 from so8tqc.services.choosing import choose
 from so8tqc.services.choosing_ladder import four_bit_share, inversions
-from so8tqc.services.choosing_search import groups, override_patterns
+from so8tqc.services.choosing_search import groups, override_patterns, quantized_types
+from so8tqc.services.quantize import quantize
 from so8tqc.services.report import write_stage_reports
 
 pytestmark = pytest.mark.llama
@@ -304,6 +306,26 @@ def test_a_ladder_that_is_not_monotone_is_explained_from_what_was_measured(tmp_p
     assert "the weights come from a 4-bit file" in found["sentence"]
     monotone = {name: {**row, "kl_mean": 1 / row["bytes"]} for name, row in rows.items()}
     assert inversions(monotone, files, comparisons, open_gguf(source)) == []  # type: ignore[arg-type]
+
+
+def test_a_recipe_gives_the_mixture_though_libllama_counts_tensors(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "deep-F16.gguf", layers=9)
+    made = quantize(
+        QuantizeConfig(gguf=model, out=tmp_path / "q", types=("Q4_K_M", "Q6_K"), threads=1)
+    )
+    low, high = (open_gguf(Path(made.outputs[name].path)) for name in ("Q4_K_M", "Q6_K"))
+    raised = {
+        name for name, tensor in low.tensors.items()
+        if "attn_v" in name and tensor.type != high.tensors[name].type
+    }  # fmt: skip
+    assert 0 < len(raised) < 9  # the recipe itself raises some
+    mix(low, high, raised, tmp_path / "mixed.gguf")
+    patterns = override_patterns(quantized_types(low, high, raised))
+    config = QuantizeConfig(
+        gguf=model, out=tmp_path / "again", types=("Q4_K_M",), tensor_types=patterns, threads=1
+    )
+    again = Path(quantize(config).outputs["Q4_K_M"].path)
+    assert list(differing_tensors(tmp_path / "mixed.gguf", again)) == []
 
 
 def file_of(sizes: dict[str, int]) -> GGUFFile:

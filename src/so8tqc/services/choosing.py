@@ -32,7 +32,13 @@ from so8tqc.reports import format as fmt
 from so8tqc.services.choosing_ladder import inversions
 from so8tqc.services.choosing_models import Evaluation
 from so8tqc.services.choosing_rows import Budget, Row, budget_of, measured_row
-from so8tqc.services.choosing_search import Mixture, Search, override_patterns, search
+from so8tqc.services.choosing_search import (
+    Mixture,
+    Search,
+    override_patterns,
+    quantized_types,
+    search,
+)
 from so8tqc.services.judging import Bootstrap, effect_check
 from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.quantize import quantize
@@ -213,8 +219,8 @@ def _make(
     progress: Progress,
 ) -> None:
     """Quantize the chosen mixture by its recipe, and see that it is what was evaluated."""
-    high = ladder[mixture.high].tensors
-    patterns = override_patterns({name: high[name].type for name in sorted(mixture.raised)})
+    types = quantized_types(ladder[mixture.low], ladder[mixture.high], mixture.raised)
+    patterns = override_patterns(types)
     importance = state.outputs.get("imatrix")
     made = quantize(
         _quantize_config(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import TypedDict
 from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.mixture import mix, mixture_bytes
 from so8tqc.services.choosing_rows import Budget, Row
+from so8tqc.services.quantize_proof import PLAIN_TYPES
 
 _AT_ONCE = 4
 """Mixtures of one round: they share the reference's logits."""
@@ -374,6 +375,16 @@ def _sections(passing: int, failing: int, count: int) -> list[int]:
     gap = failing - passing - 1
     count = min(count, gap)
     return sorted({passing + round((i + 1) * (gap + 1) / (count + 1)) for i in range(count)})
+
+
+def quantized_types(low: GGUFFile, high: GGUFFile, raised: Collection[str]) -> dict[str, str]:
+    """Quantized tensor → its type in a mixture; those as in ``low`` are listed, too.
+
+    libllama's recipes count the tensors of a kind whose type is not given, and give every third of
+    them a larger one, say: naming the raised ones alone would move the others' types.
+    """
+    types = {name: (high if name in raised else low).tensors[name].type for name in low.tensors}
+    return {name: kind for name, kind in types.items() if kind not in PLAIN_TYPES}
 
 
 def override_patterns(tensors: Mapping[str, str]) -> tuple[str, ...]:
