@@ -452,7 +452,11 @@ def test_the_older_format_gives_the_same_file(model: Path, tmp_path: Path) -> No
         legacy({name: (4, 4 * value) for name, value in means.items()},
                struct.pack("<ii", 7, 5) + b"a.txt")
     )  # fmt: skip
-    assert read_imatrix(old).chunks == 7
+    read = read_imatrix(old)
+    assert read.chunks == 7
+    assert read.means.keys() == means.keys()
+    for name, value in means.items():
+        np.testing.assert_allclose(read.means[name], value, rtol=1e-6)
     same = [run(model, tmp_path / k, "Q4_K_M", imatrix=k_) for k, k_ in (("a", new), ("b", old))]
     assert same[0].outputs["Q4_K_M"].sha256 == same[1].outputs["Q4_K_M"].sha256
 
