@@ -353,12 +353,24 @@ def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
         run(path, tmp_path / "q", "Q8_0")
 
 
-def test_a_full_disk_is_found_first(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_without_room_for_all_files_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    model = write_model(tmp_path / "tiny-F16.gguf", layers=3)
+    record = run(model, tmp_path / "made", "Q8_0", "Q4_0")
+    total = sum(ref.bytes for ref in record.outputs.values())
+
+    def free(share: float) -> None:
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, share * total)
+        )
+
+    free(0.98)
     with pytest.raises(ToolError, match="are needed"):
-        run(model, tmp_path / "q", "Q8_0")
+        run(model, tmp_path / "q", "Q8_0", "Q4_0")
+    assert list((tmp_path / "q").iterdir()) == []
+    free(1.02)
+    assert run(model, tmp_path / "q", "Q8_0", "Q4_0").verdict is Verdict.PASS
 
 
 def test_importance_changes_the_weighted_error_in_its_favour(model: Path, tmp_path: Path) -> None:
@@ -452,7 +464,11 @@ def test_the_older_format_gives_the_same_file(model: Path, tmp_path: Path) -> No
         legacy({name: (4, 4 * value) for name, value in means.items()},
                struct.pack("<ii", 7, 5) + b"a.txt")
     )  # fmt: skip
-    assert read_imatrix(old).chunks == 7
+    read = read_imatrix(old)
+    assert read.chunks == 7
+    assert read.means.keys() == means.keys()
+    for name, value in means.items():
+        np.testing.assert_allclose(read.means[name], value, rtol=1e-6)
     same = [run(model, tmp_path / k, "Q4_K_M", imatrix=k_) for k, k_ in (("a", new), ("b", old))]
     assert same[0].outputs["Q4_K_M"].sha256 == same[1].outputs["Q4_K_M"].sha256
 
@@ -518,23 +534,32 @@ def test_a_dying_libllama_is_a_message(
     assert list((tmp_path / "q").iterdir()) == []
 
 
-def test_ctrl_c_ends_a_quantization_at_once_and_leaves_nothing(tmp_path: Path) -> None:
-    """Interrupted at its first tensor: what libllama's own log callback would swallow."""
-    model = write_model(tmp_path / "tiny-F16.gguf", layers=3)
+def test_ctrl_c_ends_a_quantization_at_once_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    """Interrupted at its first tensor, while libllama would go on for ten minutes."""
+    endless = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "print('[   1/   9] x', flush=True); time.sleep(600)"
+    )
     script = f"""
-import os, signal
+import os, signal, sys
 from pathlib import Path
 from so8tqc.config import QuantizeConfig
+from so8tqc.llama import quantizer
 from so8tqc.services import quantize as module
-real = module.quantize_file
+signal.signal(signal.SIGINT, signal.default_int_handler)
+follow, quantize_file = quantizer.follow, module.quantize_file
+calls = []
+def endless(command, *rest):
+    calls.append(command)  # the first is the plan
+    return follow(command if len(calls) == 1 else [sys.executable, "-c", {endless!r}], *rest)
 def interrupted(*a, on_tensor, **o):
-    real(*a, on_tensor=lambda t: os.kill(os.getpid(), signal.SIGINT), **o)
-module.quantize_file = interrupted
+    quantize_file(*a, on_tensor=lambda t: os.kill(os.getpid(), signal.SIGINT), **o)
+quantizer.follow, module.quantize_file = endless, interrupted
 module.quantize(QuantizeConfig(gguf=Path({str(model)!r}), out=Path({str(tmp_path / "q")!r}),
                                types=("Q5_K_M",), threads=1))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == -signal.SIGINT, done.stderr
     assert list((tmp_path / "q").iterdir()) == []
