@@ -47,7 +47,7 @@ def gated_logits_by_hand(directory: Path, gates: Path, attribute: str) -> np.nda
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     rotations = read_rotations(gates)
-    vision = "qwen2_vl" in directory.name
+    vision = "vision_config" in json.loads((directory / "config.json").read_text())
     auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     model = auto.from_pretrained(str(directory), dtype=torch.float64)
 

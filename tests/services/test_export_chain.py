@@ -166,7 +166,7 @@ def test_a_file_that_libllama_cannot_load_fails_with_its_words(
     rewrite(out, tmp_path / "x.gguf", {"general.architecture": "lama"}, {})
     check = _logits(model, open_gguf(tmp_path / "x.gguf"))
     assert check.verdict is Verdict.FAIL
-    assert "libllama cannot run it" in check.detail
+    assert "libllama cannot load it" in check.detail
     assert "lama" in check.detail
 
 

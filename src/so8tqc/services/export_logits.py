@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from so8tqc.checkpoints.safetensors_index import Checkpoint
-from so8tqc.errors import MissingToolError, ModelError, ToolError
+from so8tqc.errors import DataError, MissingToolError, ModelError, ToolError
 from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.isolated import first_logits
 from so8tqc.llama.libllama import bindings
@@ -114,7 +114,7 @@ def logits_check(run: ModelRun | Check, gguf: GGUFFile, progress: Progress = SIL
         task.advance(1, item="transformers")
         try:
             candidate = libllama.result()
-        except (ModelError, ToolError) as error:
+        except (DataError, ModelError, ToolError) as error:
             return _failed(str(error))
         task.advance(1, item="libllama")
     if candidate.shape != rounded.shape:
