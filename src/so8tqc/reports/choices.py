@@ -233,7 +233,7 @@ def _narrow_pairs(record: Record) -> Table | None:
             f"{pair['kl']['difference']:+.3g}",
             ""
             if pair["kl"]["ci95"] is None
-            else " … ".join(f"{v:+.3g}" for v in pair["kl"]["ci95"]),
+            else " … ".join(f"{float(v):+.3g}" for v in pair["kl"]["ci95"]),
             f"{pair['nll']['difference']:+.3g}",
             f"{100 * pair['top1']['difference']:+.1f} %",
             _winner(pair),
@@ -264,9 +264,11 @@ def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], st
 
 
 def _difference(measure: Mapping[str, Any]) -> str:
-    text = f"{measure['difference']:+.3g}"
-    interval = measure["ci95"]
-    return text if interval is None else f"{text} ({interval[0]:+.3g} … {interval[1]:+.3g})"
+    text = f"{float(measure['difference']):+.3g}"  # records write what is not finite as text
+    if (interval := measure["ci95"]) is None:
+        return text
+    low, high = map(float, interval)
+    return f"{text} ({low:+.3g} … {high:+.3g})"
 
 
 def _rate(rate: Mapping[str, float]) -> str:
