@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,22 +135,34 @@ def measure_applied(
         )
     finally:
         source.close()
-    wanted = np.concatenate(originals).astype(np.float64) / calibration.temperature
-    found = np.concatenate(logits).astype(np.float64) / reader
+    pairs = _rows(originals, logits, calibration.temperature, reader)
+    products, squares, divergences = zip(*(_compared(*pair) for pair in pairs), strict=True)
     return Applied(
         path=path,
         reader_temperature=reader,
         scored=scored(table, reader),
-        scale=_scale(wanted, found),
-        kl=float(np.mean([_kl(*rows) for rows in zip(wanted, found, strict=True)])),
-        rows=wanted.shape[0],
+        scale=float(np.sum(products) / np.sum(squares)),
+        kl=float(np.mean(divergences)),
+        rows=len(divergences),
     )
 
 
-def _scale(wanted: FloatArray, found: FloatArray) -> float:
-    """Least-squares s of wanted = s · found; a constant added to a row changes no prediction."""
-    z, w = (rows - rows.mean(axis=1, keepdims=True) for rows in (wanted, found))
-    return float((z * w).sum() / (w * w).sum())
+def _rows(
+    originals: Sequence[FloatRows], logits: Sequence[FloatRows], temperature: float, reader: float
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """(z/T, what the file's reader sees) row by row in float64: all rows would be gigabytes."""
+    for before, after in zip(originals, logits, strict=True):
+        for z, w in zip(before, after, strict=True):
+            yield z.astype(np.float64) / temperature, w.astype(np.float64) / reader
+
+
+def _compared(wanted: FloatArray, found: FloatArray) -> tuple[float, float, float]:
+    """Products and squares for the scale s of wanted = s · found, and the KL, of one row.
+
+    Both are centred first: a constant added to a row changes no prediction.
+    """
+    z, w = wanted - wanted.mean(), found - found.mean()
+    return float(z @ w), float(w @ w), _kl(wanted, found)
 
 
 def _kl(z: FloatArray, w: FloatArray) -> float:
