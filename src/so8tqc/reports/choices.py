@@ -230,12 +230,10 @@ def _narrow_pairs(record: Record) -> Table | None:
     rows = [
         [
             f"{pair['a']} − {pair['b']}",
-            f"{pair['kl']['difference']:+.3g}",
-            ""
-            if pair["kl"]["ci95"] is None
-            else " … ".join(f"{float(v):+.3g}" for v in pair["kl"]["ci95"]),
-            f"{pair['nll']['difference']:+.3g}",
-            f"{100 * pair['top1']['difference']:+.1f} %",
+            _signed(pair["kl"]["difference"]),
+            "" if pair["kl"]["ci95"] is None else " … ".join(map(_signed, pair["kl"]["ci95"])),
+            _signed(pair["nll"]["difference"]),
+            f"{100 * float(pair['top1']['difference']):+.1f} %",
             _winner(pair),
         ]
         for pair in pairs
@@ -264,27 +262,31 @@ def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], st
 
 
 def _difference(measure: Mapping[str, Any]) -> str:
-    text = f"{float(measure['difference']):+.3g}"  # records write what is not finite as text
-    if (interval := measure["ci95"]) is None:
-        return text
-    low, high = map(float, interval)
-    return f"{text} ({low:+.3g} … {high:+.3g})"
+    text, interval = _signed(measure["difference"]), measure["ci95"]
+    return text if interval is None else f"{text} ({' … '.join(map(_signed, interval))})"
 
 
 def _rate(rate: Mapping[str, float]) -> str:
     return f"{rate['median']:.1f} ({rate['low']:.1f} … {rate['high']:.1f})"
 
 
-def _three(value: float) -> str:
-    return f"{value:.3g}"
+# a record writes a number that is not finite as text
 
 
-def _four(value: float) -> str:
-    return f"{value:.4f}"
+def _signed(value: float | str) -> str:
+    return f"{float(value):+.3g}"
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _three(value: float | str) -> str:
+    return f"{float(value):.3g}"
+
+
+def _four(value: float | str) -> str:
+    return f"{float(value):.4f}"
+
+
+def _share(value: float | str) -> str:
+    return f"{100 * float(value):.1f} %"
 
 
 def _speed(record: Record) -> Mapping[str, Any]:
