@@ -7,9 +7,7 @@ while the new values are computed straight into their own ranges.
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from so8tqc.checkpoints.copy import Run, copy_runs, create
 from so8tqc.checkpoints.safetensors_index import (
     ITEM_BYTES,
     TensorEntry,
+    encode_header,
     read_header,
     read_metadata,
     torch_dtype,
@@ -30,11 +29,6 @@ from so8tqc.checkpoints.safetensors_index import (
 if TYPE_CHECKING:
     import torch
 
-    Fill = Callable[[torch.Tensor, torch.Tensor], None]
-else:
-    Fill = object
-
-_ALIGNMENT = 8  # safetensors pads its header with spaces so that the data starts aligned
 _COPIES = 2  # files copied at a time: more do not make a disk faster
 
 
@@ -176,13 +170,12 @@ def _lay_out_anew(
             "data_offsets": [offset, offset + size],
         }
         offset += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    start = 8 + len(text)
+    encoded = encode_header(header)
+    start = len(encoded)
     return _Layout(
         source,
         destination,
-        header=struct.pack("<Q", len(text)) + text,
+        header=encoded,
         size=start + offset,
         runs=tuple(
             Run(entry.start, start + places[entry.name], entry.end - entry.start)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
+_ALIGNMENT = 8
+
 ITEM_BYTES = {
     "F64": 8,
     "F32": 4,
@@ -155,6 +157,17 @@ def mapped(entry: TensorEntry) -> Iterator[npt.NDArray[np.uint8]]:
         entry.file, dtype=np.uint8, mode="r", offset=entry.start, shape=(entry.end - entry.start,)
     )
     yield array
+
+
+def encode_header(header: Mapping[str, object]) -> bytes:
+    """A safetensors header: its length in 8 bytes, JSON, and spaces so that the data are aligned.
+
+    Args:
+        header: tensor → {dtype, shape, data_offsets}, and ``__metadata__``.
+    """
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
 
 
 def torch_dtype(name: str) -> torch.dtype:

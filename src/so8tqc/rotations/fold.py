@@ -125,12 +125,17 @@ def blockwise(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tensor, t
     """
     import torch
 
-    rows, columns = matrix.shape
     count, size, _ = blocks.shape
-    if count * size != columns:
-        raise ShapeError(f"{count} blocks of {size} do not cover {columns} features")
-    m = matrix.to(torch.float64).reshape(rows, count, size).transpose(0, 1)
-    return m, torch.from_numpy(np.ascontiguousarray(blocks))
+    if count * size != matrix.shape[1]:
+        raise ShapeError(f"{count} blocks of {size} do not cover {matrix.shape[1]} features")
+    return by_block(matrix, size), torch.from_numpy(np.ascontiguousarray(blocks))
+
+
+def by_block(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """[rows, N·b] → [N, rows, b] float64, the columns block by block."""
+    import torch
+
+    return matrix.to(torch.float64).reshape(matrix.shape[0], -1, size).transpose(0, 1)
 
 
 def rounded_product(matrix: torch.Tensor, blocks: FloatArray) -> torch.Tensor:
@@ -145,7 +150,7 @@ def rounded_product(matrix: torch.Tensor, blocks: FloatArray) -> torch.Tensor:
 
 
 def flat(blocked: torch.Tensor) -> torch.Tensor:
-    """[N, rows, b] → [rows, N·b], the inverse of :func:`blockwise`."""
+    """[N, rows, b] → [rows, N·b], the inverse of :func:`by_block`."""
     return blocked.transpose(0, 1).reshape(blocked.shape[1], -1)
 
 

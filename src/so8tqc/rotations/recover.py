@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from so8tqc.rotations.algebra import ulp
-from so8tqc.rotations.fold import to_storage
+from so8tqc.rotations.fold import by_block, to_storage
 from so8tqc.rotations.rotation_set import FloatArray
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def refine_rotations(
 
     size = recovered.shape[1]
     start = torch.from_numpy(np.ascontiguousarray(recovered))
-    m, w = _by_block(matrix, size), _by_block(stored, size)
+    m, w = by_block(matrix, size), by_block(stored, size)
     floor = m.norm(dim=2, keepdim=True) * _FLOAT32_ERROR
     weight = (ulp(w, stored.dtype).square() + floor.square()).reciprocal()
     basis = _skew_basis(size)  # [parameters, b, b]
@@ -93,14 +93,6 @@ def _skew_basis(size: int) -> torch.Tensor:
     return basis
 
 
-def _by_block(matrix: torch.Tensor, size: int) -> torch.Tensor:
-    """[rows, N·b] → [N, rows, b] float64."""
-    import torch
-
-    rows, columns = matrix.shape
-    return matrix.to(torch.float64).reshape(rows, columns // size, size).transpose(0, 1)
-
-
 @dataclass(frozen=True)
 class LinearMaps:
     """The linear map that best explains each block, whether a rotation or not.
@@ -126,7 +118,7 @@ def recover_rotations(matrix: torch.Tensor, stored: torch.Tensor, size: int) -> 
     """
     import torch
 
-    m, w = _by_block(matrix, size), _by_block(stored, size)
+    m, w = by_block(matrix, size), by_block(stored, size)
     u, _, vh = torch.linalg.svd(m.transpose(1, 2) @ w)
     blocks = u @ vh
     residual = (m @ blocks - w).flatten(1).norm(dim=1) / m.flatten(1).norm(dim=1)
@@ -142,7 +134,7 @@ def recover_linear_maps(matrix: torch.Tensor, stored: torch.Tensor, size: int) -
     """
     import torch
 
-    m, w = _by_block(matrix, size), _by_block(stored, size)
+    m, w = by_block(matrix, size), by_block(stored, size)
     x = torch.linalg.lstsq(m, w).solution
     product = m @ x
     rounding = (to_storage(product, stored.dtype).double() - product).flatten(1).norm(dim=1)

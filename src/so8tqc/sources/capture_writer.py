@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from so8tqc.artifacts import atomic_file
-from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, torch_dtype
+from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, encode_header, torch_dtype
 from so8tqc.errors import DataError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources.capture import (
@@ -24,8 +23,6 @@ from so8tqc.sources.protocol import EncodedText, LogitSource
 
 if TYPE_CHECKING:
     import torch
-
-_ALIGNMENT = 8
 
 
 def capture_bytes(texts: Sequence[EncodedText], vocab_size: int, dtype: str) -> int:
@@ -78,7 +75,6 @@ def write_capture(
 def _header(
     texts: Sequence[EncodedText], vocab_size: int, dtype: str, metadata: Mapping[str, str]
 ) -> bytes:
-    """The safetensors header: 8 bytes of length, JSON, padding."""
     facts = [
         TextFacts(id=text.id, language=text.language, category=text.category).model_dump()
         for text in texts
@@ -100,9 +96,7 @@ def _header(
         end = offset + shape[0] * stride
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
+    return encode_header(header)
 
 
 def _write_logits(
