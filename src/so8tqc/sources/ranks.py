@@ -6,6 +6,7 @@ one machine or several, and tell each its rank in the environment.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from typing import TypeVar
@@ -60,17 +61,36 @@ def together(results: dict[int, _Result], error: So8tqcError | None) -> dict[int
         if error is not None:
             raise error
         return results
-    import torch
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    PartialState(cpu=not torch.cuda.is_available())  # joins the others, the first time
+    _join()
     everybody = gather_object([(results, _packed(error))])
     for _, packed in everybody:
         if packed is not None:
             kind, what, where, remedy = packed
             raise kind(what, where=where, remedy=remedy)
     return dict(sorted(item for found, _ in everybody for item in found.items()))
+
+
+def _join() -> None:
+    """Join the other processes, the first time, and leave them in order when this one ends.
+
+    A process that ends in the group still has its threads, and may be aborted for it.
+    """
+    import torch
+    from accelerate import PartialState
+
+    if torch.distributed.is_initialized():
+        return  # by us, or by whoever uses us as a library and leaves by himself
+    PartialState(cpu=not torch.cuda.is_available())
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _packed(error: So8tqcError | None) -> _Packed | None:
