@@ -11,7 +11,7 @@ import pytest
 from so8tqc.errors import ModelError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.gguf_norm import NORM_TEMPERATURE, require_scalable_norm, scale_norm
-from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, set_float_values
+from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, changed_copy
 
 VOCABULARY, WIDTH, HIDDEN = 96, 32, 64
 T = 1.37
@@ -141,7 +141,7 @@ def test_a_second_temperature_multiplies_the_first(tmp_path: Path) -> None:
 
 def test_a_temperature_left_to_the_reader_is_taken_back(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "in.gguf")
-    set_float_values(source, tmp_path / "told.gguf", {CALIBRATION_TEMPERATURE: 1.3})
+    changed_copy(source, tmp_path / "told.gguf", {CALIBRATION_TEMPERATURE: 1.3})
     scale_norm(tmp_path / "told.gguf", tmp_path / "out.gguf", T)
     assert open_gguf(tmp_path / "out.gguf").fields[CALIBRATION_TEMPERATURE] == 1.0
 

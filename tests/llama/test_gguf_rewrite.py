@@ -13,9 +13,9 @@ from so8tqc.llama import gguf_rewrite
 from so8tqc.llama.gguf_rewrite import (
     CALIBRATION_TEMPERATURE,
     SAMPLING_TEMPERATURE,
+    changed_copy,
     key_values,
     rewrite,
-    set_float_values,
 )
 from tiny_gguf import VOCABULARY, WIDTH, write_llama
 
@@ -37,7 +37,7 @@ def test_adds_and_replaces_and_keeps_the_rest(tmp_path: Path, big_endian: bool) 
     source = write_llama(tmp_path / "in.gguf", big_endian=big_endian)
     target = tmp_path / "new" / "out.gguf"
     before = source.read_bytes()
-    set_float_values(
+    changed_copy(
         source, target, {CALIBRATION_TEMPERATURE: TEMPERATURE, SAMPLING_TEMPERATURE: TEMPERATURE}
     )
     assert source.read_bytes() == before
@@ -56,7 +56,7 @@ def test_adds_and_replaces_and_keeps_the_rest(tmp_path: Path, big_endian: bool) 
 def test_untouched_values_keep_their_bytes(model: Path, tmp_path: Path) -> None:
     """Types, nested array types and order survive, which a re-encoding might not grant."""
     target = tmp_path / "out.gguf"
-    set_float_values(model, target, {CALIBRATION_TEMPERATURE: 1.5})
+    changed_copy(model, target, {CALIBRATION_TEMPERATURE: 1.5})
     fields = list(gguf.GGUFReader(str(model)).fields.values())[3:]
     end = gguf.GGUFReader(str(model)).tensors[0].field.offset
     block = model.read_bytes()[fields[0].offset : end]
@@ -68,7 +68,7 @@ def test_libllama_loads_it_and_computes_the_same(model: Path, tmp_path: Path) ->
     from so8tqc.sources.gguf import GGUFSource
 
     target = tmp_path / "out.gguf"
-    set_float_values(model, target, {CALIBRATION_TEMPERATURE: 1.25, SAMPLING_TEMPERATURE: 1.25})
+    changed_copy(model, target, {CALIBRATION_TEMPERATURE: 1.25, SAMPLING_TEMPERATURE: 1.25})
     tokens = np.arange(1, 40, dtype=np.int64)
     logits = []
     for path in (model, target):
@@ -82,7 +82,7 @@ def test_libllama_loads_it_and_computes_the_same(model: Path, tmp_path: Path) ->
 def test_an_existing_file_is_replaced(model: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
     target.write_bytes(b"old")
-    set_float_values(model, target, {CALIBRATION_TEMPERATURE: 1.5})
+    changed_copy(model, target, {CALIBRATION_TEMPERATURE: 1.5})
     assert _values(target)[CALIBRATION_TEMPERATURE] == 1.5
 
 
@@ -95,7 +95,7 @@ def test_interrupted_leaves_nothing(
     monkeypatch.setattr(gguf_rewrite, "_copy", killed)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        set_float_values(model, out / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
+        changed_copy(model, out / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
     assert list(out.iterdir()) == []
 
 
@@ -103,19 +103,19 @@ def test_refuses_its_own_source(model: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.gguf"
     link.symlink_to(model)
     with pytest.raises(ModelError, match="may not replace its source"):
-        set_float_values(model, link, {CALIBRATION_TEMPERATURE: 1.5})
+        changed_copy(model, link, {CALIBRATION_TEMPERATURE: 1.5})
 
 
 def test_refuses_parts_of_a_split_model(tmp_path: Path) -> None:
     part = write_llama(tmp_path / "tiny-00001-of-00002.gguf", split=2)
     with pytest.raises(ModelError, match="split model"):
-        set_float_values(part, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
+        changed_copy(part, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
 
 
 def test_refuses_what_is_truncated(model: Path, tmp_path: Path) -> None:
     model.write_bytes(model.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="truncated"):
-        set_float_values(model, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
+        changed_copy(model, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -124,7 +124,7 @@ def test_refuses_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(ToolError, match="free"):
-        set_float_values(model, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
+        changed_copy(model, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
 
 
 def float_of(tensors: dict[str, np.ndarray], names: list[str], pieces: int = 3) -> dict:

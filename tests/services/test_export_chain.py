@@ -22,7 +22,7 @@ from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import BakeConfig, ExportConfig, QuantizeConfig
 from so8tqc.errors import MissingToolError
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
-from so8tqc.llama.gguf_rewrite import rewrite, set_float_values
+from so8tqc.llama.gguf_rewrite import changed_copy, rewrite
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.progress import Progress
 from so8tqc.records import Check, Record, Verdict
@@ -136,7 +136,7 @@ def test_a_wrong_key_is_found_by_running_the_file(
     """Every tensor is right; the rope is not."""
     model, out, record, _ = exported
     target = tmp_path / "x.gguf"
-    set_float_values(out, target, {"llama.rope.freq_base": 100.0})
+    changed_copy(out, target, {"llama.rope.freq_base": 100.0})
     check = _logits(model, open_gguf(target))
     assert check.verdict is Verdict.FAIL
     right = record.check("export.logits")

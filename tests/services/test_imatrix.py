@@ -18,7 +18,7 @@ from so8tqc.llama import ggml, imatrix_worker
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.imatrix import read_imatrix
 from so8tqc.llama.imatrix_worker import expert_squares, stack_squares
-from so8tqc.llama.libllama import library
+from so8tqc.llama.libllama import tokenize
 from so8tqc.llama.tensor_map import gguf_names
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Verdict
@@ -84,13 +84,8 @@ def mixtral(directory: Path, tokenizer_files: Path) -> Path:
 
 
 def chunks_of(gguf_file: Path, text: Path) -> list[list[int]]:
-    lib = library()
-    parameters = lib.llama_model_default_params()
-    parameters.vocab_only = True
-    model = lib.llama_model_load_from_file(str(gguf_file).encode(), parameters)
-    chunks = list(imatrix_worker._chunks(lib, model, text.read_bytes(), CHUNK_TOKENS))
-    lib.llama_model_free(model)
-    return chunks
+    tokens, bos = tokenize(gguf_file, text.read_bytes().decode())
+    return [chunk.tolist() for chunk in imatrix_worker.cut(tokens, bos, CHUNK_TOKENS)]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])

@@ -16,8 +16,8 @@ from so8tqc.errors import InputError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.gguf_rewrite import (
     CALIBRATION_TEMPERATURE,
+    changed_copy,
     rewrite,
-    set_float_values,
 )
 from so8tqc.records import Record, Verdict
 from so8tqc.services import verify as module
@@ -122,7 +122,7 @@ def test_another_input_than_the_recorded_one_is_named(
 def test_an_edited_key_is_named_and_a_calibration_is_not(quantized: Path, tmp_path: Path) -> None:
     record_path = quantized.parent / "record.json"
     calibrated = tmp_path / "c" / quantized.name
-    set_float_values(quantized, calibrated, {CALIBRATION_TEMPERATURE: 1.1})
+    changed_copy(quantized, calibrated, {CALIBRATION_TEMPERATURE: 1.1})
     assert verify(VerifyConfig(file=calibrated, record=record_path)).verdict is Verdict.PASS
     edited = tmp_path / "e" / quantized.name
     edited.parent.mkdir()

@@ -9,6 +9,10 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+QUIET_ABORT = {"GGML_NO_BACKTRACE": "1"}
+"""Environment of a process that runs libllama: ggml would start a debugger on itself before it
+aborts."""
+
 _KEPT_LINES = 60
 _TELLING = (
     re.compile(r"^(\w+\.)*\w*(Error|Exception)\b|\berror\b", re.IGNORECASE),

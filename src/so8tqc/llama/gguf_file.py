@@ -144,6 +144,28 @@ def open_gguf(path: Path) -> GGUFFile:
     return GGUFFile(path, {k: v for k, v in fields.items() if v is not None}, tensors)
 
 
+def require_whole(gguf: GGUFFile) -> None:
+    """Refuse one part of a split model.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if int(gguf.fields.get("split.count", 1)) > 1:
+        raise ModelError(
+            "one part of a split model",
+            where=str(gguf.path),
+            remedy="Merge it first: llama-gguf-split --merge FIRST_PART OUT.gguf",
+        )
+
+
+def block_layout(type_: str) -> tuple[int, int]:
+    """Weights and bytes of one block of a GGML type."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_]]
+    return int(weights), int(size)
+
+
 def _tensor(tensor: Any) -> GGUFTensor:
     return GGUFTensor(
         name=tensor.name,

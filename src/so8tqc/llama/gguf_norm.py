@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from so8tqc.artifacts import atomic_file
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
-from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, set_float_values
+from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, Float32Chunks, changed_copy
 from so8tqc.progress import SILENT, Progress
 
 NORM_TEMPERATURE = "so8t.calibration.norm_temperature"
@@ -80,27 +79,19 @@ def scale_norm(
             or the destination.
         ToolError: the disk has no room.
     """
-    if destination.resolve() == source.resolve():
-        raise ModelError("the rewritten file may not replace its source", where=str(source))
     gguf = open_gguf(source)
     require_scalable_norm(gguf)
     keys = {NORM_TEMPERATURE: temperature * float(gguf.fields.get(NORM_TEMPERATURE, 1.0))}
     if CALIBRATION_TEMPERATURE in gguf.fields:
         keys[CALIBRATION_TEMPERATURE] = 1.0
-    with atomic_file(destination) as temporary:
-        set_float_values(source, temporary, keys, progress)
-        _divide(temporary, _scaled(gguf), temperature)
+    divided = {name: _divided(gguf.tensors[name], temperature) for name in _scaled(gguf)}
+    changed_copy(source, destination, keys, progress, tensors=divided)
 
 
 def _scaled(gguf: GGUFFile) -> tuple[str, ...]:
     return tuple(name for name in _SCALED if name in gguf.tensors)
 
 
-def _divide(path: Path, names: tuple[str, ...], temperature: float) -> None:
-    from gguf import GGUFReader
-
-    reader = GGUFReader(str(path), "r+")  # maps the file writable
-    for tensor in reader.tensors:
-        if tensor.name in names:
-            tensor.data[:] = (tensor.data.astype(np.float64) / temperature).astype(np.float32)
-    reader.data.flush()
+def _divided(tensor: GGUFTensor, temperature: float) -> Float32Chunks:
+    values = (tensor.data.astype(np.float64) / temperature).astype(np.float32)
+    return lambda: [values]

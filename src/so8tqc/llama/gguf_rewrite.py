@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from so8tqc.artifacts import atomic_file, require_space
 from so8tqc.errors import ModelError, ShapeError
-from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.llama.gguf_file import open_gguf, require_whole
 from so8tqc.progress import SILENT, Progress, Task
 
 if TYPE_CHECKING:
@@ -41,19 +42,22 @@ _HEADER = "IIQQ"  # magic, version, tensors, key-values
 _FLOAT32_BYTES = 4
 
 
-def set_float_values(
-    source: Path, destination: Path, values: Mapping[str, float], progress: Progress = SILENT
+def changed_copy(
+    source: Path,
+    destination: Path,
+    values: Mapping[str, Value],
+    progress: Progress = SILENT,
+    *,
+    tensors: Mapping[str, Float32Chunks] = MappingProxyType({}),
 ) -> None:
-    """Copy a GGUF file with float32 key-values added or replaced.
-
-    The source stays untouched; the destination appears complete or not at all. Memory is
-    bounded by a copy buffer.
+    """As :func:`rewrite`, but the destination appears complete or not at all.
 
     Args:
-        source: any GGUF file of one part.
+        source: any GGUF file of one part; it stays untouched.
         destination: another path.
         values: key → value; they are written after all other keys.
         progress: told about bytes.
+        tensors: tensor name → its values in storage order; stored as F32, shape unchanged.
 
     Raises:
         ModelError: the source is no GGUF, or one part of a split model; or the destination
@@ -65,7 +69,7 @@ def set_float_values(
     parts = _parts(source)
     require_space(destination.parent, source.stat().st_size, "the rewritten file needs {}")
     with atomic_file(destination) as temporary:
-        _rewrite(source, temporary, parts, values, {}, progress, destination.name)
+        _rewrite(source, temporary, parts, values, tensors, progress, destination.name)
 
 
 def rewrite(
@@ -156,13 +160,7 @@ def _parts(path: Path) -> _Parts:
 
     from so8tqc.llama.gguf_reader import HeaderReader
 
-    fields = open_gguf(path).fields  # refuses what is malformed
-    if int(fields.get("split.count", 1)) > 1:
-        raise ModelError(
-            "one part of a split model",
-            where=str(path),
-            remedy="Merge it first: llama-gguf-split --merge FIRST_PART OUT.gguf",
-        )
+    require_whole(open_gguf(path))  # which refuses what is malformed
     reader = HeaderReader(str(path), "r")
     return _Parts(
         values=_value_ranges(reader, reader.tensors[0].field.offset),

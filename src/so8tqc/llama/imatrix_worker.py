@@ -13,20 +13,21 @@ What is left at the end is not used.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.errors import So8tqcError, ToolError
 from so8tqc.llama import ggml
 from so8tqc.llama.imatrix import write_imatrix
-from so8tqc.llama.libllama import bindings
+from so8tqc.llama.libllama import LlamaModel, tokenize
+
+Tokens = npt.NDArray[np.int64]
 
 _PRODUCT, _EXPERT_PRODUCT = b"MUL_MAT", b"MUL_MAT_ID"
 TOO_SHORT = 3
@@ -141,72 +142,47 @@ def _name(weight: ggml.Tensor) -> str:
     return name.split("#")[1] if "#" in name else name
 
 
-def main(job: Mapping[str, Any]) -> None:
-    """Compute and write the importance matrix; exits with the reason on failure."""
-    lib = bindings()
-    lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    parameters = lib.llama_model_default_params()
-    parameters.n_gpu_layers = 0
-    model = lib.llama_model_load_from_file(os.fsencode(job["gguf"]), parameters)
-    if not model:
-        sys.exit("error: libllama cannot load the model")
-    chunk = min(int(job["chunk"]), int(lib.llama_model_n_ctx_train(model)))
-    chunks = list(_chunks(lib, model, Path(job["text"]).read_bytes(), chunk))
-    if not chunks:
-        print(f"error: the text has fewer tokens than one chunk of {chunk}", flush=True)
-        sys.exit(TOO_SHORT)
-    squares = _run(lib, model, chunks, int(job["threads"]))
+def main(job: Mapping[str, Any]) -> int:
+    """Compute and write the importance matrix; 0 on success."""
+    squares = Squares()
+    try:
+        model = LlamaModel(
+            Path(job["gguf"]), threads=job["threads"] or None, context=int(job["chunk"]),
+            on_node=squares.visit,
+        )  # fmt: skip
+        length = min(int(job["chunk"]), model.trained_context)
+        chunks = list(cut(*tokenize(model.path, Path(job["text"]).read_bytes().decode()), length))
+        if not chunks:
+            print(f"error: the text has fewer tokens than one chunk of {length}", flush=True)
+            return TOO_SHORT
+        _run(model, chunks, squares)
+    except So8tqcError as error:
+        print(f"error: {squares.failure or error}", flush=True)
+        return 1
     write_imatrix(
         Path(job["out"]), squares.sums, squares.counts,
-        datasets=job["datasets"], chunks=len(chunks), chunk_size=chunk,
+        datasets=job["datasets"], chunks=len(chunks), chunk_size=length,
     )  # fmt: skip
+    return 0
 
 
-def _chunks(lib: Any, model: Any, text: bytes, length: int) -> Iterator[list[int]]:
-    vocabulary = lib.llama_model_get_vocab(model)
-    room = len(text) + 2  # a token is at least a byte; BOS and EOS
-    tokens = (lib.llama_token * room)()
-    count = lib.llama_tokenize(vocabulary, text, len(text), tokens, room, True, False)
-    if count < 0:
-        sys.exit("error: libllama cannot tokenize the text")
-    begins = lib.llama_vocab_get_add_bos(vocabulary)
-    for start in range(0, count - length + 1, length):
-        chunk = tokens[start : start + length]
-        if begins:
-            chunk[0] = lib.llama_vocab_bos(vocabulary)
+def cut(tokens: Tokens, bos: int | None, length: int) -> Iterator[Tokens]:
+    """Consecutive chunks of ``length`` tokens, each begun with BOS where the model has one."""
+    for start in range(0, tokens.size - length + 1, length):
+        chunk = tokens[start : start + length].copy()
+        if bos is not None:
+            chunk[0] = bos
         yield chunk
 
 
-def _run(lib: Any, model: Any, chunks: list[list[int]], threads: int) -> Squares:
-    squares = Squares()
-    callback = lib.ggml_backend_sched_eval_callback(squares.visit)
-    length = len(chunks[0])
-    parameters = lib.llama_context_default_params()
-    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = length
-    parameters.offload_kqv = parameters.op_offload = False
-    parameters.cb_eval = callback
-    parameters.no_perf = True
-    if threads:
-        parameters.n_threads = parameters.n_threads_batch = threads
-    context = lib.llama_init_from_model(model, parameters)
-    if not context:
-        sys.exit("error: libllama cannot make a context")
-    batch = lib.llama_batch_init(length, 0, 1)
-    for number, tokens in enumerate(chunks, start=1):
-        lib.llama_memory_clear(lib.llama_get_memory(context), True)
-        batch.n_tokens = length
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, i, 1, 0
-            batch.logits[i] = 1  # else the last layer sees only the last token
-        status = lib.llama_decode(context, batch)
+def _run(model: LlamaModel, chunks: Sequence[Tokens], squares: Squares) -> None:
+    for number, chunk in enumerate(chunks, start=1):
+        model.begin(chunk.size)
+        model.decode(chunk, 0)  # logits of every token, else the last layer sees only the last one
         if squares.failure is not None:
-            sys.exit(f"error: {squares.failure}")
-        if status != 0:
-            sys.exit(f"error: libllama cannot decode (code {status})")
+            raise ToolError(str(squares.failure))
         print(f"chunk {number}/{len(chunks)}", flush=True)
-    return squares
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    sys.exit(main(json.loads(sys.argv[1])))

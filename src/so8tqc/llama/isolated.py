@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from so8tqc import errors
 from so8tqc.errors import ModelError, So8tqcError, ToolError
-from so8tqc.llama.child import ending, reason
+from so8tqc.llama.child import QUIET_ABORT, ending, reason
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  a file made there is random and ours alone
 _SAID_BYTES = 1 << 16
@@ -55,8 +55,7 @@ class IsolatedModel:
             stdout=subprocess.PIPE,
             stderr=self._said,
             encoding="utf-8",
-            # ggml would start a debugger on itself before it aborts
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            env={**os.environ, **QUIET_ABORT},
             start_new_session=True,  # Ctrl-C is this process's to handle
         )
         try:

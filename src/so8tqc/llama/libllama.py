@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,9 @@ class LlamaModel:
         path: the GGUF file; it is validated before libllama sees it.
         threads: CPU threads, None for libllama's default.
         context: initial context length, tokens.
+        on_node: libllama's evaluation callback: told the address of each node of the graph before
+            it is computed (returns whether it is wanted), and again after, if it was (returns
+            whether to go on). The model then stays in the CPU's memory.
 
     Attributes:
         vocab_size: V.
@@ -146,7 +149,14 @@ class LlamaModel:
         MissingToolError: no libllama.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, context: int = 512) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        context: int = 512,
+        on_node: Callable[[int, bool, object], bool] | None = None,
+    ) -> None:
         self.file_type = open_gguf(path).file_type
         self._lib = library()
         self.path = path
@@ -154,8 +164,12 @@ class LlamaModel:
         self._context_length = 0
         self._context: Any = None
         self._model: Any = None
+        self._on_node: Any = None  # must outlive the context
         _log_lines.clear()
         parameters = self._lib.llama_model_default_params()
+        if on_node is not None:
+            self._on_node = self._lib.ggml_backend_sched_eval_callback(on_node)
+            parameters.n_gpu_layers = 0
         with _interrupts_deferred():
             self._model = self._lib.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
@@ -237,6 +251,9 @@ class LlamaModel:
         parameters.n_batch = length  # libllama aborts the process when more come in one call
         parameters.n_ubatch = min(length, _COMPUTED_AT_ONCE)
         parameters.no_perf = True
+        if self._on_node is not None:
+            parameters.cb_eval = self._on_node
+            parameters.offload_kqv = parameters.op_offload = False
         if self._threads is not None:
             parameters.n_threads = parameters.n_threads_batch = self._threads
         with _interrupts_deferred():

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from so8tqc.errors import ModelError
 from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
 
@@ -42,7 +44,7 @@ def mix(low: GGUFFile, high: GGUFFile, raised: Collection[str], destination: Pat
             offset += tensor.bytes + -tensor.bytes % alignment
         _pad(copy, alignment)
         for tensor in chosen:
-            copy.write(tensor.data.tobytes())
+            copy.write(tensor.raw.data)
             _pad(copy, alignment)
 
 
@@ -57,7 +59,7 @@ def differing_tensors(first: Path, second: Path) -> Iterator[str]:
     ours, theirs = open_gguf(first).tensors, open_gguf(second).tensors
     for name in dict.fromkeys((*ours, *theirs)):
         a, b = ours.get(name), theirs.get(name)
-        if a is None or b is None or a.type != b.type or a.data.tobytes() != b.data.tobytes():
+        if a is None or b is None or a.type != b.type or not np.array_equal(a.raw, b.raw):
             yield name
 
 
@@ -73,9 +75,11 @@ def _require_same_tensors(low: GGUFFile, high: GGUFFile) -> None:
 
 def _layout(path: Path) -> tuple[int, int]:
     """Where the tensor infos begin, bytes, and the alignment of the data."""
-    from gguf import GGUFEndian, GGUFReader
+    from gguf import GGUFEndian
 
-    reader = GGUFReader(str(path), "r")
+    from so8tqc.llama.gguf_reader import HeaderReader
+
+    reader = HeaderReader(str(path), "r")
     if reader.endianess != GGUFEndian.LITTLE:
         raise ModelError("a big-endian GGUF file", where=str(path))
     start = int(reader.tensors[0].field.offset)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from so8tqc.errors import InputError, ToolError
-from so8tqc.llama.child import ending, follow, reason
+from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason
 from so8tqc.llama.libllama import library
 
 _PREFIXES = ("MOSTLY_", "ALL_")
@@ -204,8 +204,7 @@ def _run(
     command = [
         sys.executable, "-P", "-m", "so8tqc.llama.quantize_worker", *(j.to_json() for j in jobs),
     ]  # fmt: skip
-    # ggml would start a debugger on itself before it aborts
-    status, last = follow(command, on_line, {"GGML_NO_BACKTRACE": "1"}, on_start)
+    status, last = follow(command, on_line, QUIET_ABORT, on_start)
     if status != 0:
         raise ToolError(
             f"libllama cannot quantize ({ending(status)}): {reason(last)}",

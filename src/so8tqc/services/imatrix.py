@@ -7,11 +7,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from so8tqc.artifacts import atomic_file
 from so8tqc.errors import DataError, ModelError, ToolError
-from so8tqc.llama.child import ending, follow, reason
+from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason
 from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix
 from so8tqc.llama.imatrix_worker import TOO_SHORT
@@ -61,9 +62,7 @@ def compute_imatrix(
         calibration.write_text(text, encoding="utf-8")
         _run(model.path, calibration, temporary, data, threads, progress)
         matrix = read_imatrix(temporary)
-    return ImportanceMatrix(
-        out, matrix.means, matrix.chunks, matrix.silent_columns, matrix.unseen_experts
-    )
+    return replace(matrix, path=out)
 
 
 def _run(
@@ -89,7 +88,7 @@ def _run(
                 task.advance(share - shown, item=line)
                 shown = share
 
-        status, last = follow(command, follow_line, {"GGML_NO_BACKTRACE": "1"})
+        status, last = follow(command, follow_line, QUIET_ABORT)
     if status == TOO_SHORT:
         raise DataError(
             reason(last).removeprefix("error: "), where=", ".join(data),

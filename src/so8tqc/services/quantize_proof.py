@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from so8tqc.llama.ggml import dequantizer
 from so8tqc.llama.gguf_file import QUANTIZED_COLUMNS, GGUFFile, GGUFTensor
@@ -78,7 +77,7 @@ def squared_error(before: GGUFTensor, after: GGUFTensor) -> SquaredError:
     columns = before.shape[-1]
     rows = before.elements // columns
     step = max(1, _WEIGHTS_AT_ONCE // columns)
-    stored_before, stored_after = _rows(before, rows), _rows(after, rows)
+    stored_before, stored_after = (tensor.raw.reshape(rows, -1) for tensor in (before, after))
     convert_before, convert_after = dequantizer(before.type), dequantizer(after.type)
     buffers = np.empty((2, step * columns), dtype=np.float32)
     error = norm = 0.0
@@ -91,14 +90,6 @@ def squared_error(before: GGUFTensor, after: GGUFTensor) -> SquaredError:
         error += float(q @ q)
         norm += float(w @ w)
     return SquaredError(error, norm)
-
-
-def _rows(tensor: GGUFTensor, rows: int) -> npt.NDArray[np.uint8]:
-    """The stored bytes, row by row."""
-    stored: npt.NDArray[np.uint8] = (
-        np.asarray(tensor.data).reshape(-1).view(np.uint8).reshape(rows, -1)
-    )
-    return stored
 
 
 def errors(

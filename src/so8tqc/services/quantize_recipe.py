@@ -10,7 +10,7 @@ from pathlib import Path
 from so8tqc.artifacts import require_space
 from so8tqc.config import QuantizeConfig
 from so8tqc.errors import ConfigError, InputError, ModelError
-from so8tqc.llama.gguf_file import GGUFFile
+from so8tqc.llama.gguf_file import GGUFFile, block_layout, require_whole
 from so8tqc.llama.imatrix import ImportanceMatrix
 from so8tqc.llama.quantizer import PlannedTensor, Recipe, resolve_tensor_type, resolve_type
 from so8tqc.services.quantize_proof import PLAIN_TYPES
@@ -111,10 +111,8 @@ def _override(text: str) -> tuple[str, str, int]:
 
 
 def _require_fit(source: GGUFFile, name: str, type_: str) -> None:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
     columns = source.tensors[name].shape[-1]
-    block = GGML_QUANT_SIZES[GGMLQuantizationType[type_]][0]
+    block, _ = block_layout(type_)
     if columns % block:
         raise InputError(
             f"its {columns} columns are no multiple of the {block} that {type_} packs",
@@ -152,12 +150,7 @@ def refuse_source(source: GGUFFile, *, allow_requantize: bool) -> frozenset[str]
             where=str(source.path),
             remedy="Give the F16, BF16 or F32 export (or --allow-requantize).",
         )
-    if int(source.fields.get("split.count", 1)) > 1:
-        raise ModelError(
-            "one part of a split model",
-            where=str(source.path),
-            remedy="Merge it first: llama-gguf-split --merge FIRST_PART OUT.gguf",
-        )
+    require_whole(source)
     return quantized
 
 
@@ -237,13 +230,11 @@ def require_room(
     Raises:
         ToolError: it has not.
     """
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
     header = source.path.stat().st_size - sum(t.bytes for t in source.tensors.values())
     need = 0
     for plan in plans:
         need += header
         for name, tensor in plan.items():
-            block, size = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type]]
+            block, size = block_layout(tensor.type)
             need += source.tensors[name].elements // block * size
     require_space(directory, need, "{} are needed")

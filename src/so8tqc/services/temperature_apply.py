@@ -15,7 +15,7 @@ from so8tqc.llama.gguf_norm import scale_norm
 from so8tqc.llama.gguf_rewrite import (
     CALIBRATION_TEMPERATURE,
     SAMPLING_TEMPERATURE,
-    set_float_values,
+    changed_copy,
 )
 from so8tqc.metrics.temperature import FloatArray, TemperatureTable
 from so8tqc.metrics.temperature_fit import Scored, scored
@@ -101,7 +101,7 @@ def write_applied(config: CalibrateConfig, temperature: float, progress: Progres
         keys = {CALIBRATION_TEMPERATURE: temperature}
         if config.sampling_temp:
             keys[SAMPLING_TEMPERATURE] = temperature
-        set_float_values(config.gguf, path, keys, progress)
+        changed_copy(config.gguf, path, keys, progress)
     return path
 
 

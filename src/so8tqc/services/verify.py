@@ -24,7 +24,7 @@ from so8tqc.artifacts import file_ref, read_record
 from so8tqc.config import QuantizeConfig, VerifyConfig
 from so8tqc.errors import InputError
 from so8tqc.llama.build import Build, library_build
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, block_layout, open_gguf
 from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, key_values
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -229,7 +229,7 @@ def _layout(tensor: GGUFTensor) -> tuple[str, tuple[int, ...]]:
 
 def _differing_blocks(a: GGUFTensor, b: GGUFTensor) -> npt.NDArray[np.intp]:
     """Indices of the blocks whose bytes differ."""
-    _, size = _block(a.type)
+    _, size = block_layout(a.type)
     blocks: npt.NDArray[np.intp] = np.flatnonzero(
         (a.raw.reshape(-1, size) != b.raw.reshape(-1, size)).any(axis=1)
     )
@@ -240,21 +240,13 @@ def _within_rounding(
     theirs: GGUFTensor, ours: GGUFTensor, source: GGUFTensor, blocks: npt.NDArray[np.intp]
 ) -> bool:
     """Whether their blocks lie about as near to the unquantized weights as ours."""
-    width, _ = _block(theirs.type)
+    width, _ = block_layout(theirs.type)
     exact, a, b = (
         tensor.values().reshape(-1, width)[blocks].astype(np.float64)
         for tensor in (source, theirs, ours)
     )
     error, own = (np.linalg.norm(x - exact, axis=1) for x in (a, b))
     return bool((error <= ROUNDING_SLACK * own).all())
-
-
-def _block(type_: str) -> tuple[int, int]:
-    """Weights and bytes of one block of a GGML type."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    width, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_]]
-    return int(width), int(size)
 
 
 def _other_keys(file: Path, made: Path) -> list[str]:
