@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,14 @@ import pytest
 
 from so8tqc.errors import DataError, MissingToolError, ModelError
 from so8tqc.resources import data_file
-from so8tqc.sources.texts import concatenated, encode, encode_plain, load_texts, load_tokenizer
+from so8tqc.sources.texts import (
+    Text,
+    concatenated,
+    encode,
+    encode_plain,
+    load_texts,
+    load_tokenizer,
+)
 
 
 def test_the_shipped_texts_are_what_they_should_be() -> None:
@@ -25,6 +35,56 @@ def test_the_shipped_texts_are_what_they_should_be() -> None:
     assert [t.id.split("/")[1] for t in long] == [
         "scientific_explanation", "mathematical_proof", "technical_implementation",
     ]  # fmt: skip
+
+
+DOMAINS = (
+    "mathematics_physics", "computing_ai", "language", "culture_history", "ethics_philosophy",
+    "business_economics", "biology_chemistry", "engineering", "medicine", "literature",
+)  # fmt: skip
+
+
+def _units(text: Text) -> list[str]:
+    """Words of a text in English, characters of one in Japanese."""
+    return text.text.split() if text.language == "en" else list("".join(text.text.split()))
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "each", "shortest", "longest"),
+    [
+        ("calibration_ja_long", "ja", 5, 500, 900),
+        ("calibration_written_en", "en", 10, 70, 120),
+        ("calibration_written_ja", "ja", 10, 150, 260),
+    ],
+)
+def test_calibration_texts_are_what_the_readme_says(
+    name: str, language: str, each: int, shortest: int, longest: int
+) -> None:
+    path = data_file(f"{name}.json")
+    texts = load_texts([str(path)])
+    assert json.loads(path.read_text(encoding="utf-8"))["licence"].startswith("Apache-2.0")
+    assert Counter(t.category for t in texts) == dict.fromkeys(DOMAINS, each)
+    assert all(t.language == language for t in texts)
+    assert all(t.id.startswith(f"{language}/{t.category}_") for t in texts)
+    assert all(t.prompt.endswith(("。", "?", ".")) for t in texts)
+    lengths = [len(_units(t)) if language == "en" else len(t.text) for t in texts]
+    assert shortest <= min(lengths)
+    assert max(lengths) <= longest
+    kana = [bool(re.search("[\u3041-\u3096]", t.text)) for t in texts]
+    assert kana == [language == "ja"] * len(texts)
+
+
+def test_no_shipped_text_repeats_another() -> None:
+    names = ("calibration_ja_long", "calibration_written_en", "calibration_written_ja")
+    texts = load_texts([*(str(data_file(f"{n}.json")) for n in names), "builtin:validation"])
+    assert not [t.id for t in texts if "#" in t.id]  # load_texts renames what is there twice
+    assert len({t.prompt for t in texts}) == len(texts) == 275
+    for language in ("en", "ja"):
+        fives = []
+        for text in (t for t in texts if t.language == language):
+            units = _units(text)
+            fives.append({tuple(units[i : i + 5]) for i in range(len(units) - 4)})
+        for one, other in combinations(fives, 2):
+            assert len(one & other) <= 0.08 * min(len(one), len(other))
 
 
 @pytest.mark.parametrize("name", ["validation_en", "validation_ja", "longtext_en"])
