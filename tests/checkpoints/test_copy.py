@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from so8tqc.checkpoints import copy
 from so8tqc.checkpoints.copy import Run, copy_runs, create
 from so8tqc.checkpoints.patch import patch_files
+from so8tqc.checkpoints.safetensors_index import torch_dtype
 from so8tqc.errors import ModelError
 
 
@@ -26,8 +27,9 @@ class Negative:
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
 
-    def fill(self, stored: torch.Tensor, target: torch.Tensor) -> None:
-        target.copy_(-stored)
+    def pieces(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
+        for rows in stored.split(3):
+            yield (-rows).to(torch_dtype(self.dtype))
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, PlannedTensor
-from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
+from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, torch_dtype
 from so8tqc.errors import ModelError, So8tqcError
 from so8tqc.progress import Task
-from so8tqc.rotations.fold import fold, orient
-from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.rotations.fold import blocks_along_rows, fold, orient
+from so8tqc.rotations.rotation_set import FloatArray, RotationSet
 
 if TYPE_CHECKING:
     import torch
@@ -26,30 +26,47 @@ class TensorFold:
 
     def __init__(self, planned: PlannedTensor, rotations: RotationSet, task: Task) -> None:
         self.dtype = planned.dtype
+        self._name = planned.entry.name
         self._planned = planned
         self._rotations = rotations
         self._task = task
 
-    def fill(self, stored: torch.Tensor, target: torch.Tensor) -> None:
-        """Fold ``stored`` into ``target``, a chunk of rows at a time.
+    def pieces(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The fold of ``stored``, some of its rows at a time.
+
+        Where the blocks lie along the rows, a piece holds the rows of some blocks, else some rows
+        of all blocks: the fold of neither needs the others.
 
         Raises:
             ModelError: the base tensor holds a NaN or an infinity.
             RotationError: a product overflows the storage dtype.
         """
-        name = self._planned.entry.name
+        site, transposed = self._rotations.site, self._planned.site.transposed
         blocks = self._rotations.column_blocks(self._planned.site.target)
-        transposed = self._planned.site.transposed
-        matrix, oriented = orient(stored, blocks, self._rotations.site, transposed=transposed)
-        result, _ = orient(target, blocks, self._rotations.site, transposed=transposed)
-        step = max(1, CHUNK_ELEMENTS // matrix.shape[1])
-        for start in range(0, matrix.shape[0], step):
-            chunk = matrix[start : start + step]
-            try:
-                result[start : start + step].copy_(fold(chunk, oriented, target.dtype))
-            except So8tqcError as error:
-                raise type(error)(error.what, where=name, remedy=error.remedy) from None
-            self._task.advance(chunk.numel() * target.element_size(), item=name)
+        along_rows = stored.ndim == 2 and blocks_along_rows(site, transposed=transposed)
+        size = blocks.shape[1] if along_rows else 1
+        length = stored.shape[0] if stored.ndim == 2 else 1
+        step = size * max(1, CHUNK_ELEMENTS // (size * stored.shape[-1]))
+        for start in range(0, length, step):
+            rows = stored[start : start + step] if stored.ndim == 2 else stored
+            its_blocks = blocks[start // size : (start + step) // size] if along_rows else blocks
+            chunk, oriented = orient(rows, its_blocks, site, transposed=transposed)
+
+            def element(row: int, column: int, start: int = start) -> str:
+                row, column = (column, row) if along_rows else (row, column)
+                return f"element [{start + row}, {column}]"
+
+            folded = self._fold(chunk, oriented, element)
+            self._task.advance(folded.numel() * folded.element_size(), item=self._name)
+            yield (folded.T if along_rows else folded).contiguous()
+
+    def _fold(
+        self, chunk: torch.Tensor, blocks: FloatArray, element: Callable[[int, int], str]
+    ) -> torch.Tensor:
+        try:
+            return fold(chunk, blocks, torch_dtype(self.dtype), element=element)
+        except So8tqcError as error:
+            raise type(error)(error.what, where=self._name, remedy=error.remedy) from None
 
 
 def sha256_tensor(entry: TensorEntry) -> str:

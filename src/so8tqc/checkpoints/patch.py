@@ -2,7 +2,7 @@
 
 The new file's size, and where each tensor lies in it, are known before the first byte is written.
 So the untouched bytes are copied in the background, by the cheapest means the file system offers,
-while the new values are computed straight into their own ranges.
+while the new values are computed and written into their own ranges.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from so8tqc.checkpoints.safetensors_index import (
     read_metadata,
     torch_dtype,
 )
+from so8tqc.threads import WORKERS, one_torch_thread
 
 if TYPE_CHECKING:
     import torch
 
 _COPIES = 2  # files copied at a time: more do not make a disk faster
+_KEPT_BYTES = 31 << 20  # just below the largest block (32 MiB) that glibc learns from
 
 
 class Patch(Protocol):
@@ -38,8 +40,11 @@ class Patch(Protocol):
     dtype: str
     """safetensors name of the dtype to store it in."""
 
-    def fill(self, stored: torch.Tensor, target: torch.Tensor) -> None:
-        """Read ``stored`` (old value, old dtype) and write ``target`` (same shape, new dtype)."""
+    def pieces(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The new value of ``stored``, in the new dtype: contiguous pieces, whole rows, in order.
+
+        Pieces rather than one tensor, so that memory is bounded.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,52 +72,71 @@ def patch_files(files: Sequence[tuple[Path, Path]], patches: Mapping[str, Patch]
     """Write each (source, destination), with new values for the tensors in ``patches``.
 
     Where no dtype changes, the header and the bytes between the targets are those of the
-    source. Otherwise the header is written anew: same order, same file metadata. Memory is bounded
-    by what ``fill`` uses.
+    source. Otherwise the header is written anew: same order, same file metadata. Several tensors
+    are computed at a time, each by one thread; memory is bounded by their pieces.
 
     Raises:
         ModelError: a source is malformed or ends early.
-        Whatever ``fill`` raises; copies under way are then given up.
+        Whatever ``pieces`` raises; copies under way are then given up.
     """
+    import torch
+
+    _keep_freed_memory()
     layouts = [_lay_out(source, destination, patches) for source, destination in files]
     stop = Event()
-    with ThreadPoolExecutor(max_workers=_COPIES) as pool:
+
+    def fill(layout: _Layout, entry: TensorEntry, start: int) -> None:
+        with layout.destination.open("r+b") as stream:
+            stream.seek(start)
+            for piece in patches[entry.name].pieces(tensor_view(entry)):
+                if stop.is_set():
+                    return
+                stream.write(piece.view(torch.uint8).numpy().data)
+
+    with (
+        one_torch_thread(),
+        ThreadPoolExecutor(max_workers=_COPIES) as copying,
+        ThreadPoolExecutor(max_workers=WORKERS) as filling,
+    ):
         try:
             copies = [
-                pool.submit(copy_runs, layout.source, layout.destination, layout.runs, stop)
+                copying.submit(copy_runs, layout.source, layout.destination, layout.runs, stop)
                 for layout in layouts
                 if not _create(layout)
             ]
-            for layout in layouts:
-                for entry, start in layout.targets:
-                    patch = patches[entry.name]
-                    target = _view(layout.destination, start, entry.shape, patch.dtype)
-                    patch.fill(tensor_view(entry), target)
-            for copy in copies:
-                copy.result()
+            fills = [
+                filling.submit(fill, layout, entry, start)
+                for layout in layouts
+                for entry, start in layout.targets
+            ]
+            for work in (*fills, *copies):
+                work.result()
         finally:
             stop.set()
 
 
+def _keep_freed_memory() -> None:
+    """Let freed memory stay with the process, at most 62 MiB of it.
+
+    glibc gives the top of its heap back to the system at once, and gets it again page by page,
+    which takes as long here as the arithmetic. It keeps up to twice the largest block that was
+    ever freed (mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD); this one is never touched.
+    """
+    np.empty(_KEPT_BYTES, np.uint8)
+
+
 def tensor_view(entry: TensorEntry) -> torch.Tensor:
     """The stored tensor as a read-only view of the mapped file; do not write to it."""
-    return _view(entry.file, entry.start, entry.shape, entry.dtype, mode="c")
-
-
-def _view(
-    path: Path, start: int, shape: tuple[int, ...], dtype: str, mode: str = "r+"
-) -> torch.Tensor:
     import torch
 
-    count = int(np.prod(shape, dtype=np.int64))
     raw: np.memmap[tuple[int, ...], np.dtype[np.uint8]] = np.memmap(
-        path,
+        entry.file,
         dtype=np.uint8,
-        mode=mode,
-        offset=start,
-        shape=(count * ITEM_BYTES[dtype],),  # type: ignore[call-overload]
+        mode="c",
+        offset=entry.start,
+        shape=(entry.end - entry.start,),
     )
-    return torch.from_numpy(raw).view(torch_dtype(dtype)).reshape(shape)
+    return torch.from_numpy(raw).view(torch_dtype(entry.dtype)).reshape(entry.shape)
 
 
 def _create(layout: _Layout) -> bool:

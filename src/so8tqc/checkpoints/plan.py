@@ -12,9 +12,10 @@ from so8tqc.checkpoints.sites import TensorSite, locate, require_all_layers
 from so8tqc.errors import ShapeError
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.threads import WORKERS
 
-CHUNK_ELEMENTS = 1 << 19
-"""Elements folded at a time: 4 MiB in float64."""
+CHUNK_ELEMENTS = 1 << 18
+"""Elements that one thread folds at a time: 2 MiB in float64."""
 
 DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -105,9 +106,9 @@ MEMORY_ARRAYS = 12
 
 
 def memory_estimate(planned: tuple[PlannedTensor, ...]) -> int:
-    """Bytes that folding needs beyond the libraries: one mapped tensor twice, and the chunks."""
+    """Bytes that folding needs beyond the libraries: each thread's mapped tensor and arrays."""
     largest = max((p.entry.end - p.entry.start for p in planned), default=0)
-    return 2 * largest + MEMORY_ARRAYS * 8 * CHUNK_ELEMENTS
+    return WORKERS * (largest + MEMORY_ARRAYS * 8 * CHUNK_ELEMENTS)
 
 
 def _check_shape(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -> None:

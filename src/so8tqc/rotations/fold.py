@@ -24,6 +24,7 @@ BLAS, threads or CPU. A zero is always stored as +0: the exact sum has no signed
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
 
@@ -71,17 +72,32 @@ def orient(
     blocks = column_blocks if site is Site.INPUT else column_blocks.transpose(0, 2, 1)
     if stored.ndim == 1:
         return stored[None], blocks
-    along_rows = (site is Site.INPUT) == transposed
-    return (stored.T if along_rows else stored), blocks
+    return (stored.T if blocks_along_rows(site, transposed=transposed) else stored), blocks
 
 
-def fold(matrix: torch.Tensor, blocks: FloatArray, dtype: torch.dtype) -> torch.Tensor:
+def blocks_along_rows(site: Site, *, transposed: bool) -> bool:
+    """Whether a block mixes rows of the stored matrix (:func:`orient` then gives its transpose)."""
+    return (site is Site.INPUT) == transposed
+
+
+def _row_and_column(row: int, column: int) -> str:
+    return f"row {row}, column {column}"
+
+
+def fold(
+    matrix: torch.Tensor,
+    blocks: FloatArray,
+    dtype: torch.dtype,
+    *,
+    element: Callable[[int, int], str] = _row_and_column,
+) -> torch.Tensor:
     """M' = M·B with B = diag(blocks), each element rounded once to ``dtype``.
 
     Args:
         matrix: [rows, N·b], any floating dtype.
         blocks: [N, b, b] float64; column block k of the result is M_k @ blocks[k].
         dtype: storage dtype of the result.
+        element: how a message names M's element at a row and a column.
 
     Returns:
         [rows, N·b] in ``dtype``.
@@ -94,18 +110,18 @@ def fold(matrix: torch.Tensor, blocks: FloatArray, dtype: torch.dtype) -> torch.
     import torch
 
     m, b = blockwise(matrix, blocks)
-    smallest, largest = (float(end) for end in torch.aminmax(m))
+    smallest, largest = (float(end) for end in torch.aminmax(matrix))
     norm = math.sqrt(b.shape[1]) * max(-smallest, largest)  # of a row of a block, at most
     if not math.isfinite(norm):
-        raise ModelError("the weights hold a NaN or an infinity")
+        _refuse_non_finite(m, element)
     reach = norm * float(b.norm(dim=1).max())  # no element of the product is larger
-    product = torch.bmm(m, b)
+    product = blockwise_product(m, blocks)
     folded = product.to(torch.float32).to(dtype) if dtype.itemsize == 2 else product.to(dtype)
     suspects = _suspects(product, _error_bound(reach, b.shape[1]), dtype)
     if suspects.shape[0]:
         _decide(folded, product, m, b, suspects)
     if reach >= torch.finfo(dtype).max:
-        _refuse_overflow(folded, product)
+        _refuse_overflow(folded, product, element)
     folded += 0.0  # −0 becomes +0
     return flat(folded)
 
@@ -129,6 +145,13 @@ def blockwise(matrix: torch.Tensor, blocks: FloatArray) -> tuple[torch.Tensor, t
     if count * size != matrix.shape[1]:
         raise ShapeError(f"{count} blocks of {size} do not cover {matrix.shape[1]} features")
     return by_block(matrix, size), torch.from_numpy(np.ascontiguousarray(blocks))
+
+
+def blockwise_product(m: torch.Tensor, blocks: FloatArray) -> torch.Tensor:
+    """[N, rows, b] and [N, b, b], float64 → [N, rows, b]; on 8×8 faster than ``torch.bmm``."""
+    import torch
+
+    return torch.from_numpy(np.matmul(m.numpy(), blocks))
 
 
 def by_block(matrix: torch.Tensor, size: int) -> torch.Tensor:
@@ -197,13 +220,23 @@ def _suspects(product: torch.Tensor, bound: float, dtype: torch.dtype) -> torch.
     import torch
 
     if dtype.itemsize != 2:
-        return (product - bound).to(dtype).ne((product + bound).to(dtype)).nonzero()
+        return _indices((product - bound).to(dtype).ne((product + bound).to(dtype)))
     dropped = 16 if dtype is torch.bfloat16 else 13
     single = product.to(torch.float32)
     found = (single.view(torch.int32) & ((1 << dropped) - 1)).eq(1 << (dropped - 1))
     # below twice the smallest normal number the spacing no longer follows the exponent
     small = max(1.01 * bound * 2.0**26, 2 * torch.finfo(dtype).tiny)
-    return found.logical_or_(single.abs_().lt(small)).nonzero()
+    if float(single.abs_().min()) < small:
+        found.logical_or_(single.lt(small))
+    return _indices(found)
+
+
+def _indices(found: torch.Tensor) -> torch.Tensor:
+    """[S, ndim] indices of what is true: ``nonzero``, faster where little is."""
+    import torch
+
+    flat = np.flatnonzero(found.numpy())
+    return torch.from_numpy(np.stack(np.unravel_index(flat, tuple(found.shape)), axis=1))
 
 
 def _decide(
@@ -295,14 +328,28 @@ def _is_even(value: float, dtype: torch.dtype) -> bool:
     return int(stored.view(integer).item()) & 1 == 0
 
 
-def _refuse_overflow(folded: torch.Tensor, product: torch.Tensor) -> None:
+def _refuse_non_finite(m: torch.Tensor, element: Callable[[int, int], str]) -> None:
+    import torch
+
+    found = torch.isfinite(m).logical_not_().nonzero()
+    if found.shape[0]:  # else the norm of huge float64 values overflowed: everything is suspect
+        block, row, column = found[0].tolist()
+        raise ModelError(
+            f"the weights hold a NaN or an infinity: {element(row, block * m.shape[2] + column)} "
+            f"is {float(m[block, row, column])}"
+        )
+
+
+def _refuse_overflow(
+    folded: torch.Tensor, product: torch.Tensor, element: Callable[[int, int], str]
+) -> None:
     import torch
 
     overflow = torch.isinf(folded) & torch.isfinite(product)
     if bool(overflow.any()):
         block, row, column = overflow.nonzero()[0].tolist()
         raise RotationError(
-            f"row {row}, column {block * folded.shape[2] + column}: "
+            f"{element(row, block * folded.shape[2] + column)}: "
             f"{float(product[block, row, column]):.6g} does not fit {folded.dtype}",
             remedy="Use --baked-dtype bfloat16 or float32.",
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from fractions import Fraction
 
 import numpy as np
@@ -17,6 +19,7 @@ from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Parametrization
 from so8tqc.rotations.rotation_set import FloatArray
+from so8tqc.threads import WORKERS
 
 _BATCH = 256  # blocks at a time: intermediate arrays stay in the cache
 
@@ -162,6 +165,15 @@ def _squarings(a: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 def _batched(function: Callable[[FloatArray], FloatArray], theta: FloatArray) -> FloatArray:
     result = np.empty_like(theta)
-    for i in range(0, theta.shape[0], _BATCH):
-        result[i : i + _BATCH] = function(theta[i : i + _BATCH])
+
+    def compute(start: int) -> None:
+        result[start : start + _BATCH] = function(theta[start : start + _BATCH])
+
+    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
+        parts = [
+            pool.submit(copy_context().run, compute, start)  # numpy's errstate is of the context
+            for start in range(0, theta.shape[0], _BATCH)
+        ]
+        for part in parts:
+            part.result()
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from so8tqc.errors import ModelError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import read_rotations
-from so8tqc.rotations.rotation_set import RotationSet, orthogonality_error
+from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target, orthogonality_error
 from so8tqc.services.structure import (
     TargetAlgebra,
     algebra,
@@ -57,6 +58,21 @@ class _Prepared:
     rotations: RotationSet
     planned: tuple[PlannedTensor, ...]
     size: int
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What there is to say about the rotations themselves.
+
+    Attributes:
+        checks: their orthogonality and determinants.
+        rows: target → its line of the table.
+        drift: ‖RᵀR − I‖_F of each block, target by target.
+    """
+
+    checks: list[Check]
+    rows: Mapping[Target, dict[str, object]]
+    drift: list[FloatArray]
 
 
 @dataclass(frozen=True)
@@ -94,24 +110,26 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
 
     notices = list(ready.rotations.notices)
     with atomic_directory(config.out) as directory:
-        # writing waits for the disk, and hashing leaves the interpreter lock to the fold
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        # writing waits for the disk; the rest leaves the interpreter lock to the fold
+        with ThreadPoolExecutor(max_workers=2) as pool:
             hashing = pool.submit(_hashes, _to_hash(config, ready), progress)
+            summarising = pool.submit(_summary, ready.rotations)
             notices += _write(ready, directory, progress)
-            before = hashing.result()
+            before, summary = hashing.result(), summarising.result()
         baked = open_checkpoint(directory)
         proof = _prove(ready, baked, progress) if config.verify else _Proof()
-        provenance = _provenance(config, ready, before, baked)
+        after = _hashes([baked.tensors[p.entry.name] for p in ready.planned], SILENT)
+        provenance = _provenance(config, ready, before, after)
         write_provenance(directory, provenance)
 
-    checks = rotation_checks(ready.rotations) + proof.checks
+    checks = summary.checks + proof.checks
     return Record(
         kind="bake",
         verdict=overall(checks),
         checks=tuple(checks),
         metrics={
-            "layers": jsonable(_rows(ready.rotations, proof.results, provenance)),
-            "orthogonality": jsonable(_drift(ready.rotations)),
+            "layers": jsonable(_rows(summary.rows, proof.results, provenance)),
+            "orthogonality": jsonable(summary.drift),
             "bytes_written": ready.size,
         },
         notices=tuple(notices),
@@ -141,12 +159,12 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     ready = _prepare(config)
-    checks = rotation_checks(ready.rotations)
+    summary = _summary(ready.rotations)
     progress.message(f"{len(ready.planned)} tensors would be folded; nothing was written")
     return Record(
         kind="bake-plan",
-        verdict=overall(checks),
-        checks=tuple(checks),
+        verdict=overall(summary.checks),
+        checks=tuple(summary.checks),
         metrics={
             "tensors": [
                 {
@@ -158,8 +176,8 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
                 }
                 for p in ready.planned
             ],
-            "layers": jsonable(rotation_rows(ready.rotations)),
-            "orthogonality": jsonable(_drift(ready.rotations)),
+            "layers": jsonable(list(summary.rows.values())),
+            "orthogonality": jsonable(summary.drift),
             "bytes_written": ready.size,
             "disk_free_bytes": shutil.disk_usage(_existing(config.out)).free,
             "memory_bytes": memory_estimate(ready.planned),
@@ -182,8 +200,12 @@ def _prepare(config: BakeConfig) -> _Prepared:
     return _Prepared(checkpoint, rotations, planned, bytes_needed(checkpoint, planned))
 
 
-def _drift(rotations: RotationSet) -> list[object]:
-    return [orthogonality_error(rotations.blocks[target]) for target in rotations]
+def _summary(rotations: RotationSet) -> _Summary:
+    return _Summary(
+        checks=rotation_checks(rotations),
+        rows=dict(zip(rotations, rotation_rows(rotations), strict=True)),
+        drift=[orthogonality_error(rotations.blocks[target]) for target in rotations],
+    )
 
 
 def _inputs(config: BakeConfig, ready: _Prepared, fingerprint: str | None) -> dict[str, FileRef]:
@@ -258,10 +280,10 @@ def _to_hash(config: BakeConfig, ready: _Prepared) -> list[TensorEntry]:
 
 
 def _hashes(entries: list[TensorEntry], progress: Progress) -> dict[str, str]:
-    """SHA-256 of each tensor, on all cores."""
+    """SHA-256 of each tensor as it is on the disk, on all cores."""
     total = sum(entry.end - entry.start for entry in entries)
     with (
-        progress.task("hashing the base", total=total, unit="bytes") as task,
+        progress.task("hashing", total=total, unit="bytes") as task,
         ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
     ):
 
@@ -274,7 +296,7 @@ def _hashes(entries: list[TensorEntry], progress: Progress) -> dict[str, str]:
 
 
 def _provenance(
-    config: BakeConfig, ready: _Prepared, before: dict[str, str], baked: Checkpoint
+    config: BakeConfig, ready: _Prepared, before: Mapping[str, str], after: Mapping[str, str]
 ) -> Provenance:
     fingerprint = sha256_json({"config": dict(ready.checkpoint.config), "tensors": before})
     return Provenance(
@@ -291,7 +313,7 @@ def _provenance(
                 layer=p.site.target.layer,
                 dtype=p.dtype,
                 sha256_before=before[p.entry.name],
-                sha256_after=sha256_tensor(baked.tensors[p.entry.name]),
+                sha256_after=after[p.entry.name],
             )
             for p in ready.planned
         ),
@@ -300,14 +322,15 @@ def _provenance(
 
 
 def _rows(
-    rotations: RotationSet, results: list[TargetAlgebra], provenance: Provenance
+    rotations: Mapping[Target, dict[str, object]],
+    results: list[TargetAlgebra],
+    provenance: Provenance,
 ) -> list[dict[str, object]]:
     """One row per folded tensor, its target's drift beside its own fidelity."""
-    drift = dict(zip(rotations, rotation_rows(rotations), strict=True))
     tensors = {tensor.name: tensor for tensor in provenance.tensors}
     return [
         {
-            **drift[result.planned.site.target],
+            **rotations[result.planned.site.target],
             "tensor": result.planned.entry.name,
             "effect": result.comparison.effect,
             "relative_error": result.comparison.relative_error,

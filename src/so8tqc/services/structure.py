@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from so8tqc.rotations.rotation_set import (
     orthogonality_error,
     rotation_angles,
 )
+from so8tqc.threads import WORKERS, one_torch_thread
 
 EXACT_LIMIT_ULP = 0.5
 """A correctly rounded element is at most half a unit in the last place from the exact value."""
@@ -81,22 +83,26 @@ def algebra(
     progress: Progress = SILENT,
 ) -> list[TargetAlgebra]:  # fmt: skip
     """Compare every folded tensor that has the right shape with the exact fold."""
-    results = []
-    with progress.task("checking the algebra", total=len(planned), unit="tensors") as task:
-        for plan in planned:
-            entry = baked.tensors.get(plan.entry.name)
-            if entry is not None and entry.shape == plan.entry.shape:
-                blocks = rotations.column_blocks(plan.site.target)
-                matrix, oriented = orient(
-                    tensor_view(plan.entry), blocks, rotations.site,
-                    transposed=plan.site.transposed,
-                )  # fmt: skip
-                stored, _ = orient(
-                    tensor_view(entry), blocks, rotations.site, transposed=plan.site.transposed
-                )
-                results.append(TargetAlgebra(plan, compare_fold(matrix, stored, oriented)))
-            task.advance(1, item=plan.entry.name)
-    return results
+
+    def compare(plan: PlannedTensor, entry: TensorEntry) -> TargetAlgebra:
+        blocks = rotations.column_blocks(plan.site.target)
+        transposed = plan.site.transposed
+        matrix, oriented = orient(
+            tensor_view(plan.entry), blocks, rotations.site, transposed=transposed
+        )
+        stored, _ = orient(tensor_view(entry), blocks, rotations.site, transposed=transposed)
+        result = TargetAlgebra(plan, compare_fold(matrix, stored, oriented))
+        task.advance(1, item=plan.entry.name)
+        return result
+
+    entries = [(plan, baked.tensors.get(plan.entry.name)) for plan in planned]
+    there = [(p, entry) for p, entry in entries if entry and entry.shape == p.entry.shape]
+    with (
+        progress.task("checking the algebra", total=len(there), unit="tensors") as task,
+        one_torch_thread(),
+        ThreadPoolExecutor(max_workers=WORKERS) as pool,
+    ):
+        return list(pool.map(lambda pair: compare(*pair), there))
 
 
 def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[Check]:
