@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _KEPT = frozenset({"Standard", "Itemize", "Enumerate", "Quotation", "Quote"})
 _HEADINGS = frozenset({"Part", "Chapter", "Section", "Subsection", "Subsubsection"})
 
@@ -10,12 +12,13 @@ def read_lyx(text: str) -> tuple[tuple[str, ...], ...]:
     """Sections of paragraphs.
 
     A paragraph with an inset (formula, cross reference, code) would read with a hole, so it is
-    left out whole; one whose only insets are index entries or quotation marks stays.
+    left out whole; one whose only insets are index entries stays.
     """
     sections: list[list[str]] = [[]]
     words: list[str] = []
     layout, depth, whole = "", 0, True
-    for line in text.splitlines():
+    for raw in text.splitlines():
+        line = re.sub(r"\\SpecialChar (LyX|LaTeX2e|LaTeX|TeX)", r"\1", raw)
         if line.startswith("\\begin_inset"):
             depth += 1
             whole = whole and (depth > 1 or line.startswith("\\begin_inset Index"))
@@ -30,12 +33,8 @@ def read_lyx(text: str) -> tuple[tuple[str, ...], ...]:
         elif line.startswith("\\end_layout"):
             if layout in _KEPT and whole and words:
                 sections[-1].append("".join(words).strip())
-        elif line.startswith("\\SpecialChar LyX"):
-            words.append("LyX" + line.removeprefix("\\SpecialChar LyX").strip())
-        elif line.startswith(("\\SpecialChar LaTeX", "\\SpecialChar TeX")):
-            words.append(line.removeprefix("\\SpecialChar ").strip())
-        elif not line.startswith(("\\", "#", "<")):
-            words.append(line)
         elif "\\SpecialChar" in line:
             whole = False
+        elif not line.startswith(("\\", "#", "<")):
+            words.append(line)
     return tuple(tuple(part) for part in sections if part)
