@@ -97,11 +97,11 @@ def test_near_duplicates_are_those_that_brute_force_finds(seed: int) -> None:
     """Every pair is compared by its sets; the index must keep and drop the same."""
     draw = random.Random(seed)
     words = [f"w{i}" for i in range(400)]
-    texts = [" ".join(draw.sample(words, 60)) for _ in range(12)]
-    for _ in range(12):  # with a part of an earlier one
+    texts = [" ".join(draw.sample(words, draw.randrange(40, 120))) for _ in range(12)]
+    for _ in range(24):  # with a part of an earlier one
         base = draw.choice(texts).split()
-        cut = draw.randrange(5, 60)
-        texts.append(" ".join(base[:cut] + draw.sample(words, 60 - cut)))
+        cut = draw.randrange(5, len(base))
+        texts.append(" ".join(base[:cut] + draw.sample(words, draw.randrange(90))))
     draw.shuffle(texts)
     kept: list[int] = []
     sets = [shingles(text, "en") for text in texts]

@@ -162,6 +162,10 @@ def test_the_same_inputs_give_the_same_bytes(bench: Bench, tmp_path: Path) -> No
 
 
 def test_the_order_of_the_packages_does_not_matter(bench: Bench) -> None:
+    """Two packages have more texts for one cell than it takes."""
+    more = {"LICENSE": b"MIT License", "a/text.txt": english("hill", "plain", "moor").encode()}
+    bench.add("three.tgz", "npm", tarball(more), bench.sources[0]["parts"])
+    bench.save()
     bench.pin()
     bench.sources.reverse()
     bench.save(result=json.loads((bench.data / manifest.MANIFEST).read_text())["result"])
