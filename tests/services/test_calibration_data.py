@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 from so8tqc.corpus import fetch, manifest, store
 from so8tqc.corpus.manifest import Domain, Source, read_manifest
 from so8tqc.errors import ConfigError, DataError, ExitCode, MissingToolError, ToolError
+from so8tqc.resources import data_file
 from so8tqc.services import calibration_data as service
 from so8tqc.services.calibration_data import calibration_data
 from so8tqc.sources.texts import load_texts
@@ -117,12 +119,25 @@ def test_the_manifest_is_valid_and_holds_what_was_asked_for() -> None:
     assert real.result.samples == sum(sum(cells.values()) for cells in counts.values()) >= 1000
     assert set(counts) == {"en", "ja"}
     assert all(sum(cells.values()) >= 350 for cells in counts.values())
-    assert set(counts["en"]) == set(Domain)
+    assert set(counts["en"]) == set(counts["ja"]) == set(Domain)
     for source in real.sources:
         assert source.licence
         assert source.licence_file
         # what is fetched says which version it is
         assert source.version.split(":")[-1] in source.file
+
+
+def test_the_readme_has_the_manifests_numbers() -> None:
+    counts = read_manifest().result.counts
+    table = data_file("README.md").read_text(encoding="utf-8").partition("English, packages")[2]
+    rows = dict(
+        re.findall(r"^\| ([a-zA-Z ]+) \| ((?:\d+ \| ){3}\d+) \|$", table, flags=re.MULTILINE)
+    )
+    for domain in Domain:
+        name = domain.replace("_", " and ").replace(" ai", " AI")
+        english, own_english, japanese, own_japanese = map(int, rows[name].split(" | "))
+        assert english + own_english == counts["en"][domain]
+        assert japanese + own_japanese == counts["ja"][domain]
 
 
 def test_a_build_is_stored_where_its_name_finds_it(bench: Bench) -> None:
