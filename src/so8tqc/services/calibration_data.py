@@ -137,14 +137,23 @@ def _packaged(
             task.advance(1, source.name)
     if missing and not allow_missing:
         raise ToolError(
-            "these packages cannot be had: "
-            + "; ".join(
-                f"{gap.source.name} {gap.source.version} ({gap.reason})" for gap in missing
-            ),
+            f"these packages cannot be had: {_by_reason(missing)}",
             remedy="Download their files where there is a network and give --from DIR, or build a "
             "smaller set with --allow-missing --out FILE.",
         )
     return found, tuple(missing)
+
+
+def _by_reason(missing: list[Missing]) -> str:
+    """Packages by their client, with what the client said of the first."""
+    groups: dict[str, list[Missing]] = {}
+    for gap in missing:
+        groups.setdefault(gap.source.client, []).append(gap)
+    return "; ".join(
+        ", ".join(f"{gap.source.name} {gap.source.version}" for gap in gaps)
+        + f" ({gaps[0].reason})"
+        for gaps in groups.values()
+    )
 
 
 @contextmanager
