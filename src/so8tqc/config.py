@@ -16,6 +16,7 @@ from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 QUALITY_TEXTS = "builtin:validation"
 LONG_TEXTS = "builtin:longtext"
+CALIBRATION_TEXTS = "builtin:calibration"
 
 
 class Options(BaseModel):

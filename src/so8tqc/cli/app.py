@@ -7,6 +7,7 @@ import typer
 from so8tqc.cli.bake import bake
 from so8tqc.cli.calibrate import calibrate
 from so8tqc.cli.capture import capture
+from so8tqc.cli.data import data
 from so8tqc.cli.demo import demo
 from so8tqc.cli.doctor import doctor
 from so8tqc.cli.export import export
@@ -43,6 +44,6 @@ def _root(
 
 for command in (
     run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, verify, doctor,
-    vendor,
+    vendor, data,
 ):  # fmt: skip
     app.command()(command)

@@ -18,7 +18,8 @@ def calibrate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text file, or builtin:validation (default); repeatable.", show_default=False
+            help="Text file, builtin:validation (default) or builtin:calibration; repeatable.",
+            show_default=False,
         ),
     ] = None,
     objective: Annotated[

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from so8tqc.config import LONG_TEXTS, QUALITY_TEXTS
+from so8tqc.config import CALIBRATION_TEXTS, LONG_TEXTS, QUALITY_TEXTS
+from so8tqc.corpus.store import calibration_file
 from so8tqc.errors import DataError, ModelError
 from so8tqc.resources import data_file
 from so8tqc.sources.protocol import EncodedText, TokenIds
@@ -22,7 +23,7 @@ BUILTIN_FILES = {
     QUALITY_TEXTS: ("validation_en.json", "validation_ja.json"),
     LONG_TEXTS: ("longtext_en.json",),
 }
-_PARALLEL_KEYS = ("ids", "prompts", "descriptions", "categories")
+_PARALLEL_KEYS = ("ids", "prompts", "descriptions", "categories", "languages")
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,17 @@ def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
 
     Raises:
         DataError: an unknown builtin name, or a file that does not exist.
+        MissingToolError: ``builtin:calibration`` has not been built.
     """
     paths: list[Path] = []
     for spec in specs:
-        if spec.startswith("builtin:"):
+        if spec == CALIBRATION_TEXTS:
+            paths.append(calibration_file())
+        elif spec.startswith("builtin:"):
             if spec not in BUILTIN_FILES:
                 raise DataError(
                     f"no built-in data set {spec!r}",
-                    remedy=f"There are {', '.join(BUILTIN_FILES)}.",
+                    remedy=f"There are {', '.join((*BUILTIN_FILES, CALIBRATION_TEXTS))}.",
                 )
             paths += [data_file(name) for name in BUILTIN_FILES[spec]]
         else:
@@ -78,7 +82,8 @@ def load_texts(specs: Sequence[str]) -> tuple[Text, ...]:
     """Read every text of the given files and built-in sets.
 
     ``.json``: an object with the parallel lists ``texts`` and, optionally, ``ids``,
-    ``prompts``, ``descriptions``, ``categories`` and a ``language``; or a list of strings.
+    ``prompts``, ``descriptions``, ``categories``, and a ``language`` or a list ``languages``; or a
+    list of strings.
     ``.jsonl``: an object with ``text`` on each line. Anything else is one plain text.
 
     Raises:
@@ -137,14 +142,14 @@ def _from_json(content: str, path: Path) -> list[Text]:
                 f"'{key}' must be a list of {count} strings, one for each text", where=str(path)
             )
         columns[key] = column
-    language = str(value.get("language", ""))
-    prefix = f"{language}/" if language else ""
+    languages = [each or str(value.get("language", "")) for each in columns["languages"]]
     return [
         Text(
-            id=prefix + (columns["ids"][i] or f"{path.stem}-{i + 1}"),
+            id=(f"{languages[i]}/" if languages[i] else "")
+            + (columns["ids"][i] or f"{path.stem}-{i + 1}"),
             text=value["texts"][i],
             prompt=columns["prompts"][i],
-            language=language,
+            language=languages[i],
             category=columns["categories"][i],
             description=columns["descriptions"][i],
         )
