@@ -99,7 +99,7 @@ def false_alarms(name: str, make: Maker, statistic: Statistic, runs: int) -> Non
           f"({low * scale:.2f} … {high * scale:.2f}) |", flush=True)  # fmt: skip
 
 
-def alternating(x: np.ndarray, size: float, generator: Generator) -> np.ndarray:
+def alternating(x: np.ndarray, size: float, _: Generator) -> np.ndarray:
     return x + size * x.std() * np.where(np.arange(x.size) % 2, 1.0, -1.0)
 
 
@@ -107,7 +107,7 @@ def noisy(x: np.ndarray, size: float, generator: Generator) -> np.ndarray:
     return x + size * x.std() * generator.normal(size=x.size)
 
 
-def louder(x: np.ndarray, size: float, generator: Generator) -> np.ndarray:
+def louder(x: np.ndarray, size: float, _: Generator) -> np.ndarray:
     return x.mean() + size * (x - x.mean())
 
 
