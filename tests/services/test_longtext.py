@@ -78,9 +78,10 @@ def test_a_correct_bake_passes_and_leaves_plots(
     gates = make_gates(llama)
     bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
     record = run(tmp_path / "baked", llama, gates, long_texts, tmp_path / "out")
-    assert [c.id for c in record.checks if c.verdict is not Verdict.PASS] == []
+    # the gates have no PET record, so there is no promise to keep
+    assert [c.id for c in record.checks if c.verdict is not Verdict.PASS] == ["pet.effect"]
     assert record.check("phase.layer0").value == 0.0
-    assert len(record.checks) == 8
+    assert len(record.checks) == 10
     for name in ("scientific_explanation_oscillation", "scientific_explanation_entropy"):
         html = (tmp_path / "out" / f"{name}.html").read_text()
         assert "Plotly.newPlot" in html
@@ -153,7 +154,7 @@ def test_without_a_reference_nothing_is_judged(
     assert {check.id for check in record.checks} == {
         "phase.layer0", "phase.dips", "phase.position", "oscillation.index",
         "oscillation.von_neumann", "oscillation.high_frequency", "oscillation.repetition",
-        "pet.energy",
+        "pet.energy", "pet.high_frequency", "pet.effect",
     }  # fmt: skip
 
 

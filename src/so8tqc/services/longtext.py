@@ -37,6 +37,7 @@ from so8tqc.services.longtext_judging import (
     Case,
     case_checks,
     case_metrics,
+    effect_checks,
     repetition_check,
 )
 from so8tqc.sources.compare import compare
@@ -67,9 +68,10 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     reported and every comparing check is skipped. Attention entropy and hidden-state
     energies need a transformers candidate.
 
-    Record metrics: ``cases``: id → {tokens, kl_mean, indices, energy, energy_relative_to_base
-    (last layer), attention_entropy (by layer), significant_periods, generation};
-    ``gates_pet``: the gate file's PET record. Writes
+    Record metrics: ``cases``: id → {tokens, kl_mean, indices, energy and high_frequency (of the
+    hidden states, by layer), energy_relative_to_base (mean over layers), hidden_states_from_base,
+    attention_entropy (by layer), significant_periods, generation}; ``gates_pet``: the gate file's
+    PET record, None if it has none. Writes
     ``CASE_oscillation.html``, ``CASE_entropy.html`` (and ``.png``) and ``series.npz``.
 
     Raises:
@@ -90,6 +92,8 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     finally:
         _close(models)
     checks = [check for case in cases for check in case_checks(case, config)]
+    record = models.rotations.metadata.get("pet") if models.rotations else None
+    checks += effect_checks(cases, config, record)
     checks += repetition_check(cases)
     config.out.mkdir(parents=True, exist_ok=True)
     _write_series(config.out / "series.npz", cases)
@@ -104,7 +108,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         checks=tuple(checks),
         metrics={
             "cases": jsonable({case.encoded.id: case_metrics(case) for case in cases}),
-            "gates_pet": models.rotations.metadata.get("pet", "none") if models.rotations else None,
+            "gates_pet": record,
         },
         notices=tuple(notices),
         inputs=inputs,

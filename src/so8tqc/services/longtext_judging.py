@@ -13,6 +13,13 @@ from so8tqc.metrics import oscillation as osc
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.spectra import Spectrum
 from so8tqc.records import Check, judge, skipped
+from so8tqc.services.longtext_pet import (
+    changes_from_base,
+    effect_check,
+    fidelity_checks,
+    layer_metrics,
+    looks,
+)
 from so8tqc.sources.probe import Probe
 from so8tqc.sources.protocol import EncodedText
 
@@ -29,6 +36,7 @@ COMPARING_CHECKS = (
     "oscillation.von_neumann",
     "oscillation.high_frequency",
     "pet.energy",
+    "pet.high_frequency",
 )
 """Checks of one text against a reference."""
 
@@ -40,9 +48,6 @@ DRIFT_LIMIT = float(np.log(2.0))
 
 REPETITION_LIMIT = 0.5
 """Half of the 4-grams more than in the reference's text: gross looping."""
-
-ENERGY_LIMIT = 0.05
-"""Second-difference energy of a layer may be five per cent above the gated reference's."""
 
 _POWER_FACTOR = 2.0
 _SMALLEST_KL = 1e-14
@@ -59,6 +64,7 @@ class Case:
     table: TokenTable | None = None
     spectra: dict[str, Spectrum] = field(default_factory=dict)
     generated: dict[str, list[int]] = field(default_factory=dict)
+    from_base: dict[str, osc.Change] = field(default_factory=dict)
 
 
 def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
@@ -72,9 +78,9 @@ def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
         reason = "a GGUF file gives no hidden states and no attention weights"
         return checks + [
             skipped(check_id, reason, subject=subject)
-            for check_id in ("phase.layer0", "phase.dips", "pet.energy")
+            for check_id in ("phase.layer0", "phase.dips", "pet.energy", "pet.high_frequency")
         ]
-    checks.append(_energy_check(case))
+    checks += fidelity_checks(subject, case.candidate, case.reference)
     if case.candidate.entropy is None or case.reference.entropy is None:
         reason = "the attention of this architecture cannot be measured"
         return checks + [
@@ -175,19 +181,18 @@ def _oscillation_checks(case: Case, config: LongTextConfig) -> list[Check]:
     return checks
 
 
-def _energy_check(case: Case) -> Check:
-    assert case.candidate is not None
-    assert case.reference is not None
-    increase = case.candidate.energy / case.reference.energy - 1
-    layer = int(np.argmax(increase))
-    return judge(
-        "pet.energy",
-        float(increase[layer]),
-        ENERGY_LIMIT,
-        subject=case.encoded.id,
-        detail="Largest relative increase of a layer's second-difference energy over the "
-        f"reference, in layer {layer}.",
-    )
+def effect_checks(cases: Sequence[Case], config: LongTextConfig, record: str | None) -> list[Check]:
+    """What the gates did to the base's hidden states, seen in the candidate where it shows them."""
+    checks = []
+    for case in cases:
+        gated = case.candidate if case.candidate is not None else case.reference
+        if case.base is None or gated is None:
+            reason = "there are no rotations whose training could be looked for"
+            checks.append(skipped("pet.effect", reason, subject=case.encoded.id))
+            continue
+        case.from_base = changes_from_base(case.base, gated, config)
+        checks.append(effect_check(case.encoded.id, case.from_base, record))
+    return checks
 
 
 def repetition_check(cases: Sequence[Case]) -> list[Check]:
@@ -231,13 +236,16 @@ def case_metrics(case: Case) -> dict[str, Any]:
     for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference), (BASE, case.base)):
         if run is None:
             continue
-        metrics.setdefault("energy", {})[name] = run.energy
+        for kind, by_layer in layer_metrics(run).items():
+            metrics.setdefault(kind, {})[name] = by_layer
         if run.entropy is not None:
             metrics.setdefault("attention_entropy", {})[name] = run.entropy.mean(axis=(1, 2))
-    if case.base is not None and case.candidate is not None:
-        metrics["energy_relative_to_base"] = float(
-            case.candidate.energy[-1] / case.base.energy[-1] - 1
-        )
+    if case.from_base:
+        metrics["energy_relative_to_base"] = case.from_base["energy"].relative
+        metrics["hidden_states_from_base"] = {
+            name: {"relative": change.relative, "ci95": change.ci95}
+            for name, change in case.from_base.items()
+        } | {"reading": looks(case.from_base)}
     if CANDIDATE in case.spectra:
         found = case.spectra[CANDIDATE]
         metrics["significant_periods"] = [float(p) for p in found.period[found.significant]]
