@@ -17,9 +17,7 @@ anywhere, are resampled for both at once (Künsch, Annals of Statistics 17, 1989
 
 from __future__ import annotations
 
-import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,23 +149,6 @@ def detrended(series: FloatArray) -> FloatArray:
     coefficients = np.polynomial.polynomial.polyfit(t, series, 1)
     rest: FloatArray = series - np.polynomial.polynomial.polyval(t, coefficients)
     return rest
-
-
-def repetition(tokens: Sequence[int], n: int = 4) -> dict[str, float]:
-    """How repetitive a generated text is.
-
-    Returns:
-        ``repeated``: share of n-grams that occurred before; ``compression``: bytes of the
-        deflated token ids over their raw bytes (small when the text loops); ``tokens``.
-    """
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    repeated = sum(count - 1 for count in Counter(grams).values())
-    raw = np.asarray(tokens, dtype="<u4").tobytes()
-    return {
-        "repeated": repeated / len(grams) if grams else 0.0,
-        "compression": len(zlib.compress(raw, 9)) / len(raw) if raw else 1.0,
-        "tokens": float(len(tokens)),
-    }
 
 
 def _high_pass(series: FloatArray) -> FloatArray:

@@ -11,6 +11,7 @@ import numpy as np
 from so8tqc.config import LongTextConfig
 from so8tqc.metrics import oscillation as osc
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.metrics.repetition import repetition
 from so8tqc.metrics.spectra import Spectrum
 from so8tqc.records import Check, judge, skipped
 from so8tqc.services.longtext_pet import (
@@ -45,9 +46,6 @@ INCREASE_LIMIT = 0.05
 
 DRIFT_LIMIT = float(np.log(2.0))
 """Error against position: doubling for every 1,000 tokens, in log KL per 1,000 tokens."""
-
-REPETITION_LIMIT = 0.5
-"""Half of the 4-grams more than in the reference's text: gross looping."""
 
 _POWER_FACTOR = 2.0
 _SMALLEST_KL = 1e-14
@@ -195,28 +193,6 @@ def effect_checks(cases: Sequence[Case], config: LongTextConfig, record: str | N
     return checks
 
 
-def repetition_check(cases: Sequence[Case]) -> list[Check]:
-    both = [case for case in cases if {CANDIDATE, REFERENCE} <= case.generated.keys()]
-    if not both:
-        referenced = any(case.reference is not None for case in cases)
-        reason = "nothing was generated" if referenced else "there is no reference to compare with"
-        return [skipped("oscillation.repetition", reason)]
-    shares = {
-        name: float(np.mean([osc.repetition(case.generated[name])["repeated"] for case in both]))
-        for name in (CANDIDATE, REFERENCE)
-    }
-    return [
-        judge(
-            "oscillation.repetition",
-            shares[CANDIDATE] - shares[REFERENCE],
-            REPETITION_LIMIT,
-            detail=f"Share of repeated 4-grams in greedy text, {shares[CANDIDATE]:.2f} against "
-            f"{shares[REFERENCE]:.2f} of the reference. A looping model looks stable to every "
-            "other index.",
-        )
-    ]
-
-
 def case_metrics(case: Case) -> dict[str, Any]:
     assert case.table is not None
     c = case.table.columns
@@ -250,6 +226,6 @@ def case_metrics(case: Case) -> dict[str, Any]:
         found = case.spectra[CANDIDATE]
         metrics["significant_periods"] = [float(p) for p in found.period[found.significant]]
     metrics["generation"] = {
-        name: osc.repetition(tokens) for name, tokens in case.generated.items()
+        name: repetition(tokens)._asdict() for name, tokens in case.generated.items()
     }
     return metrics
