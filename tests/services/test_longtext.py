@@ -84,7 +84,7 @@ def test_a_correct_bake_passes_and_leaves_plots(
     for suffix in ("", "_sampled"):
         assert generation[f"candidate{suffix}"] == generation[f"reference{suffix}"]
     assert record.check("phase.layer0").value == 0.0
-    assert len(record.checks) == 12
+    assert len(record.checks) == 13
     for name in ("scientific_explanation_oscillation", "scientific_explanation_entropy"):
         html = (tmp_path / "out" / f"{name}.html").read_text()
         assert "Plotly.newPlot" in html
@@ -155,7 +155,7 @@ def test_without_a_reference_nothing_is_judged(
     assert record.verdict is Verdict.SKIP
     assert all(check.verdict is Verdict.SKIP for check in record.checks)
     assert {check.id for check in record.checks} == {
-        "phase.layer0", "phase.dips", "phase.position", "oscillation.index",
+        "phase.layer0", "phase.attention", "phase.dips", "phase.position", "oscillation.index",
         "oscillation.von_neumann", "oscillation.high_frequency", "oscillation.repetition",
         "oscillation.compression", "oscillation.loops", "pet.energy", "pet.high_frequency",
         "pet.effect",

@@ -29,8 +29,16 @@ CANDIDATE, REFERENCE, BASE = "candidate", "reference", "base"
 LAYER0_LIMIT_NATS = 1e-3
 """Layer 0's attention sees only embeddings, which no fold touches: only float32 noise remains."""
 
+ATTENTION_LIMIT_NATS = 0.01
+"""Mean |ΔH| of a layer's attention. SmolLM2-135M, 2,048 tokens: 0.003 in the worst layer of a
+correct bfloat16 bake, 0.0002 in float16; 0.012 to 0.023 where one layer's queries and keys are
+turned by 0.1 rad before RoPE, 0.09 by 0.5 rad; 0.5 without the gates (docs/longtext.md)."""
+
+_ATTENTION_CHECKS = ("phase.layer0", "phase.attention", "phase.dips")
+
 COMPARING_CHECKS = (
     "phase.layer0",
+    "phase.attention",
     "phase.dips",
     "phase.position",
     "oscillation.index",
@@ -76,16 +84,15 @@ def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
         reason = "a GGUF file gives no hidden states and no attention weights"
         return checks + [
             skipped(check_id, reason, subject=subject)
-            for check_id in ("phase.layer0", "phase.dips", "pet.energy", "pet.high_frequency")
+            for check_id in (*_ATTENTION_CHECKS, "pet.energy", "pet.high_frequency")
         ]
     checks += fidelity_checks(subject, case.candidate, case.reference)
     if case.candidate.entropy is None or case.reference.entropy is None:
         reason = "the attention of this architecture cannot be measured"
         return checks + [
-            skipped(check_id, reason, subject=subject)
-            for check_id in ("phase.layer0", "phase.dips")
+            skipped(check_id, reason, subject=subject) for check_id in _ATTENTION_CHECKS
         ]
-    return [*checks, _layer0_check(case), _dips_check(case)]
+    return [*checks, _layer0_check(case), _attention_check(case), _dips_check(case)]
 
 
 def _layer0_check(case: Case) -> Check:
@@ -112,6 +119,31 @@ def _layer0_gap(one: Probe, other: Probe) -> float:
     assert one.entropy is not None
     assert other.entropy is not None
     return float(np.abs(one.entropy[0] - other.entropy[0]).max())
+
+
+def _attention_check(case: Case) -> Check:
+    """What is wrong before the softmax of a later layer, which layer 0 cannot show."""
+    assert case.candidate is not None
+    assert case.reference is not None
+    assert case.candidate.entropy is not None
+    assert case.reference.entropy is not None
+    gaps = np.array(
+        [
+            np.abs(ours - theirs).mean()
+            for ours, theirs in zip(case.candidate.entropy, case.reference.entropy, strict=True)
+        ]
+    )
+    layer = int(gaps.argmax())
+    return judge(
+        "phase.attention",
+        float(gaps[layer]),
+        ATTENTION_LIMIT_NATS,
+        subject=case.encoded.id,
+        unit="nats",
+        detail="Largest mean difference of a layer's attention entropy from the reference's, in "
+        f"layer {layer}. Queries, keys or positions that are wrong in one layer show there, with "
+        "a jump above the layer before.",
+    )
 
 
 def _dips_check(case: Case) -> Check:
