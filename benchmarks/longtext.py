@@ -54,9 +54,8 @@ def main() -> None:
     print(
         f"entropy: {ratio:.2f} × plain (limit {TIME_LIMIT}), {peak:.2f} GiB (limit {MEMORY_LIMIT})"
     )
-    whole = 30 * 9 * length**2 * 4 / GIB
-    print(f"the weights that output_attentions keeps are {whole / 30:.2f} GiB a layer, {whole:.0f} GiB "
-          "in all")  # fmt: skip
+    layer = 9 * length**2 * 4 / GIB
+    print(f"weights that output_attentions keeps: {layer:.2f} GiB a layer, {30 * layer:.0f} in all")
     sys.exit(not (ratio <= TIME_LIMIT and peak <= MEMORY_LIMIT))
 
 
