@@ -71,7 +71,7 @@ def bench(session: nox.Session) -> None:
     install(session, "demo,test")
     scripts = session.posargs or [
         "bake.py", "evaluation.py", "capture.py", "export.py", "keep_f32.py", "quantize.py",
-        "temperature.py",
+        "temperature.py", "monitor.py", "longtext.py",
     ]  # fmt: skip
     for script in scripts:
         session.run("python", f"benchmarks/{script}")

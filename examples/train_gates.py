@@ -37,7 +37,7 @@ from so8tqc.services.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.texts import load_tokenizer
 
 
-def arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default=DEMO_MODEL, help="model directory, or builtin:NAME")
     parser.add_argument("--data", type=Path, help="plain text (UTF-8); documents "
@@ -57,17 +57,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    options = parser()
+    args = options.parse_args()
     if args.data is not None and not args.data.is_file():
-        parser.error(f"--data {args.data}: no such file")
+        options.error(f"--data {args.data}: no such file")
     if args.window < 3:
-        parser.error("--window must be at least 3: PET needs a second difference")
+        options.error("--window must be at least 3: PET needs a second difference")
     if min(args.batch, args.steps) < 1:
-        parser.error("--batch and --steps must be at least 1")
+        options.error("--batch and --steps must be at least 1")
     try:
         schedule_of(args)
     except ValueError as error:
-        parser.error(str(error))
+        options.error(str(error))
     return args
 
 

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from so8tqc.adaptive import AdaptiveTemperature
+    from so8tqc.monitor import OscillationMonitor
 
 __version__ = version("so8tqc")
-__all__ = ["AdaptiveTemperature", "__version__"]
+__all__ = ["AdaptiveTemperature", "OscillationMonitor", "__version__"]
 
-_HOMES = {"AdaptiveTemperature": "so8tqc.adaptive"}
+_HOMES = {
+    "AdaptiveTemperature": "so8tqc.adaptive",
+    "OscillationMonitor": "so8tqc.monitor",
+}
 """Where names live whose modules import torch: looked up on first use, so that import is light."""
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.signal
 import scipy.stats
 
-from so8tqc.metrics.oscillation import changes, high_variance, indices, repetition, slope
+from so8tqc.metrics.oscillation import changes, high_variance, indices, slope
 from so8tqc.metrics.spectra import (
     benjamini_hochberg,
     nearest_wavelength,
@@ -125,12 +125,3 @@ def test_benjamini_hochberg_agrees_with_scipy() -> None:
 
 def test_a_constant_series_has_no_peaks() -> None:
     assert not spectrum(np.ones(512), seed=0).significant.any()
-
-
-def test_repetition() -> None:
-    loop = repetition([1, 2, 3, 4] * 50)
-    fresh = repetition(list(range(200)))
-    assert loop["repeated"] > 0.95
-    assert fresh["repeated"] == 0.0
-    assert loop["compression"] < 0.2 < fresh["compression"]
-    assert repetition([])["repeated"] == 0.0

@@ -91,3 +91,58 @@ def test_default_warm_up_ends_at_a_tenth_and_annealing_begins_at_four_fifths() -
 def test_warm_up_and_annealing_take_time(boundaries: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="boundaries"):
         WarmupAnnealSchedule(1.0, boundaries=boundaries)
+
+
+@pytest.mark.parametrize("kind", ["l2", "huber"])
+def test_masked_positions_do_not_count(kind: str) -> None:
+    """A sink at the front and padding at the end: the penalty is that of what is between."""
+    generator = np.random.default_rng(1)
+    h = generator.normal(size=(2, 20, 4))
+    h[:, 0] = 1e4
+    mask = np.ones((2, 20), dtype=bool)
+    mask[:, 0], mask[1, 12:] = False, False
+    h[1, 12:] = np.pi
+    rows = [h[0, 1:], h[1, 1:12]]
+    energy = np.square(np.concatenate(rows)).mean()
+    d = np.abs(np.concatenate([np.diff(row, n=2, axis=0) for row in rows])) / np.sqrt(energy)
+    expected = (d**2 if kind == "l2" else np.where(d <= 1, d**2, 2 * d - 1)).mean()
+    got = pet_penalty(torch.from_numpy(h), kind=kind, mask=torch.from_numpy(mask))  # type: ignore[arg-type]
+    assert float(got) == pytest.approx(expected, rel=1e-12)
+    holes = torch.tensor([True, True, False] * 4)
+    with pytest.raises(ValueError, match="no three positions"):
+        pet_penalty(torch.ones(12, 2), mask=holes)
+
+
+@pytest.mark.parametrize("kind", ["l2", "huber"])
+def test_gradients_are_those_of_finite_differences(kind: str) -> None:
+    h = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert torch.autograd.gradcheck(
+        lambda x: pet_penalty(x, kind=kind, delta=0.7),  # type: ignore[arg-type]
+        h.requires_grad_(),
+    )
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    h = torch.randn(400, 8, generator=torch.Generator().manual_seed(3)).bfloat16()
+    got = pet_penalty(h)
+    assert got.dtype is torch.float32
+    assert float(got) == pytest.approx(float(pet_penalty(h.double())), rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "delta"), [("l1", 1.0), ("huber", 0.0), ("huber", -1.0)])
+def test_unknown_penalties(kind: str, delta: float) -> None:
+    with pytest.raises(ValueError, match="no penalty"):
+        pet_penalty(torch.ones(5, 2), kind=kind, delta=delta)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("schedule", [ThreePhaseSchedule(0.1, 1.0), WarmupAnnealSchedule(1.0)])
+def test_schedules_end_where_training_does(
+    schedule: ThreePhaseSchedule | WarmupAnnealSchedule,
+) -> None:
+    for fraction in (-0.01, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="fraction of training"):
+            schedule.weight(fraction)
+    with pytest.raises(ValueError, match="weights must be finite"):
+        type(schedule)(-1.0, 1.0)
+    with pytest.raises(ValueError, match="weights must be finite"):
+        type(schedule)(1.0, float("inf"))

@@ -58,7 +58,7 @@ def long_texts(tmp_path: Path) -> Path:
 
 
 def run(model: Path, base: Path, gates: Path, texts: Path, out: Path, **options: object) -> Record:
-    defaults: dict[str, object] = {"min_tokens": 256, "max_new_tokens": 12, "png": False}
+    defaults: dict[str, object] = {"min_tokens": 256, "max_new_tokens": 40, "png": False}
     return longtext(
         LongTextConfig(
             model=model,
@@ -78,9 +78,13 @@ def test_a_correct_bake_passes_and_leaves_plots(
     gates = make_gates(llama)
     bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
     record = run(tmp_path / "baked", llama, gates, long_texts, tmp_path / "out")
-    assert [c.id for c in record.checks if c.verdict is not Verdict.PASS] == []
+    # the gates have no PET record, so there is no promise to keep
+    assert [c.id for c in record.checks if c.verdict is not Verdict.PASS] == ["pet.effect"]
+    generation = record.metrics["cases"]["scientific_explanation"]["generation"]
+    for suffix in ("", "_sampled"):
+        assert generation[f"candidate{suffix}"] == generation[f"reference{suffix}"]
     assert record.check("phase.layer0").value == 0.0
-    assert len(record.checks) == 8
+    assert len(record.checks) == 13
     for name in ("scientific_explanation_oscillation", "scientific_explanation_entropy"):
         html = (tmp_path / "out" / f"{name}.html").read_text()
         assert "Plotly.newPlot" in html
@@ -89,7 +93,7 @@ def test_a_correct_bake_passes_and_leaves_plots(
         assert series["scientific_explanation/kl"].size == 255
         for name in ("attention_entropy", "attention_entropy_reference"):
             assert series[f"scientific_explanation/{name}"].shape == (3, 256)
-        assert series["scientific_explanation/generated_candidate"].size == 12
+        assert series["scientific_explanation/generated_candidate_sampled"].size == 40
 
 
 def test_rotated_queries_of_layer_0_raise_no_alarm(
@@ -151,9 +155,10 @@ def test_without_a_reference_nothing_is_judged(
     assert record.verdict is Verdict.SKIP
     assert all(check.verdict is Verdict.SKIP for check in record.checks)
     assert {check.id for check in record.checks} == {
-        "phase.layer0", "phase.dips", "phase.position", "oscillation.index",
+        "phase.layer0", "phase.attention", "phase.dips", "phase.position", "oscillation.index",
         "oscillation.von_neumann", "oscillation.high_frequency", "oscillation.repetition",
-        "pet.energy",
+        "oscillation.compression", "oscillation.loops", "pet.energy", "pet.high_frequency",
+        "pet.effect",
     }  # fmt: skip
 
 

@@ -17,9 +17,7 @@ anywhere, are resampled for both at once (Künsch, Annals of Statistics 17, 1989
 
 from __future__ import annotations
 
-import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +100,7 @@ def changes(
             reference=_ratio(whole[2], whole[3]),
             candidate=_ratio(whole[0], whole[1]),
             relative=float(_relative(whole)),
-            ci95=_block_interval(parts, _relative, resamples, seed),
+            ci95=block_interval(parts, _relative, resamples, seed),
         )
     return result
 
@@ -125,7 +123,7 @@ def slope(series: FloatArray, *, resamples: int, seed: int) -> Slope:
     t = np.arange(series.size) / 1000.0
     ones = np.ones_like(t)
     parts = np.stack([ones, t, series, t * t, t * series], axis=1)
-    interval = _block_interval(parts, _least_squares, resamples, seed)
+    interval = block_interval(parts, _least_squares, resamples, seed)
     return Slope(float(_least_squares(parts.sum(axis=0))), interval)
 
 
@@ -153,23 +151,6 @@ def detrended(series: FloatArray) -> FloatArray:
     return rest
 
 
-def repetition(tokens: Sequence[int], n: int = 4) -> dict[str, float]:
-    """How repetitive a generated text is.
-
-    Returns:
-        ``repeated``: share of n-grams that occurred before; ``compression``: bytes of the
-        deflated token ids over their raw bytes (small when the text loops); ``tokens``.
-    """
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    repeated = sum(count - 1 for count in Counter(grams).values())
-    raw = np.asarray(tokens, dtype="<u4").tobytes()
-    return {
-        "repeated": repeated / len(grams) if grams else 0.0,
-        "compression": len(zlib.compress(raw, 9)) / len(raw) if raw else 1.0,
-        "tokens": float(len(tokens)),
-    }
-
-
 def _high_pass(series: FloatArray) -> FloatArray:
     """The part of a series at or above ``HIGH_FREQUENCY``."""
     spectrum = np.fft.rfft(series)
@@ -177,7 +158,7 @@ def _high_pass(series: FloatArray) -> FloatArray:
     return np.fft.irfft(spectrum, n=series.size)
 
 
-def _block_interval(
+def block_interval(
     parts: FloatArray,
     statistic: Callable[[FloatArray], FloatArray],
     resamples: int,
@@ -196,9 +177,17 @@ def _block_interval(
     draws = -(-length // block)
     chosen = np.random.default_rng(seed).integers(windows.shape[0], size=(resamples, draws))
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = statistic(windows[chosen].sum(axis=1))
+        values = np.concatenate(
+            [statistic(windows[some].sum(axis=1)) for some in _batches(chosen, windows.shape[1])]
+        )
     finite = values[np.isfinite(values)]
     return percentile_interval(finite, draws) if finite.size else (float("nan"), float("nan"))
+
+
+def _batches(chosen: npt.NDArray[np.int64], width: int) -> list[npt.NDArray[np.int64]]:
+    """Resamples in parts whose gathered windows stay within some 16 MiB."""
+    rows = max(1, (1 << 21) // (chosen.shape[1] * width))
+    return [chosen[i : i + rows] for i in range(0, len(chosen), rows)]
 
 
 def _relative(totals: FloatArray) -> FloatArray:

@@ -30,6 +30,7 @@ from so8tqc.records import (
 from so8tqc.reports.longtext_plots import CasePlots, draw_case, draw_png
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.longtext_generation import generate, prompt_of, repetition_checks
 from so8tqc.services.longtext_judging import (
     BASE,
     CANDIDATE,
@@ -37,17 +38,14 @@ from so8tqc.services.longtext_judging import (
     Case,
     case_checks,
     case_metrics,
-    repetition_check,
+    effect_checks,
 )
 from so8tqc.sources.compare import compare
-from so8tqc.sources.generate import greedy, hf_steps
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
 from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
-
-PROMPT_TOKENS = 128
 
 
 @dataclass
@@ -67,9 +65,10 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     reported and every comparing check is skipped. Attention entropy and hidden-state
     energies need a transformers candidate.
 
-    Record metrics: ``cases``: id → {tokens, kl_mean, indices, energy, energy_relative_to_base
-    (last layer), attention_entropy (by layer), significant_periods, generation};
-    ``gates_pet``: the gate file's PET record. Writes
+    Record metrics: ``cases``: id → {tokens, kl_mean, indices, energy and high_frequency (of the
+    hidden states, by layer), energy_relative_to_base (mean over layers), hidden_states_from_base,
+    attention_entropy (by layer), significant_periods, generation}; ``gates_pet``: the gate file's
+    PET record, None if it has none. Writes
     ``CASE_oscillation.html``, ``CASE_entropy.html`` (and ``.png``) and ``series.npz``.
 
     Raises:
@@ -84,13 +83,16 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     try:
         _check_contexts(models, cases, config)
         wavelengths = _wavelengths(models)
+        writers = _writers(models)
         for case in cases:
             _measure(case, models, config, progress)
-            _generate(case, models, config, progress)
+            generate(case, writers, config.max_new_tokens, config.seed, progress)
     finally:
         _close(models)
     checks = [check for case in cases for check in case_checks(case, config)]
-    checks += repetition_check(cases)
+    record = models.rotations.metadata.get("pet") if models.rotations else None
+    checks += effect_checks(cases, config, record)
+    checks += repetition_checks(cases)
     config.out.mkdir(parents=True, exist_ok=True)
     _write_series(config.out / "series.npz", cases)
     notices += _draw(cases, config, wavelengths, progress)
@@ -104,7 +106,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         checks=tuple(checks),
         metrics={
             "cases": jsonable({case.encoded.id: case_metrics(case) for case in cases}),
-            "gates_pet": models.rotations.metadata.get("pet", "none") if models.rotations else None,
+            "gates_pet": record,
         },
         notices=tuple(notices),
         inputs=inputs,
@@ -157,7 +159,7 @@ def _check_contexts(models: _Models, cases: Sequence[Case], config: LongTextConf
         DataError: a text, or a prompt with its continuation, is longer.
     """
     forced = max(case.encoded.tokens.size for case in cases)
-    generated = max(_prompt(case).size for case in cases) + config.max_new_tokens
+    generated = max(prompt_of(case).size for case in cases) + config.max_new_tokens
     for path, model in ((config.model, models.candidate), (config.reference, models.base)):
         if model is None:
             continue
@@ -177,9 +179,14 @@ def _check_contexts(models: _Models, cases: Sequence[Case], config: LongTextConf
             )
 
 
-def _prompt(case: Case) -> npt.NDArray[np.int64]:
-    """What is continued: the first part of the text, which holds the prompt if there is one."""
-    return case.encoded.tokens[: min(PROMPT_TOKENS, case.encoded.tokens.size // 2)]
+def _writers(models: _Models) -> list[tuple[str, HFModel | GGUFSource, RotationSet | None]]:
+    """Who continues the prompts: name, model, the rotations it runs with."""
+    writers: list[tuple[str, HFModel | GGUFSource, RotationSet | None]] = [
+        (CANDIDATE, models.candidate, None)
+    ]
+    if models.base is not None:
+        writers.append((REFERENCE, models.base, models.rotations))
+    return writers
 
 
 def _close(models: _Models) -> None:
@@ -220,44 +227,6 @@ def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Prog
     for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
         if run is not None and run.entropy is not None:
             case.spectra[name] = spectrum(run.entropy.mean(axis=(0, 1)), seed=config.seed)
-
-
-def _generate(case: Case, models: _Models, config: LongTextConfig, progress: Progress) -> None:
-    """Greedy continuation of the prompt, by the candidate and by the reference."""
-    if config.max_new_tokens == 0:
-        return
-    prompt = _prompt(case)
-    runs: list[tuple[str, HFModel | GGUFSource, RotationSet | None]] = [
-        (CANDIDATE, models.candidate, None)
-    ]
-    if models.base is not None:
-        runs.append((REFERENCE, models.base, models.rotations))
-    with progress.task(
-        f"{case.encoded.id}: generating", total=len(runs) * config.max_new_tokens, unit="tokens"
-    ) as task:
-        for name, model, rotations in runs:
-            tokens: list[int] = []
-            for token, _ in _steps(model, rotations, prompt, config.max_new_tokens):
-                tokens.append(token)
-                task.advance(1, item=name)
-            case.generated[name] = tokens
-
-
-def _steps(
-    model: HFModel | GGUFSource,
-    rotations: RotationSet | None,
-    prompt: npt.NDArray[np.int64],
-    count: int,
-) -> Any:
-    from contextlib import nullcontext
-
-    from so8tqc.sources.gated import gated
-
-    if isinstance(model, GGUFSource):
-        yield from model.steps(prompt, count, greedy)
-        return
-    with gated(model, rotations) if rotations is not None else nullcontext():
-        yield from hf_steps(model, prompt, count, greedy)
 
 
 def _draw(
@@ -312,7 +281,7 @@ def _wavelengths(models: _Models) -> npt.NDArray[np.float64]:
 
 def _write_series(path: Path, cases: Sequence[Case]) -> None:
     """Every case's series as one npz: ``CASE/COLUMN``, ``CASE/attention_entropy`` and
-    ``CASE/attention_entropy_reference`` [layers, T], ``CASE/generated_NAME``."""
+    ``CASE/attention_entropy_reference`` [layers, T], ``CASE/generated_NAME``, ``…_sampled``."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for case in cases:
         assert case.table is not None

@@ -11,8 +11,16 @@ import numpy as np
 from so8tqc.config import LongTextConfig
 from so8tqc.metrics import oscillation as osc
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.metrics.repetition import repetition
 from so8tqc.metrics.spectra import Spectrum
 from so8tqc.records import Check, judge, skipped
+from so8tqc.services.longtext_pet import (
+    changes_from_base,
+    effect_check,
+    fidelity_checks,
+    layer_metrics,
+    looks,
+)
 from so8tqc.sources.probe import Probe
 from so8tqc.sources.protocol import EncodedText
 
@@ -21,14 +29,23 @@ CANDIDATE, REFERENCE, BASE = "candidate", "reference", "base"
 LAYER0_LIMIT_NATS = 1e-3
 """Layer 0's attention sees only embeddings, which no fold touches: only float32 noise remains."""
 
+ATTENTION_LIMIT_NATS = 0.01
+"""Mean |ΔH| of a layer's attention. SmolLM2-135M, 2,048 tokens: 0.003 in the worst layer of a
+correct bfloat16 bake, 0.0002 in float16; 0.012 to 0.023 where one layer's queries and keys are
+turned by 0.1 rad before RoPE, 0.09 by 0.5 rad; 0.5 without the gates (docs/longtext.md)."""
+
+_ATTENTION_CHECKS = ("phase.layer0", "phase.attention", "phase.dips")
+
 COMPARING_CHECKS = (
     "phase.layer0",
+    "phase.attention",
     "phase.dips",
     "phase.position",
     "oscillation.index",
     "oscillation.von_neumann",
     "oscillation.high_frequency",
     "pet.energy",
+    "pet.high_frequency",
 )
 """Checks of one text against a reference."""
 
@@ -37,12 +54,6 @@ INCREASE_LIMIT = 0.05
 
 DRIFT_LIMIT = float(np.log(2.0))
 """Error against position: doubling for every 1,000 tokens, in log KL per 1,000 tokens."""
-
-REPETITION_LIMIT = 0.5
-"""Half of the 4-grams more than in the reference's text: gross looping."""
-
-ENERGY_LIMIT = 0.05
-"""Second-difference energy of a layer may be five per cent above the gated reference's."""
 
 _POWER_FACTOR = 2.0
 _SMALLEST_KL = 1e-14
@@ -59,6 +70,7 @@ class Case:
     table: TokenTable | None = None
     spectra: dict[str, Spectrum] = field(default_factory=dict)
     generated: dict[str, list[int]] = field(default_factory=dict)
+    from_base: dict[str, osc.Change] = field(default_factory=dict)
 
 
 def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
@@ -72,16 +84,15 @@ def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
         reason = "a GGUF file gives no hidden states and no attention weights"
         return checks + [
             skipped(check_id, reason, subject=subject)
-            for check_id in ("phase.layer0", "phase.dips", "pet.energy")
+            for check_id in (*_ATTENTION_CHECKS, "pet.energy", "pet.high_frequency")
         ]
-    checks.append(_energy_check(case))
+    checks += fidelity_checks(subject, case.candidate, case.reference)
     if case.candidate.entropy is None or case.reference.entropy is None:
         reason = "the attention of this architecture cannot be measured"
         return checks + [
-            skipped(check_id, reason, subject=subject)
-            for check_id in ("phase.layer0", "phase.dips")
+            skipped(check_id, reason, subject=subject) for check_id in _ATTENTION_CHECKS
         ]
-    return [*checks, _layer0_check(case), _dips_check(case)]
+    return [*checks, _layer0_check(case), _attention_check(case), _dips_check(case)]
 
 
 def _layer0_check(case: Case) -> Check:
@@ -108,6 +119,31 @@ def _layer0_gap(one: Probe, other: Probe) -> float:
     assert one.entropy is not None
     assert other.entropy is not None
     return float(np.abs(one.entropy[0] - other.entropy[0]).max())
+
+
+def _attention_check(case: Case) -> Check:
+    """What is wrong before the softmax of a later layer, which layer 0 cannot show."""
+    assert case.candidate is not None
+    assert case.reference is not None
+    assert case.candidate.entropy is not None
+    assert case.reference.entropy is not None
+    gaps = np.array(
+        [
+            np.abs(ours - theirs).mean()
+            for ours, theirs in zip(case.candidate.entropy, case.reference.entropy, strict=True)
+        ]
+    )
+    layer = int(gaps.argmax())
+    return judge(
+        "phase.attention",
+        float(gaps[layer]),
+        ATTENTION_LIMIT_NATS,
+        subject=case.encoded.id,
+        unit="nats",
+        detail="Largest mean difference of a layer's attention entropy from the reference's, in "
+        f"layer {layer}. Queries, keys or positions that are wrong in one layer show there, with "
+        "a jump above the layer before.",
+    )
 
 
 def _dips_check(case: Case) -> Check:
@@ -175,41 +211,18 @@ def _oscillation_checks(case: Case, config: LongTextConfig) -> list[Check]:
     return checks
 
 
-def _energy_check(case: Case) -> Check:
-    assert case.candidate is not None
-    assert case.reference is not None
-    increase = case.candidate.energy / case.reference.energy - 1
-    layer = int(np.argmax(increase))
-    return judge(
-        "pet.energy",
-        float(increase[layer]),
-        ENERGY_LIMIT,
-        subject=case.encoded.id,
-        detail="Largest relative increase of a layer's second-difference energy over the "
-        f"reference, in layer {layer}.",
-    )
-
-
-def repetition_check(cases: Sequence[Case]) -> list[Check]:
-    both = [case for case in cases if {CANDIDATE, REFERENCE} <= case.generated.keys()]
-    if not both:
-        referenced = any(case.reference is not None for case in cases)
-        reason = "nothing was generated" if referenced else "there is no reference to compare with"
-        return [skipped("oscillation.repetition", reason)]
-    shares = {
-        name: float(np.mean([osc.repetition(case.generated[name])["repeated"] for case in both]))
-        for name in (CANDIDATE, REFERENCE)
-    }
-    return [
-        judge(
-            "oscillation.repetition",
-            shares[CANDIDATE] - shares[REFERENCE],
-            REPETITION_LIMIT,
-            detail=f"Share of repeated 4-grams in greedy text, {shares[CANDIDATE]:.2f} against "
-            f"{shares[REFERENCE]:.2f} of the reference. A looping model looks stable to every "
-            "other index.",
-        )
-    ]
+def effect_checks(cases: Sequence[Case], config: LongTextConfig, record: str | None) -> list[Check]:
+    """What the gates did to the base's hidden states, seen in the candidate where it shows them."""
+    checks = []
+    for case in cases:
+        gated = case.candidate if case.candidate is not None else case.reference
+        if case.base is None or gated is None:
+            reason = "there are no rotations whose training could be looked for"
+            checks.append(skipped("pet.effect", reason, subject=case.encoded.id))
+            continue
+        case.from_base = changes_from_base(case.base, gated, config)
+        checks.append(effect_check(case.encoded.id, case.from_base, record))
+    return checks
 
 
 def case_metrics(case: Case) -> dict[str, Any]:
@@ -231,17 +244,20 @@ def case_metrics(case: Case) -> dict[str, Any]:
     for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference), (BASE, case.base)):
         if run is None:
             continue
-        metrics.setdefault("energy", {})[name] = run.energy
+        for kind, by_layer in layer_metrics(run).items():
+            metrics.setdefault(kind, {})[name] = by_layer
         if run.entropy is not None:
             metrics.setdefault("attention_entropy", {})[name] = run.entropy.mean(axis=(1, 2))
-    if case.base is not None and case.candidate is not None:
-        metrics["energy_relative_to_base"] = float(
-            case.candidate.energy[-1] / case.base.energy[-1] - 1
-        )
+    if case.from_base:
+        metrics["energy_relative_to_base"] = case.from_base["energy"].relative
+        metrics["hidden_states_from_base"] = {
+            name: {"relative": change.relative, "ci95": change.ci95}
+            for name, change in case.from_base.items()
+        } | {"reading": looks(case.from_base)}
     if CANDIDATE in case.spectra:
         found = case.spectra[CANDIDATE]
         metrics["significant_periods"] = [float(p) for p in found.period[found.significant]]
     metrics["generation"] = {
-        name: osc.repetition(tokens) for name, tokens in case.generated.items()
+        name: repetition(tokens)._asdict() for name, tokens in case.generated.items()
     }
     return metrics

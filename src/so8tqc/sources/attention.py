@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from so8tqc.sources.hf import HFModel
 
 NAME = "so8tqc_entropy"
-QUERY_BLOCK = 256
+QUERY_BLOCK = 128
 _SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _UNSUPPORTED_OPTIONS = ("position_bias", "sinks", "cache")
 
@@ -171,7 +171,7 @@ def _attend(
     groups, keys, out_width = value.shape[1:]
     scale = scaling if scaling is not None else width**-0.5
     q = query[0].reshape(groups, heads // groups, length, width)
-    k, v = key[0][:, None], value[0][:, None]
+    k, v = key[0], value[0]
     sink = None if s_aux is None else s_aux.reshape(groups, heads // groups, 1).float()
     output = q.new_empty(groups, heads // groups, length, out_width)
     entropy = torch.empty(groups, heads // groups, length, dtype=torch.float32)
@@ -180,36 +180,53 @@ def _attend(
         allowed = attention_mask.rows(start, stop, keys, query.device)
         seen = allowed.any(dim=0).nonzero()
         first, last = int(seen[0]), int(seen[-1]) + 1
-        scores = (q[:, :, start:stop] * scale) @ k[:, :, first:last].transpose(2, 3)
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        scores = _masked(scores.float(), allowed[:, first:last])
-        top = scores.amax(dim=3)
-        if sink is not None:
-            top = torch.maximum(top, sink)
-        weights = scores.sub_(top[..., None]).exp()
-        total = weights.sum(dim=3)
-        # a_j = w_j / Z, so −Σ a_j ln a_j = (ln Z · Σ w_j − Σ w_j s_j) / Z; a sink adds to Z alone
-        normaliser = total if sink is None else total + (sink - top).exp()
-        mean_score = torch.linalg.vecdot(weights, scores)
-        entropy[:, :, start:stop] = (normaliser.log() * total - mean_score).div_(normaliser).cpu()
-        values = weights.to(v.dtype) @ v[:, :, first:last]
-        output[:, :, start:stop] = values / normaliser[..., None]
+        denied = _denied(allowed[:, first:last])
+        for g in range(groups):  # one at a time: its scores are read again from the cache
+            # the heads of a group share their keys: one product of all their queries
+            block = (q[g, :, start:stop] * scale).flatten(0, 1)
+            scores = (block @ k[g, first:last].T).view(-1, stop - start, last - first)
+            if softcap is not None:
+                scores = torch.tanh(scores / softcap) * softcap
+            scores = _masked(scores.float(), denied)
+            top = scores.amax(dim=2)
+            if sink is not None:
+                top = torch.maximum(top, sink[g])
+            weights = scores.sub_(top[..., None]).exp()
+            total = weights.sum(dim=2)
+            # a_j = w_j / Z: −Σ a_j ln a_j = (ln Z · Σ w_j − Σ w_j s_j) / Z; a sink adds to Z alone
+            normaliser = total if sink is None else total + (sink[g] - top).exp()
+            mean_score = torch.linalg.vecdot(weights, scores)
+            entropy[g, :, start:stop] = (
+                (normaliser.log() * total - mean_score).div_(normaliser).cpu()
+            )
+            values = weights.to(v.dtype).flatten(0, 1) @ v[g, first:last]
+            output[g, :, start:stop] = values.view(*total.shape, -1) / normaliser[..., None]
     if _collectors:
         _collectors[-1].layers[int(module.layer_idx)] = entropy.reshape(heads, length)
     return output.reshape(1, heads, length, out_width).transpose(1, 2).contiguous(), None
 
 
-def _masked(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Scores [..., t, n] with those that ``allowed`` [t, n] denies far below all others.
+def _denied(allowed: torch.Tensor) -> tuple[slice, torch.Tensor] | None:
+    """The columns from the first that a query does not see to the last, and what is denied there.
 
-    A large negative number rather than −∞: its weight is 0, and 0 times it is 0. Only the columns
-    from the first that a query does not see to the last are touched.
+    Args:
+        allowed: [t, n].
+    """
+    columns = (~allowed).any(dim=0).nonzero()
+    if not columns.numel():
+        return None
+    part = slice(int(columns[0]), int(columns[-1]) + 1)
+    return part, ~allowed[:, part]
+
+
+def _masked(scores: torch.Tensor, denied: tuple[slice, torch.Tensor] | None) -> torch.Tensor:
+    """Scores [..., t, n] with those that are denied far below all others.
+
+    A large negative number rather than −∞: its weight is 0, and 0 times it is 0.
     """
     import torch
 
-    denied = (~allowed).any(dim=0).nonzero()
-    if denied.numel():
-        part = slice(int(denied[0]), int(denied[-1]) + 1)
-        scores[..., part].masked_fill_(~allowed[:, part], torch.finfo(torch.float32).min / 2)
+    if denied is not None:
+        part, where = denied
+        scores[..., part].masked_fill_(where, torch.finfo(torch.float32).min / 2)
     return scores

@@ -19,6 +19,24 @@ def greedy(logits: torch.Tensor) -> int:
     return int(logits.argmax())
 
 
+def sampled(seed: int) -> Callable[[torch.Tensor], int]:
+    """Draws from softmax(z) of [V] logits, step by step, by the Gumbel-max trick.
+
+    argmax (z + g), with g independent standard Gumbel numbers, has the distribution softmax(z)
+    (Gumbel, 1954). Two models that are given the same numbers draw the same token wherever their
+    logits are nearly equal.
+
+    Args:
+        seed: of the numbers; each step takes V of them.
+    """
+    generator = np.random.default_rng(seed)
+
+    def pick(logits: torch.Tensor) -> int:
+        return int((logits.double().numpy() + generator.gumbel(size=logits.numel())).argmax())
+
+    return pick
+
+
 def hf_steps(
     model: HFModel, tokens: TokenIds, max_new_tokens: int, pick: Callable[[torch.Tensor], int]
 ) -> Iterator[tuple[int, torch.Tensor]]:

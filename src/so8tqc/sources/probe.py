@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.metrics.smoothness import ENERGY, HIGH, hidden_sums, share
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.sources.attention import (
     AttentionEntropy,
@@ -31,15 +32,25 @@ class Probe:
 
     Attributes:
         hidden: [T, D] after the final norm.
-        energy: [layers] relative second-difference energy mean(Δ²h²)/mean(h²) of each
-            layer's output.
+        sums: [layers, T − 4, 3], what each token adds to the energies of each layer's output:
+            see ``metrics.smoothness``.
         entropy: [layers, heads, T] attention entropy in nats, None where the architecture's
             attention cannot be measured.
     """
 
     hidden: torch.Tensor
-    energy: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
     entropy: npt.NDArray[np.float32] | None
+
+    @property
+    def energy(self) -> npt.NDArray[np.float64]:
+        """[layers] second-difference energy, relative to all energy."""
+        return share(self.sums, ENERGY)
+
+    @property
+    def high_frequency(self) -> npt.NDArray[np.float64]:
+        """[layers] share of energy at periods below 4 tokens."""
+        return share(self.sums, HIGH)
 
 
 def probe(model: HFModel, tokens: TokenIds, rotations: RotationSet | None = None) -> Probe:
@@ -51,10 +62,10 @@ def probe(model: HFModel, tokens: TokenIds, rotations: RotationSet | None = None
     with ExitStack() as stack:
         if rotations is not None:
             stack.enter_context(gated(model, rotations))
-        energies = stack.enter_context(_layer_energies(model))
+        sums = stack.enter_context(_layer_sums(model))
         hidden, collector = _run(model, tokens)
     entropy = collector.array() if collector is not None and collector.layers else None
-    return Probe(hidden, np.array([energies[i] for i in sorted(energies)]), entropy)
+    return Probe(hidden, np.stack([sums[i] for i in sorted(sums)]), entropy)
 
 
 def _run(model: HFModel, tokens: TokenIds) -> tuple[torch.Tensor, AttentionEntropy | None]:
@@ -96,16 +107,14 @@ class ProbedSource:
 
 
 @contextmanager
-def _layer_energies(model: HFModel) -> Iterator[dict[int, float]]:
-    """Relative second-difference energy of every layer's output, computed as it passes."""
-    energies: dict[int, float] = {}
+def _layer_sums(model: HFModel) -> Iterator[dict[int, npt.NDArray[np.float64]]]:
+    """``hidden_sums`` of every layer's output, computed as it passes."""
+    sums: dict[int, npt.NDArray[np.float64]] = {}
 
     def hook(index: int) -> Any:
         def measure(_module: Any, _args: Any, output: Any) -> None:
-            h = (output[0] if isinstance(output, tuple) else output).double()
-            h = h[0] if h.ndim == 3 else h
-            second = h[2:] - 2 * h[1:-1] + h[:-2]
-            energies[index] = float(second.square().mean() / h.square().mean())
+            h = output[0] if isinstance(output, tuple) else output
+            sums[index] = hidden_sums(h[0] if h.ndim == 3 else h)
 
         return measure
 
@@ -113,7 +122,7 @@ def _layer_energies(model: HFModel) -> Iterator[dict[int, float]]:
         layer.register_forward_hook(hook(i)) for i, layer in enumerate(decoder_layers(model))
     ]
     try:
-        yield energies
+        yield sums
     finally:
         for handle in handles:
             handle.remove()
