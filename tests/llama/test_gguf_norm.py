@@ -164,7 +164,10 @@ def test_what_cannot_be_scaled_is_refused(
 
 
 def test_a_cap_of_zero_caps_nothing(tmp_path: Path) -> None:
-    require_scalable_norm(open_gguf(write_tiny(tmp_path / "in.gguf", cap=0.0)))
+    source = write_tiny(tmp_path / "in.gguf", cap=0.0)
+    require_scalable_norm(open_gguf(source))
+    scale_norm(source, tmp_path / "out.gguf", T)
+    assert (tmp_path / "out.gguf").stat().st_size >= source.stat().st_size
 
 
 def test_its_own_source_is_not_replaced(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,15 @@ from so8tqc.llama import libllama
 from so8tqc.llama.child import reason
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler, even where the tests run as a job that ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_is_held_back_not_lost() -> None:
     reached = []
     with pytest.raises(KeyboardInterrupt), libllama._interrupts_deferred():

@@ -352,7 +352,9 @@ def test_no_byte_of_the_header_can_do_more_than_be_refused(
     with suppress(InputError):
         capture = open_capture(path)
         for text in capture.texts:
-            list(CaptureSource(capture, "ref").logits(text.tokens, 64))
+            blocks = list(CaptureSource(capture, "ref").logits(text.tokens, 64))
+            assert sum(block.shape[0] for block in blocks) == text.tokens.size
+            assert all(block.isfinite().all() for block in blocks)
 
 
 def test_data_beside_a_capture_must_be_its_data(good: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.placement import execution_device
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.sources.quiet import quiet_transformers
+from so8tqc.sources.ranks import local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ class HFModel:
                 where=str(path),
             )
         if cuda and device_map is None:
-            module = module.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+            module = module.to(f"cuda:{local_rank()}")
         return cls(module, path, offloaded)
 
     @property

@@ -28,6 +28,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """This process's number among those on this machine: its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def is_first() -> bool:
     """Whether this process is the one that shows and writes results."""
     return rank() == 0
