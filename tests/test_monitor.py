@@ -183,6 +183,17 @@ def test_logits_that_are_not_finite_are_reported_once_an_episode() -> None:
     assert [(a.kind, a.step) for a in monitor.alarms] == [("non_finite", 100), ("non_finite", 200)]
 
 
+def test_nothing_is_looked_at_after_the_end_of_text() -> None:
+    """Token 53 is the end; after it the logits are what padding gives."""
+    x = restless(6, size=300, begin=300)
+    x[51:] = np.nan
+    for ends, alarms in ((53, 0), (54, 1)):
+        monitor = OscillationMonitor(eos_token_id=ends, on_alarm=lambda _: None)
+        for _ in feed(monitor, x):
+            pass
+        assert len(monitor.alarms) == alarms
+
+
 def test_memory_does_not_grow() -> None:
     monitor = OscillationMonitor()
     x = np.random.default_rng(6).normal(size=4000) + 15

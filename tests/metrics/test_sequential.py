@@ -158,6 +158,21 @@ def test_an_episode_ends_and_the_next_is_reported() -> None:
     assert 2500 <= found[1] < 2900
 
 
+def test_nothing_is_learnt_from_an_alarm() -> None:
+    """However long an episode is, it does not become what is usual."""
+    generator = np.random.default_rng(13)
+    x = ar1(generator, 6000, 0.5)
+    x[1000:5000] += 3 * np.where(np.arange(4000) % 2, 1.0, -1.0)
+    chart = OscillationChart()
+    assert len(alarms_of(chart, x[:1200])) == 1
+    usual = chart._mean
+    assert alarms_of(chart, x[1200:5000]) == []
+    assert chart.raised
+    assert chart._mean == usual
+    alarms_of(chart, x[5000:])
+    assert not chart.raised
+
+
 def test_a_single_spike_is_no_oscillation() -> None:
     x = ar1(np.random.default_rng(8), 600, 0.5)
     x[300] += 1000
