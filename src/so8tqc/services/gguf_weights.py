@@ -14,7 +14,8 @@ from so8tqc.progress import Progress
 from so8tqc.records import Check, Diagnosis, judge, skipped
 from so8tqc.rotations.hypotheses import Hypothesis, relative_error
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.diagnose import Case, Finding, explanations, make_case, summarise_findings
+from so8tqc.services.diagnose import summarise_findings
+from so8tqc.services.examine import Case, Finding, explanations, make_case
 
 if TYPE_CHECKING:
     import torch
