@@ -85,9 +85,10 @@ def squared_error(before: GGUFTensor, after: GGUFTensor) -> SquaredError:
         w, q = buffers[0, :count], buffers[1, :count]
         convert_before(stored_before[start : start + step], w)
         convert_after(stored_after[start : start + step], q)
-        np.subtract(q, w, out=q)
-        error += float(q @ q)
-        norm += float(w @ w)
+        with np.errstate(all="ignore"):  # what is not finite is for the caller to judge
+            np.subtract(q, w, out=q)
+            error += float(q @ q)
+            norm += float(w @ w)
     return SquaredError(error, norm)
 
 
