@@ -45,10 +45,21 @@ def test_the_numbers_are_those_to_be_expected(demo: Path) -> None:
     assert temperature["after"]["ece"] < temperature["before"]["ece"]
 
 
+def test_the_files_are_compared_and_one_is_recommended(demo: Path) -> None:
+    record = json.loads((demo / "choose" / "record.json").read_text(encoding="utf-8"))
+    rows = record["metrics"]["rows"]
+    assert list(rows) == ["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]  # by size
+    assert record["metrics"]["recommended"] == "Q6_K"
+    assert all(row["survives"] for row in rows.values())
+    # the weights come from a 4-bit file: the ladder is not monotone, and the report says so
+    assert [i["larger"] for i in record["metrics"]["inversions"]] == ["Q5_K_M"]
+    assert set(record["run"]["measured"]["speed"]["files"]) == set(rows)
+
+
 def test_a_second_run_reuses_every_stage(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(["demo", "--out", str(demo), "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["metrics"]["stages"]
-    assert len(stages) == 6
+    assert len(stages) == 7
     assert all(stage["reused"] for stage in stages.values())
 
 

@@ -123,7 +123,29 @@ class VerifyConfig(Options):
     imatrix: Path | None = Field(None, description="The importance matrix, if it has moved.")
 
 
-class ChooseConfig(QuantizeConfig):
+class ChoiceOptions(Options):
+    """What is asked of a quantized file, and how its speed is measured."""
+
+    max_kl: float | None = Field(None, gt=0, description="Budget: mean KL to the reference, nats.")
+    min_top1: float | None = Field(
+        None, gt=0, le=1, description="Budget: share of the reference's top tokens that are kept."
+    )
+    max_size: ByteSize | None = Field(
+        None, gt=0, description="Budget: size of the file, e.g. 120MB or 115MiB."
+    )
+    judge_by: Literal["value", "interval"] = Field(
+        "value",
+        description="What must keep the budget: the measured value, or its whole 95 % interval.",
+    )
+    repeats: int = Field(5, ge=1, description="Rounds of the speed measurement that count.")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether anything is asked of the file."""
+        return (self.max_kl, self.min_top1, self.max_size) != (None, None, None)
+
+
+class ChooseConfig(ChoiceOptions, QuantizeConfig):
     """Comparing quantizations, and finding the smallest file that meets a budget."""
 
     types: tuple[str, ...] = Field(("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), min_length=1)
@@ -150,26 +172,9 @@ class ChooseConfig(QuantizeConfig):
     )
     seed: int = 0
     resamples: Annotated[int, Field(ge=100)] = 2000
-    max_kl: float | None = Field(None, gt=0, description="Budget: mean KL to the reference, nats.")
-    min_top1: float | None = Field(
-        None, gt=0, le=1, description="Budget: share of the reference's top tokens that are kept."
-    )
-    max_size: ByteSize | None = Field(
-        None, gt=0, description="Budget: size of the file, e.g. 120MB or 115MiB."
-    )
-    judge_by: Literal["value", "interval"] = Field(
-        "value",
-        description="What must keep the budget: the measured value, or its whole 95 % interval.",
-    )
     max_evaluations: int = Field(
         24, ge=1, description="Files evaluated at most, those of the types included."
     )
-    repeats: int = Field(5, ge=1, description="Rounds of the speed measurement that count.")
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether anything is asked of the file."""
-        return (self.max_kl, self.min_top1, self.max_size) != (None, None, None)
 
     @model_validator(mode="after")
     def _evaluates_every_type(self) -> ChooseConfig:
@@ -182,6 +187,15 @@ class ChooseConfig(QuantizeConfig):
 
 
 Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]
+
+
+class ChooseAmongConfig(ChoiceOptions):
+    """Choosing among files that a run has quantized and judged."""
+
+    gguf: Path
+    quantized: Path = Field(description="Folder of the quantize stage's record.")
+    judged: Path = Field(description="Folder of the qc stage's record and token table.")
+    threads: int | None = Field(None, ge=1)
 
 
 class CalibrateOptions(Options):
@@ -332,8 +346,8 @@ class LongTextConfig(LongTextOptions):
     out: Path
 
 
-STAGES = ("bake", "export", "quantize", "calibrate", "qc", "longtext", "report")
-StageName = Literal["bake", "export", "quantize", "calibrate", "qc", "longtext", "report"]
+STAGES = ("bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report")
+StageName = Literal["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report"]
 
 
 class RunConfig(Options):
@@ -355,6 +369,7 @@ class RunConfig(Options):
     calibrate: CalibrateOptions = CalibrateOptions()
     calibrate_type: str = Field("Q5_K_M", description="Which quantized file is calibrated.")
     qc: QCOptions = QCOptions()
+    choose: ChoiceOptions = ChoiceOptions()
     longtext: LongTextOptions = LongTextOptions()
 
     @model_validator(mode="after")

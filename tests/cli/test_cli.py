@@ -269,15 +269,15 @@ def test_the_whole_pipeline_and_its_second_run(
         "manifest.json", "record.json", "bake/baked_model/so8tqc.json", "bake/report.md",
         "export/tiny-F16.gguf", "quantize/tiny-Q5_K_M.gguf",
         "calibrate/temperature_config.json", "calibrate/reliability.html", "qc/junit.xml",
-        "qc/tokens.npz", "longtext/long_entropy.html", "report/report.html", "report/report.md",
-        "report/report.json",
+        "qc/tokens.npz", "choose/report.html", "longtext/long_entropy.html", "report/report.html",
+        "report/report.md", "report/report.json",
     ):  # fmt: skip
         assert (out / path).is_file(), path
     assert "report.html" in first
 
     assert run_main(["run", str(config), "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["metrics"]["stages"]
-    assert list(stages) == ["bake", "export", "quantize", "calibrate", "qc", "longtext"]
+    assert list(stages) == ["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext"]
     assert all(stage["reused"] for stage in stages.values())
 
     # a changed output is made again, and so is what depends on it
@@ -295,7 +295,7 @@ def test_the_whole_pipeline_and_its_second_run(
     (out / "longtext" / "series.npz").unlink()
     assert run_main(["run", str(config), "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["metrics"]["stages"]
-    assert {name for name, s in stages.items() if not s["reused"]} == {"qc", "longtext"}
+    assert {name for name, s in stages.items() if not s["reused"]} == {"qc", "choose", "longtext"}
 
     # the wrong convention bakes, and fails against the trained gates
     wrong = ["run", str(config), "--set", "bake.convention=row", "--out", str(tmp_path / "wrong")]

@@ -329,7 +329,7 @@ def test_a_recipe_gives_the_mixture_though_libllama_counts_tensors(tmp_path: Pat
 
 
 def file_of(sizes: dict[str, int]) -> GGUFFile:
-    tensors = {n: GGUFTensor(n, "Q8_0", (1,), size, np.empty(0)) for n, size in sizes.items()}
+    tensors = {n: GGUFTensor(n, "Q8_0", (1,), size, 0, np.empty(0)) for n, size in sizes.items()}
     return GGUFFile(Path("x.gguf"), {}, tensors)
 
 

@@ -7,9 +7,9 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -17,10 +17,10 @@ import pytest
 
 from so8tqc.config import QuantizeConfig
 from so8tqc.errors import ConfigError, InputError, ModelError, ToolError
-from so8tqc.llama import child
+from so8tqc.llama import quantizer
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.imatrix import read_imatrix
-from so8tqc.llama.quantizer import Job, quantization_types
+from so8tqc.llama.quantizer import Job, Quantizer, quantization_types
 from so8tqc.records import Record, Verdict
 from so8tqc.services.quantize import quantize
 
@@ -251,21 +251,19 @@ def test_a_file_that_is_not_what_was_planned_fails(
     change: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libllama's output is exchanged, or damaged, before it is read back."""
-    from so8tqc.services import quantize as module
+    real = Quantizer.write
 
-    real = module.quantize_file
-
-    def tampering(job: Job, **options: Any) -> None:
+    def tampering(self: Quantizer, job: Job, on_tensor: Callable[[str], None]) -> None:
         if change == "type":
-            real(replace(job, recipe=replace(job.recipe, pure=True)), **options)
+            real(self, replace(job, recipe=replace(job.recipe, pure=True)), on_tensor)
             return
-        real(job, **options)
+        real(self, job, on_tensor)
         assert job.destination is not None
         with job.destination.open("r+b") as stream:  # the scale of the last block
             stream.seek(-34, 2)
             stream.write(b"\xff\xff")
 
-    monkeypatch.setattr(module, "quantize_file", tampering)
+    monkeypatch.setattr(Quantizer, "write", tampering)
     recipe, check = (
         ("Q4_K_M", "quantize.types") if change == "type" else ("Q8_0", "quantize.finite")
     )
@@ -313,7 +311,7 @@ def test_types_that_cannot_be_read_back_are_not_offered(model: Path, tmp_path: P
 def test_a_type_that_needs_importance_is_refused_before_any_work(
     recipe: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("so8tqc.services.quantize.quantize_file", None)  # must not be reached
+    monkeypatch.setattr(Quantizer, "write", None)  # must not be reached
     with pytest.raises(
         InputError, match=rf"{recipe} needs an importance matrix.*blk\.0.*--imatrix"
     ):
@@ -508,6 +506,19 @@ def test_importance_of_another_model_or_none_is_refused(model: Path, tmp_path: P
         run(model, tmp_path / "q", "Q4_K_M", imatrix=model)
 
 
+def worker_that_writes_by(code: str) -> tuple[str, ...]:
+    """The real worker until it is to write a file."""
+    script = (
+        "import os, signal, sys, time; from so8tqc.llama import quantize_worker as module; "
+        "real = module.run\n"
+        "def run(lib, job):\n"
+        "    if job['destination'] is None: return real(lib, job)\n"
+        f"    {code}\n"
+        "module.run = run; sys.exit(module.main())"
+    )
+    return (sys.executable, "-c", script)
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [
@@ -519,16 +530,7 @@ def test_importance_of_another_model_or_none_is_refused(model: Path, tmp_path: P
 def test_a_dying_libllama_is_a_message(
     code: str, says: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    death = [sys.executable, "-c", "import os, sys; " + code]
-    follow = child.follow
-    calls = 0
-
-    def dying(command: list[str], *rest: object) -> tuple[int, list[str]]:
-        nonlocal calls
-        calls += 1  # the first is the plan
-        return follow(command if calls == 1 else death, *rest)
-
-    monkeypatch.setattr("so8tqc.llama.quantizer.follow", dying)
+    monkeypatch.setattr(quantizer, "WORKER", worker_that_writes_by(code))
     with pytest.raises(ToolError, match=says):
         run(model, tmp_path / "q", "Q8_0", "Q4_0")
     assert list((tmp_path / "q").iterdir()) == []
@@ -536,25 +538,22 @@ def test_a_dying_libllama_is_a_message(
 
 def test_ctrl_c_ends_a_quantization_at_once_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
     """Interrupted at its first tensor, while libllama would go on for ten minutes."""
-    endless = (
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    endless = worker_that_writes_by(
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "print('[   1/   9] x', flush=True); time.sleep(600)"
     )
     script = f"""
-import os, signal, sys
+import os, signal
 from pathlib import Path
 from so8tqc.config import QuantizeConfig
 from so8tqc.llama import quantizer
 from so8tqc.services import quantize as module
 signal.signal(signal.SIGINT, signal.default_int_handler)
-follow, quantize_file = quantizer.follow, module.quantize_file
-calls = []
-def endless(command, *rest):
-    calls.append(command)  # the first is the plan
-    return follow(command if len(calls) == 1 else [sys.executable, "-c", {endless!r}], *rest)
-def interrupted(*a, on_tensor, **o):
-    quantize_file(*a, on_tensor=lambda t: os.kill(os.getpid(), signal.SIGINT), **o)
-quantizer.follow, module.quantize_file = endless, interrupted
+quantizer.WORKER = {endless!r}
+write = quantizer.Quantizer.write
+def interrupted(self, job, on_tensor):
+    write(self, job, lambda tensor: os.kill(os.getpid(), signal.SIGINT))
+quantizer.Quantizer.write = interrupted
 module.quantize(QuantizeConfig(gguf=Path({str(model)!r}), out=Path({str(tmp_path / "q")!r}),
                                types=("Q5_K_M",), threads=1))
 """

@@ -25,7 +25,6 @@ def follow(
     command: Sequence[str],
     on_line: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
-    on_start: Callable[[subprocess.Popen[str]], None] | None = None,
 ) -> tuple[int, list[str]]:
     """Run a command to its end; both its outputs come as one stream of lines.
 
@@ -36,7 +35,6 @@ def follow(
         command: program and arguments.
         on_line: told every line, without its end.
         environment: variables to add to this process's.
-        on_start: told the process, so that another thread can end it.
 
     Returns:
         Exit status (negative: the number of the signal that killed it), and the last lines.
@@ -53,8 +51,6 @@ def follow(
         bufsize=1,
     ) as process:
         try:
-            if on_start is not None:
-                on_start(process)
             for line in process.stdout or ():
                 last.append(line.rstrip())
                 on_line(line.rstrip("\n"))

@@ -30,6 +30,7 @@ class GGUFTensor:
         type: GGML type name, e.g. ``Q5_K``.
         shape: torch order, [out, in] for a matrix.
         bytes: stored size.
+        offset: where in the file it begins, bytes.
         data: the stored bytes or values, memory-mapped, as gguf-py gives them.
     """
 
@@ -37,6 +38,7 @@ class GGUFTensor:
     type: str
     shape: tuple[int, ...]
     bytes: int
+    offset: int
     data: npt.NDArray[Any]
 
     @property
@@ -172,6 +174,7 @@ def _tensor(tensor: Any) -> GGUFTensor:
         type=tensor.tensor_type.name,
         shape=tuple(int(n) for n in reversed(tensor.shape)),
         bytes=int(tensor.n_bytes),
+        offset=int(tensor.data_offset),
         data=tensor.data,
     )
 

@@ -1,39 +1,61 @@
 """The process in which libllama quantizes: it may be killed, and may abort, without us.
 
-``python -P -m so8tqc.llama.quantize_worker JOB…`` (JSON of :class:`so8tqc.llama.quantizer.Job`)
+``python -P -m so8tqc.llama.quantize_worker``, spoken to by ``llama.quantizer``: requests are lines
+of JSON (:class:`so8tqc.llama.quantizer.Job`) on the standard input. libllama writes its own log to
+the standard error; after each job a line with ``DONE_MARK`` follows it. It ends when its input
+does, or with libllama's status after a job that fails.
 
-libllama writes its own log to the standard error; the exit status is its result.
+It imports little, since its start is a third of the time in which libllama quantizes a small model.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix
-from so8tqc.llama.libllama import bindings
-from so8tqc.llama.quantizer import RECIPE_MARK
+if TYPE_CHECKING:
+    from so8tqc.llama.imatrix import ImportanceMatrix
+
+DONE_MARK = "so8tqc: done"
+_PACKAGE = "llama_cpp"
 
 
-def main(jobs: Sequence[str]) -> int:
-    """Run ``llama_model_quantize`` for every job; 0 on success of all."""
-    lib = bindings()
+def main() -> int:
+    """Run ``llama_model_quantize`` for every job asked for; 0 on success of all."""
+    lib = _bindings()
     # the binding's import put a Python callback here; a null one means libllama's own printing
     lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(0))
     lib.llama_backend_init()
-    for number, text in enumerate(jobs):
-        print(RECIPE_MARK, number, sep="", file=sys.stderr, flush=True)
-        if status := _quantize(lib, json.loads(text)):
+    for line in sys.stdin:
+        if status := run(lib, json.loads(line)):
             return status
+        print(DONE_MARK, file=sys.stderr, flush=True)
     return 0
 
 
-def _quantize(lib: Any, job: Mapping[str, Any]) -> int:
+def _bindings() -> Any:
+    """The binding module without its package's ``__init__``, which imports numpy, jinja2 and more.
+
+    The parent has loaded it in the ordinary way before it gives out a job, so here it is there.
+    """
+    spec = find_spec(_PACKAGE)
+    if spec is not None and _PACKAGE not in sys.modules:
+        package = ModuleType(_PACKAGE)
+        package.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules[_PACKAGE] = package
+    return importlib.import_module(f"{_PACKAGE}.llama_cpp")
+
+
+def run(lib: Any, job: Mapping[str, Any]) -> int:
+    """One job, by libllama's bindings; its status."""
     recipe = job["recipe"]
     parameters = lib.llama_model_quantize_default_params()
     parameters.ftype = recipe["file_type"]
@@ -47,7 +69,7 @@ def _quantize(lib: Any, job: Mapping[str, Any]) -> int:
         parameters.token_embedding_type = recipe["embedding_type"]
     if recipe["tensor_types"]:
         parameters.tt_overrides = _overrides(lib, recipe["tensor_types"])
-    matrix = None if recipe["imatrix"] is None else read_imatrix(Path(recipe["imatrix"]))
+    matrix = None if recipe["imatrix"] is None else _read(Path(recipe["imatrix"]))
     if matrix is not None:
         parameters.imatrix = _importance(lib, matrix)  # points into matrix, which must live as long
     return int(
@@ -57,6 +79,12 @@ def _quantize(lib: Any, job: Mapping[str, Any]) -> int:
             ctypes.byref(parameters),
         )
     )
+
+
+def _read(path: Path) -> ImportanceMatrix:
+    from so8tqc.llama.imatrix import read_imatrix
+
+    return read_imatrix(path)
 
 
 def _overrides(lib: Any, pairs: Sequence[tuple[str, int]]) -> Any:
@@ -78,4 +106,4 @@ def _importance(lib: Any, matrix: ImportanceMatrix) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,18 +1,26 @@
-"""Quantization by libllama, in processes of its own: first planned, then done."""
+"""Quantization by libllama, in a process of its own: first planned, then done."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from so8tqc.errors import InputError, ToolError
-from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason
+from so8tqc.llama.child import QUIET_ABORT, ending, reason
 from so8tqc.llama.libllama import library
+from so8tqc.llama.quantize_worker import DONE_MARK
+
+WORKER = (sys.executable, "-P", "-m", "so8tqc.llama.quantize_worker")
+_KEPT_LINES = 60
 
 _PREFIXES = ("MOSTLY_", "ALL_")
 _WITHOUT_RECIPE = frozenset({"NVFP4"})
@@ -21,7 +29,6 @@ _WITHOUT_RECIPE = frozenset({"NVFP4"})
 _NOT_STORED = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 """GGML types that hold intermediate values or integers, never a model's weights."""
 
-RECIPE_MARK = "so8tqc: recipe "
 _TENSOR = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+)")
 _PLANNED = re.compile(
     r"^\[\s*\d+/\s*\d+\]\s+(?P<name>\S+)\s.*?type =\s*(?P<type>\w+), size =.*?"
@@ -143,70 +150,89 @@ def _resolve(name: str, known: dict[str, int], kind: str) -> tuple[str, int]:
     return canonical, known[canonical]
 
 
-def plan(source: Path, recipes: Sequence[Recipe]) -> list[dict[str, PlannedTensor]]:
-    """What libllama would make of a file: its dry run, which reads no weight.
+class Quantizer:
+    """A process in which libllama quantizes. It starts at once, and waits for jobs.
 
-    Returns:
-        For each recipe, tensor name → what would be stored.
-
-    Raises:
-        ToolError: libllama reports an error, or dies.
-    """
-    plans: list[dict[str, PlannedTensor]] = []
-    fell: dict[str, tuple[str, int]] = {}
-
-    def follow_line(line: str) -> None:
-        if line.startswith(RECIPE_MARK):
-            plans.append({})
-            fell.clear()
-        elif warned := _FALLBACK.search(line):
-            fell[warned["name"]] = (warned["wanted"].upper(), int(warned["block"]))
-        elif planned := _PLANNED.match(line):
-            name = planned["name"]
-            stored = PlannedTensor((planned["new"] or planned["type"]).upper())
-            if name in fell:
-                stored = replace(stored, wanted=fell[name][0], block=fell[name][1])
-            plans[-1][name] = stored
-
-    _run([Job(source, None, recipe) for recipe in recipes], follow_line)
-    return plans
-
-
-def quantize_file(
-    job: Job,
-    *,
-    on_tensor: Callable[[str], None],
-    on_start: Callable[[subprocess.Popen[str]], None] | None = None,
-) -> None:
-    """Run ``llama_model_quantize`` in a child process, which dies with an interruption.
-
-    Args:
-        job: what to do.
-        on_tensor: told the name of every tensor that libllama begins.
-        on_start: told the process, so that another thread can end it.
-
-    Raises:
-        ToolError: libllama reports an error, or dies.
+    A job that fails ends it; so does :meth:`end`, which another thread may call.
     """
 
-    def follow_line(line: str) -> None:
-        if tensor := _TENSOR.match(line):
-            on_tensor(tensor[1])
-
-    _run([job], follow_line, on_start)
-
-
-def _run(
-    jobs: Sequence[Job],
-    on_line: Callable[[str], None],
-    on_start: Callable[[subprocess.Popen[str]], None] | None = None,
-) -> None:
-    command = [
-        sys.executable, "-P", "-m", "so8tqc.llama.quantize_worker", *(j.to_json() for j in jobs),
-    ]  # fmt: skip
-    status, last = follow(command, on_line, QUIET_ABORT, on_start)
-    if status != 0:
-        raise ToolError(
-            f"libllama cannot quantize ({ending(status)}): {reason(last)}",
-            where=str(jobs[0].source),
+    def __init__(self) -> None:
+        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._process = subprocess.Popen(
+            WORKER,
+            env={**os.environ, **QUIET_ABORT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            bufsize=1,
         )
+
+    def plan(self, source: Path, recipe: Recipe) -> dict[str, PlannedTensor]:
+        """What libllama would make of a file: its dry run, which reads no weight.
+
+        Returns:
+            Tensor name → what would be stored, in the order of the file that would be written.
+
+        Raises:
+            ToolError: libllama reports an error, or dies.
+        """
+        tensors: dict[str, PlannedTensor] = {}
+        fell: dict[str, tuple[str, int]] = {}
+        for line in self._lines(Job(source, None, recipe)):
+            if warned := _FALLBACK.search(line):
+                fell[warned["name"]] = (warned["wanted"].upper(), int(warned["block"]))
+            elif planned := _PLANNED.match(line):
+                name = planned["name"]
+                stored = PlannedTensor((planned["new"] or planned["type"]).upper())
+                if name in fell:
+                    stored = replace(stored, wanted=fell[name][0], block=fell[name][1])
+                tensors[name] = stored
+        return tensors
+
+    def write(self, job: Job, on_tensor: Callable[[str], None]) -> None:
+        """Run ``llama_model_quantize``.
+
+        Args:
+            job: what to do.
+            on_tensor: told the name of every tensor that libllama has just quantized.
+
+        Raises:
+            ToolError: libllama reports an error, or dies.
+        """
+        for line in self._lines(job):
+            if tensor := _TENSOR.match(line):
+                on_tensor(tensor[1])
+
+    def end(self) -> None:
+        """Kill the process. Safe to call twice."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the process, and wait for it. Safe to call twice."""
+        self.end()
+        with suppress(OSError):  # what it was not there any more to read
+            self._process.__exit__(None, None, None)
+
+    def _lines(self, job: Job) -> Iterator[str]:
+        """What libllama says during a job."""
+        self._said.clear()
+        with suppress(BrokenPipeError):  # a dead process is noticed below
+            _pipe(self._process.stdin).write(job.to_json() + "\n")
+        for line in _pipe(self._process.stdout):
+            if line.startswith(DONE_MARK):
+                return
+            self._said.append(line.rstrip())
+            yield line.rstrip("\n")
+        status = ending(self._process.wait())
+        raise ToolError(
+            f"libllama cannot quantize ({status}): {reason(filter(None, self._said))}",
+            where=str(job.source),
+        )
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    if stream is None:
+        raise ToolError("the quantizing process has no pipes")
+    return stream

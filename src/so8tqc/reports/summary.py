@@ -99,7 +99,7 @@ def _blocks(records: Mapping[str, Record]) -> str:
 
 
 def _headline(records: Mapping[str, Record]) -> list[dict[str, str]]:
-    """Fidelity of the bake, its top tokens, the quantized file furthest away, the temperature."""
+    """The bake's fidelity and top tokens, the file furthest away, the one to take, temperature."""
     items: list[dict[str, str]] = []
     if qc := records.get("qc"):
         divergences = [c for c in qc.checks if c.id == "kl.mean" and c.value is not None]
@@ -112,6 +112,8 @@ def _headline(records: Mapping[str, Record]) -> list[dict[str, str]]:
             others = [check for check in divergences if check is not first]
             if others:
                 items.append(_furthest_card(others, qc))
+    if choose := records.get("choose"):
+        items += _choice_cards(choose)
     if calibrate := records.get("calibrate"):
         items += _temperature_cards(calibrate)
     return items
@@ -149,6 +151,19 @@ def _furthest_card(checks: list[Check], qc: Record) -> dict[str, str]:
     if len(checks) > 1:
         parts.append(f"the furthest of {len(checks)} files")
     return _card(f"Mean KL, {worst.subject}", f"{_short(worst.value)} nats", parts, worst.verdict)
+
+
+def _choice_cards(record: Record) -> list[dict[str, str]]:
+    rows = entries(record, "rows")
+    name = str(record.metrics.get("recommended"))
+    if (row := rows.get(name)) is None:
+        return []
+    parts = [
+        f"{fmt.size(row['bytes'])}, of {fmt.counted(len(rows), 'file')} compared",
+        f"mean KL {_short(row['kl_mean'])} nats",
+        f"same top token {fmt.percent(row['top1'])}",
+    ]
+    return [_card("Recommended", name, parts, record.verdict)]
 
 
 def _temperature_cards(record: Record) -> list[dict[str, str]]:

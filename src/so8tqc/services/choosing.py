@@ -15,7 +15,6 @@ from so8tqc.artifacts import TEMPORARY_SUFFIX, file_ref, make_directory
 from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
 from so8tqc.llama.mixture import differing_tensors
-from so8tqc.llama.speed import Speed, measure_speeds
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -28,10 +27,9 @@ from so8tqc.records import (
     overall,
     versions,
 )
-from so8tqc.reports import format as fmt
 from so8tqc.services.choosing_ladder import inversions
-from so8tqc.services.choosing_models import Evaluation
-from so8tqc.services.choosing_rows import Budget, Row, budget_of, measured_row
+from so8tqc.services.choosing_models import Evaluation, Tables
+from so8tqc.services.choosing_rows import Budget, Row, budget_of, described, measured_row
 from so8tqc.services.choosing_search import (
     Mixture,
     Search,
@@ -43,12 +41,7 @@ from so8tqc.services.judging import Bootstrap, effect_check
 from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.quantize import quantize
 from so8tqc.services.quantize_recipe import stem
-
-DEFAULT_TOP1 = 0.9
-"""Without a budget the smallest file is recommended that keeps the reference's most likely token
-in nine of ten places."""
-
-_PROMPT_TOKENS, _NEW_TOKENS = 256, 32
+from so8tqc.services.recommending import recommend, speeds, verdicts
 
 
 def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
@@ -100,11 +93,7 @@ def _choose(
     state = _State({}, {}, _entries(made), {}, list(made.checks), dict(made.outputs))
     state.paths = {name: Path(entry["path"]) for name, entry in state.files.items()}
     found = evaluation.tables(state.paths, progress, against_base=True)
-    state.tables = found.to_reference
-    for name, path in state.paths.items():
-        state.rows[name] = measured_row(
-            path.stat().st_size, found.to_reference[name], found.to_base.get(name), bootstrap
-        )
+    state.tables, state.rows = found.to_reference, _rows(state.paths, found, bootstrap)
     if found.effect is not None:
         state.checks.append(effect_check(found.effect, None, bootstrap))
     source = open_gguf(config.gguf)
@@ -114,16 +103,17 @@ def _choose(
     searched = None
     if config.has_budget:
         searched = _search(config, evaluation, budget, state, bootstrap, progress)
-    recommended, reason = _recommend(state.rows, budget, config, searched)
-    state.checks += _verdicts(state.rows[recommended], recommended, budget, config)
-    speed = _speed(config, evaluation, state.paths, progress)
+    tried = len(state.rows) if searched is None else len(searched.tried)
+    recommended, reason = recommend(state.rows, budget, config, tried)
+    state.checks += verdicts(state.rows[recommended], recommended, budget, config)
+    speed = speeds(
+        state.paths, evaluation.sample, repeats=config.repeats, threads=config.threads,
+        progress=progress,
+    )  # fmt: skip
     tables = {name: state.tables[name] for name in state.rows}
     first = next(iter(tables.values()))
     metrics: dict[str, object] = {
-        "rows": {
-            name: {**row, **_facts(state.files[name], state.paths[name])}
-            for name, row in sorted(state.rows.items(), key=lambda item: item[1]["bytes"])
-        },
+        "rows": described(state.rows, state.files),
         "files": {path.name: state.files[name] for name, path in state.paths.items()},
         "recommended": recommended,
         "reason": reason,
@@ -153,6 +143,15 @@ def _choose(
     )
 
 
+def _rows(files: Mapping[str, Path], found: Tables, bootstrap: Bootstrap) -> dict[str, Row]:
+    return {
+        name: measured_row(
+            path.stat().st_size, found.to_reference[name], found.to_base.get(name), bootstrap
+        )
+        for name, path in files.items()
+    }
+
+
 def _quantize_config(config: ChooseConfig, **changes: object) -> QuantizeConfig:
     fields = {name: getattr(config, name) for name in QuantizeConfig.model_fields}
     return QuantizeConfig(**{**fields, **changes})
@@ -162,15 +161,6 @@ def _entries(made: Record) -> dict[str, dict[str, Any]]:
     """Type → entry of a quantize record's files."""
     files: Any = made.metrics["files"]
     return {str(entry["type"]): entry for entry in files.values()}
-
-
-def _facts(entry: Mapping[str, Any], path: Path) -> dict[str, object]:
-    return {
-        "type": entry["type"],
-        "path": str(path),
-        "bits_per_weight": entry["bits_per_weight"],
-        "types": entry["types"],
-    }
 
 
 def _search(
@@ -186,12 +176,7 @@ def _search(
     def evaluate(files: Mapping[str, Path], against_base: bool) -> dict[str, Row]:
         found = evaluation.tables(files, progress, against_base=against_base)
         tables.update({files[name]: table for name, table in found.to_reference.items()})
-        return {
-            name: measured_row(
-                path.stat().st_size, found.to_reference[name], found.to_base.get(name), bootstrap
-            )
-            for name, path in files.items()
-        }
+        return _rows(files, found, bootstrap)
 
     ladder = {name: open_gguf(path) for name, path in state.paths.items()}
     left = config.max_evaluations - len(ladder)
@@ -258,93 +243,6 @@ def _make(
 def _recipe(mixture: Mixture, patterns: tuple[str, ...]) -> dict[str, object]:
     """The options of ``so8tqc quantize`` that make the file."""
     return {"type": mixture.low, "tensor_types": patterns, "words": mixture.recipe}
-
-
-def _recommend(
-    rows: Mapping[str, Row], budget: Budget, config: ChooseConfig, searched: Search | None
-) -> tuple[str, str]:
-    """The recommended (or best found) file and the reason, a sentence."""
-    if searched is None:
-        asked = Budget(None, DEFAULT_TOP1, None, by_interval=False)
-        wanted = f"the reference's top token in at least {fmt.percent(DEFAULT_TOP1)} of places"
-        tried = len(rows)
-    else:
-        asked, tried = budget, len(searched.tried)
-        wanted = f"the budget ({budget})"
-    meeting = [name for name, row in rows.items() if not asked.missed(row)]
-    if not meeting:
-        name = min(rows, key=lambda name: (len(asked.missed(rows[name])), rows[name]["kl_mean"]))
-        missed = "; ".join(asked.missed(rows[name]))
-        return name, (
-            f"None of the {fmt.counted(tried, 'file')} tried keeps {wanted}; the nearest is "
-            f"{name}: {_quality(rows[name])}. It misses: {missed}."
-        )
-    if config.has_budget and not budget.asks_quality:
-        name = min(meeting, key=lambda name: rows[name]["kl_mean"])
-        what = f"the lowest KL of the {fmt.counted(tried, 'file')} tried within {wanted}"
-    else:
-        name = min(meeting, key=lambda name: rows[name]["bytes"])
-        what = f"the smallest of the {fmt.counted(tried, 'file')} tried that keeps {wanted}"
-    return name, f"{name} is recommended: {what}; {_quality(rows[name])}."
-
-
-def _quality(row: Row) -> str:
-    interval = row["kl_ci95"]
-    span = "" if interval is None else f" ({interval[0]:.3g} … {interval[1]:.3g})"
-    return (
-        f"{fmt.size(row['bytes'])}, mean KL {row['kl_mean']:.3g}{span}, "
-        f"same top {fmt.percent(row['top1'])}"
-    )
-
-
-def _verdicts(row: Row, name: str, budget: Budget, config: ChooseConfig) -> list[Check]:
-    """What the recommended or best found file is judged by."""
-    checks = []
-    if budget.max_kl is not None:
-        detail = f"Mean KL to the reference of the file chosen, by the {config.judge_by}."
-        checks.append(
-            judge("budget.kl", budget.kl(row), budget.max_kl, subject=name, unit="nats",
-                  ci95=row["kl_ci95"], detail=detail)
-        )  # fmt: skip
-    if budget.min_top1 is not None:
-        detail = f"Share of the reference's top tokens that are kept, by the {config.judge_by}."
-        checks.append(
-            judge("budget.top1", budget.top1(row), budget.min_top1, comparison=">=", subject=name,
-                  ci95=row["top1_ci95"], detail=detail)
-        )  # fmt: skip
-    if budget.max_bytes is not None:
-        checks.append(
-            judge("budget.size", row["bytes"], budget.max_bytes, subject=name, unit="bytes",
-                  detail="Size of the file chosen.")
-        )  # fmt: skip
-    if "survival" in row:
-        detail = "Upper end of KL to the gated model minus KL to the base: negative if the gate "
-        checks.append(
-            judge("effect.survival", row["survival"], 0.0, comparison="<", subject=name,
-                  unit="nats", detail=detail + "survives in the file.")
-        )  # fmt: skip
-    return checks
-
-
-def _speed(
-    config: ChooseConfig, evaluation: Evaluation, paths: Mapping[str, Path], progress: Progress
-) -> dict[str, object]:
-    import os
-
-    tokens = evaluation.sample[: _PROMPT_TOKENS + _NEW_TOKENS]
-    new_tokens = min(_NEW_TOKENS, tokens.size // 2)
-    rates: dict[str, Speed] = measure_speeds(
-        paths, tokens, new_tokens=new_tokens, repeats=config.repeats, threads=config.threads,
-        progress=progress,
-    )  # fmt: skip
-    return {
-        "files": rates,
-        "prompt_tokens": int(tokens.size) - new_tokens,
-        "new_tokens": new_tokens,
-        "repeats": config.repeats,
-        "threads": config.threads,
-        "cores": os.cpu_count(),
-    }
 
 
 def _search_metrics(searched: Search, config: ChooseConfig) -> dict[str, object]:

@@ -8,18 +8,12 @@ from pathlib import Path
 import psutil
 
 from so8tqc.config import ChooseConfig, QCConfig
-from so8tqc.errors import ConfigError, InputError
-from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
-from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.qc_models import BASE, REFERENCE, base_of, load_model, texts_of
-from so8tqc.services.reference import reference_rotations
-from so8tqc.sources.capture import Capture, CaptureSource, is_capture, open_capture
+from so8tqc.services.qc_models import BASE, REFERENCE, reference_sources, rotations_of, texts_of
+from so8tqc.sources.capture import is_capture, open_capture
 from so8tqc.sources.compare import compare
-from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
-from so8tqc.sources.hf import HFSource
 from so8tqc.sources.protocol import LogitSource, TokenIds
 
 _MEMORY_SHARE = 0.5
@@ -58,9 +52,9 @@ class Evaluation:
         reference = config.reference or config.gguf
         capture = open_capture(reference) if is_capture(reference) else None
         qc = _as_qc(config, reference)
-        rotations = _rotations(qc, capture)
+        rotations = rotations_of(qc, capture)
         self.texts = texts_of(qc, capture)
-        self._reference: list[LogitSource] = _reference_sources(qc, capture, rotations)
+        self._reference: list[LogitSource] = reference_sources(qc, capture, rotations)
         self.has_base = rotations is not None
 
     @property
@@ -113,35 +107,6 @@ def _as_qc(config: ChooseConfig, reference: Path) -> QCConfig:
     shared = {name: getattr(config, name) for name in fields}
     shared |= {"reference": reference, "candidates": (config.gguf,), "out": config.out}
     return QCConfig(**shared)
-
-
-def _rotations(qc: QCConfig, capture: Capture | None) -> RotationSet | None:
-    if (qc.base is not None) != (capture is not None and qc.rotations is not None):
-        if qc.base is not None:
-            raise ConfigError("base is for a capture as reference, together with rotations")
-        raise InputError(
-            "rotations are applied to a model directory, not to a capture",
-            where=str(qc.reference),
-            remedy="Give that directory too: --base MODEL.",
-        )
-    return reference_rotations(base_of(qc), qc.rotations, qc.rotation_options)
-
-
-def _reference_sources(
-    qc: QCConfig, capture: Capture | None, rotations: RotationSet | None
-) -> list[LogitSource]:
-    """The reference, then the base if there are rotations."""
-    if is_gguf(qc.reference):
-        return [GGUFSource(qc.reference, REFERENCE, threads=qc.threads)]
-    if capture is not None:
-        recorded = CaptureSource(capture, REFERENCE)
-        return [recorded] if rotations is None else [
-            recorded, HFSource(load_model(qc, base_of(qc)), BASE),
-        ]  # fmt: skip
-    model = load_model(qc, qc.reference)
-    if rotations is None:
-        return [HFSource(model, REFERENCE)]
-    return [GatedSource(model, rotations, REFERENCE), HFSource(model, BASE)]
 
 
 def _batches(files: Mapping[str, Path]) -> Iterator[Sequence[str]]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from so8tqc.config import ChooseConfig
+from so8tqc.config import ChoiceOptions
 from so8tqc.metrics.bootstrap import paired_bootstrap, quantile_interval, ratio_of_sums
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.reports import format as fmt
 from so8tqc.services.judging import Bootstrap, survival_check
 
 Interval = tuple[float, float] | None
+
+
+_FACTS = ("type", "path", "bits_per_weight", "types")
 
 
 class Row(TypedDict):
@@ -76,6 +80,21 @@ def measured_row(
         row["survival"] = survival.value
         row["survives"] = survival.value < 0
     return row
+
+
+def described(
+    rows: Mapping[str, Row], files: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, object]]:
+    """The rows as a record shows them: the smallest first, with what each file is.
+
+    Args:
+        rows: name → its row.
+        files: name → its entry in the record of ``quantize``.
+    """
+    return {
+        name: {**row, **{key: files[name][key] for key in _FACTS}}
+        for name, row in sorted(rows.items(), key=lambda item: item[1]["bytes"])
+    }
 
 
 def _mean_interval(
@@ -152,7 +171,7 @@ class Budget:
         return f"{said}, by the whole 95 % interval" if self.by_interval else said
 
 
-def budget_of(config: ChooseConfig) -> Budget:
+def budget_of(config: ChoiceOptions) -> Budget:
     """The budget that was asked for."""
     return Budget(
         config.max_kl,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from so8tqc.config import LongTextOptions, QCOptions, RunConfig
+from so8tqc.config import ChoiceOptions, LongTextOptions, QCOptions, QuantizeOptions, RunConfig
 from so8tqc.services.builtin import DEMO_MODEL, DEMO_ROTATIONS
 
 DEMO_OUT = Path("out/demo")
@@ -17,6 +17,8 @@ def demo_config(out: Path | None = None) -> RunConfig:
         base=DEMO_MODEL,
         rotations=DEMO_ROTATIONS,
         out=out or DEMO_OUT,
+        quantize=QuantizeOptions(types=("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")),
         qc=QCOptions(max_tokens=256),
+        choose=ChoiceOptions(repeats=3),
         longtext=LongTextOptions(min_tokens=2048, max_new_tokens=128),
     )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from so8tqc.llama.build import Build, library_build
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.records import Frozen
 
 
@@ -25,12 +23,9 @@ class Derivation(Frozen):
     tensors: dict[str, dict[str, str]]
 
 
-def derivation(files: Iterable[Path]) -> Derivation:
-    """The derivation of quantized files, for their record."""
-    return Derivation(
-        build=library_build(),
-        tensors={path.name: tensor_digests(open_gguf(path)) for path in files},
-    )
+def derivation(tensors: dict[str, dict[str, str]]) -> Derivation:
+    """The derivation of quantized files, for their record: file name → tensor → digest."""
+    return Derivation(build=library_build(), tensors=tensors)
 
 
 def tensor_digests(gguf: GGUFFile) -> dict[str, str]:

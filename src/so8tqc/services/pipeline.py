@@ -20,6 +20,7 @@ from so8tqc.config import (
     STAGES,
     BakeConfig,
     CalibrateConfig,
+    ChooseAmongConfig,
     ExportConfig,
     LongTextConfig,
     QCConfig,
@@ -36,15 +37,17 @@ from so8tqc.reports.summary import stage_row
 from so8tqc.services.bake import bake
 from so8tqc.services.builtin import resolve_model, resolve_rotations
 from so8tqc.services.calibrate import calibrate
+from so8tqc.services.choosing_among import choose_among
 from so8tqc.services.export import export
 from so8tqc.services.longtext import longtext
 from so8tqc.services.profiles import profile_file
 from so8tqc.services.qc import qc
 from so8tqc.services.quantize import quantize
 from so8tqc.services.report import report, write_stage_reports
+from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
-_NEED_LIBLLAMA = ("quantize", "calibrate", "qc")
+_NEED_LIBLLAMA = ("quantize", "calibrate", "qc", "choose")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class _Stage:
         outputs: what it writes, besides its record.
         service: does the work.
         reports: whether Markdown, HTML and JUnit are written beside the record.
+        after: earlier stages whose records it reads.
     """
 
     name: str
@@ -66,6 +70,7 @@ class _Stage:
     outputs: tuple[Path, ...]
     service: Callable[[Progress], Record]
     reports: bool = False
+    after: tuple[str, ...] = ()
 
 
 def run(
@@ -150,6 +155,10 @@ def _stages(
         candidates=(baked, exported, *quantized.values()), data=config.data, out=out / "qc",
         **config.qc.model_dump(),
     )  # fmt: skip
+    choose_config = ChooseAmongConfig(
+        gguf=exported, quantized=folder, judged=qc_config.out, threads=config.qc.threads,
+        **config.choose.model_dump(),
+    )  # fmt: skip
     long_config = LongTextConfig(
         model=baked, reference=base, rotations=rotations,
         rotation_options=trained, data=config.long_data, out=out / "longtext",
@@ -166,7 +175,10 @@ def _stages(
                (out / "calibrate" / "temperature_config.json",),
                lambda p: calibrate(calibrate_config, p)),
         _Stage("qc", qc_config, (base, rotations, profile, *qc_config.candidates, *data),
-               (out / "qc" / "tokens.npz",), lambda p: qc(qc_config, p), reports=True),
+               (out / "qc" / TOKENS_FILE,), lambda p: qc(qc_config, p), reports=True),
+        _Stage("choose", choose_config,
+               (exported, *quantized.values(), out / "qc" / TOKENS_FILE), (),
+               lambda p: choose_among(choose_config, p), reports=True, after=("quantize", "qc")),
         _Stage("longtext", long_config, (base, rotations, baked, *long_data),
                (out / "longtext" / "series.npz",),
                lambda p: longtext(long_config, p), reports=True),
@@ -208,11 +220,13 @@ def _perform(stage: _Stage, directory: RunDirectory, progress: Progress, forced:
 
 
 def _fingerprint(stage: _Stage, directory: RunDirectory) -> str:
+    made = directory.manifest.stages
     return sha256_json(
         {
             "stage": stage.name,
             "config": stage.config.model_dump(mode="json"),
             "inputs": [directory.ref(path).sha256 for path in stage.inputs],
+            "after": [made[name].fingerprint for name in stage.after if name in made],
             "code": code_fingerprint(),
             "versions": versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
         }

@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from so8tqc.artifacts import atomic_file, file_ref
+from so8tqc.artifacts import file_ref
 from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
-from so8tqc.metrics.divergence import TokenTable, summarise
+from so8tqc.metrics.divergence import summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
     Check,
@@ -50,20 +48,19 @@ from so8tqc.services.qc_models import (
     Comparison,
     base_of,
     names_of,
+    rotations_of,
     run_models,
 )
 from so8tqc.services.recovering import recover
-from so8tqc.services.reference import reference_rotations
 from so8tqc.services.structure import (
     algebra,
     algebra_checks,
     rotation_checks,
     structure_checks,
 )
+from so8tqc.services.token_file import TOKENS_FILE, write_tokens
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, is_capture, open_capture
-
-TOKENS_FILE = "tokens.npz"
 
 _UNRUNNABLE = (
     "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
@@ -124,7 +121,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     profile = load_profile(config.profile)
     names = names_of(config.candidates)
     capture = open_capture(config.reference) if is_capture(config.reference) else None
-    rotations = _rotations(config)
+    rotations = rotations_of(config, capture)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     found.metrics["profile"] = config.profile
     dtypes: dict[str, str] = {}
@@ -153,18 +150,6 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
         run=watch.info(),
     )
-
-
-def _rotations(config: QCConfig) -> RotationSet | None:
-    if config.base is not None and not (is_capture(config.reference) and config.rotations):
-        raise ConfigError("base is for a capture as reference, together with rotations")
-    if config.rotations and is_capture(config.reference) and config.base is None:
-        raise InputError(
-            "rotations are applied to a model directory, not to a capture",
-            where=str(config.reference),
-            remedy="Give that directory too: --base MODEL.",
-        )
-    return reference_rotations(base_of(config), config.rotations, config.rotation_options)
 
 
 def _judge_files(
@@ -269,7 +254,7 @@ def _judge_logits(
         found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
     found.diagnosis += diagnose_logits(found.checks, found.named)
     if ranks.is_first():
-        _write_tokens(config.out / TOKENS_FILE, tables)
+        write_tokens(config.out / TOKENS_FILE, tables)
 
 
 def _candidate_checks(
@@ -317,17 +302,6 @@ def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
         if plan.entry.name in baked.tensors:
             return str(torch_dtype(baked.tensors[plan.entry.name].dtype)).removeprefix("torch.")
     raise InputError("none of the rotated tensors is in the candidate", where=str(baked.directory))
-
-
-def _write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
-    """The token tables as one npz: ``NAME/COLUMN``, ``text``, ``position``, ``texts``."""
-    arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
-    for name, table in tables.items():
-        arrays |= {"text": table.text, "position": table.position}
-        arrays["texts"] = np.array(table.texts)
-        arrays |= {f"{name}/{column}": values for column, values in table.columns.items()}
-    with atomic_file(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
 def _outputs(config: QCConfig) -> dict[str, FileRef]:

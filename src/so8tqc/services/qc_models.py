@@ -14,6 +14,7 @@ from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.evaluation_texts import evaluation_texts
+from so8tqc.services.reference import reference_rotations
 from so8tqc.sources.capture import (
     Capture,
     CaptureSource,
@@ -151,29 +152,21 @@ def _sources(
     dtypes: Mapping[str, str],
 ) -> tuple[list[LogitSource], list[Pair]]:
     """All sources of the pass, and which are compared with which."""
-    sources: list[LogitSource] = []
+    sources = reference_sources(config, capture, rotations)
     pairs: list[Pair] = []
-    if capture is not None:
-        sources.append(CaptureSource(capture, REFERENCE))
-    if is_gguf(config.reference):
-        sources.append(GGUFSource(config.reference, REFERENCE, threads=config.threads))
-    elif rotations is not None:
-        model = load_model(config, base_of(config))
-        witness = REFERENCE
-        gated: LogitSource = GatedSource(model, rotations, witness)
+    if rotations is not None and isinstance(base := sources[-1], HFSource):
+        model, witness = base.model, REFERENCE
         if capture is not None:
             witness = GATED
-            gated = RoundedSource(GatedSource(model, rotations, witness), capture.dtype)
+            gated = GatedSource(model, rotations, witness)
+            sources.insert(1, RoundedSource(gated, capture.dtype))
             pairs.append((REFERENCE, witness))
-        sources += [gated, HFSource(model, BASE)]
         pairs.append((BASE, REFERENCE))
         for dtype in dict.fromkeys(dtypes.values()):
             sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
             pairs.append((witness, _floor(dtype)))
         sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
-    elif capture is None:
-        sources.append(HFSource(load_model(config, config.reference), REFERENCE))
     for name, path in names.items():
         if is_gguf(path):
             sources.append(GGUFSource(path, name, threads=config.threads))
@@ -183,6 +176,37 @@ def _sources(
             sources.append(HFSource(load_model(config, path), name))
         pairs.append((REFERENCE, name))
     return sources, pairs
+
+
+def rotations_of(config: QCConfig, capture: Capture | None) -> RotationSet | None:
+    """The rotations of the reference, None without any.
+
+    Raises:
+        ConfigError: a base without a capture and rotations.
+        InputError: rotations for a capture without a base, or unusable ones.
+    """
+    if config.base is not None and (capture is None or config.rotations is None):
+        raise ConfigError("base is for a capture as reference, together with rotations")
+    if config.base is None and capture is not None and config.rotations is not None:
+        raise InputError(
+            "rotations are applied to a model directory, not to a capture",
+            where=str(config.reference),
+            remedy="Give that directory too: --base MODEL.",
+        )
+    return reference_rotations(base_of(config), config.rotations, config.rotation_options)
+
+
+def reference_sources(
+    config: QCConfig, capture: Capture | None, rotations: RotationSet | None
+) -> list[LogitSource]:
+    """The reference, then with rotations the base that they are applied to."""
+    if capture is None and is_gguf(config.reference):
+        return [GGUFSource(config.reference, REFERENCE, threads=config.threads)]
+    recorded = None if capture is None else CaptureSource(capture, REFERENCE)
+    if rotations is None:
+        return [recorded or HFSource(load_model(config, config.reference), REFERENCE)]
+    model = load_model(config, base_of(config))
+    return [recorded or GatedSource(model, rotations, REFERENCE), HFSource(model, BASE)]
 
 
 def load_model(config: QCConfig, path: Path) -> HFModel:

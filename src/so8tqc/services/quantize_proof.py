@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -86,28 +85,11 @@ def squared_error(before: GGUFTensor, after: GGUFTensor) -> SquaredError:
         w, q = buffers[0, :count], buffers[1, :count]
         convert_before(stored_before[start : start + step], w)
         convert_after(stored_after[start : start + step], q)
-        np.subtract(q, w, out=q)
-        error += float(q @ q)
-        norm += float(w @ w)
+        with np.errstate(all="ignore"):  # what is not finite is for the caller to judge
+            np.subtract(q, w, out=q)
+            error += float(q @ q)
+            norm += float(w @ w)
     return SquaredError(error, norm)
-
-
-def errors(
-    source: GGUFFile, result: GGUFFile, on_tensor: Callable[[str], None], threads: int = 1
-) -> dict[str, SquaredError]:
-    """Errors of every tensor that both files have in the same shape."""
-
-    def compare(name: str) -> SquaredError:
-        on_tensor(name)
-        return squared_error(source.tensors[name], result.tensors[name])
-
-    names = [
-        name
-        for name, tensor in source.tensors.items()
-        if name in result.tensors and result.tensors[name].shape == tensor.shape
-    ]
-    with ThreadPoolExecutor(threads) as pool:
-        return dict(zip(names, pool.map(compare, names), strict=True))
 
 
 def describe(
