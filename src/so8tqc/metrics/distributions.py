@@ -8,15 +8,10 @@ log-normalisers, d = w − z and m = Σ p d:
   = H((p + q)/2) − ½ (H(p) + H(q)) = ln 2 − ½ Σ (p + q) ln(p + q) − ½ (H(p) + H(q)).
 
 These are differences of numbers of about 1 to 100, good to about 1e-14. Where the models are
-closer than ``CLOSE``, the centred difference e = d − m is used, for which Σ p e = 0:
+closer than ``CLOSE``, ``metrics.nearness`` computes them without cancellation.
 
-* KL(p‖q) = ln Σ p e^e = ln(1 + Σ p (e^e − 1 − e)), a sum of non-negative terms: nothing
-  cancels, and KL of 1e-13 is as accurate as of 1;
-* ln(q/p) = x = e − KL, and q = p e^e e^(−KL), hence
-  KL(q‖p) = Σ q x = e^(−KL) Σ p (e^e − 1) e − KL;
-* with h = ln((1 + e^x)/2) = ln(((p + q)/2)/p), JS = ½ (KL(q‖p) − Σ p h − Σ q h).
-
-Where they are closer than ``NEAR``, a series takes the place of e^e − 1 − e.
+All arithmetic on whole rows is in float64: float32 exponentials would cost the KL of a float32
+bake, 1e-11, its digits. An exponential of numpy takes half as long as torch's.
 """
 
 from __future__ import annotations
@@ -25,8 +20,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.metrics.nearness import close_divergences, dot
+
 if TYPE_CHECKING:
     import torch
+
+FloatArray = npt.NDArray[np.float64]
 
 WORKING_SET_BYTES = 1 << 20
 """Rows are taken so few at a time that a float64 block of them stays near the CPU's caches."""
@@ -37,14 +39,8 @@ LEADERS = 5
 CLOSE = 1e-6
 """nats; below, the plain differences have fewer than eight digits."""
 
-NEAR = 1e-10
-"""nats; below, e^e − 1 − e loses digits: its rounding is about 2⁻⁵²|e|, its value e²/2."""
-
-_SERIES = 2.0**-10
-"""|e| up to which the series' first omitted terms are below 1e-12 of the whole."""
-
-_LARGEST = 700.0
-"""e^700 is just representable in float64."""
+_UNSHIFTED = 300.0
+"""e^±300, its square, and sums of these over any vocabulary are representable in float64."""
 
 _SMALLEST = 1e-300
 """Stands for a probability of zero, of which no logarithm can be taken."""
@@ -80,23 +76,29 @@ class Distribution:
 
     Attributes:
         logits: [t, V] float64.
-        probabilities: [t, V] float64.
+        weights: [t, V] float64, e^z, or e^(z − max z) where the former is out of range.
+        total: [t], Σ of the weights; probabilities are weights / total.
         log_normaliser: [t], L = ln Σ e^z.
-        leaders: [t, min(5, V)] the most likely tokens, in no order.
+        leaders: [t, min(5, V)] int64, the most likely tokens, in no order.
         top: [t] index of the largest logit; of equal ones the lowest.
         nll, entropy, max_prob, max_logit, brier: [t]; brier = Σ_v (p_v − 1[v is the target])².
     """
 
     logits: torch.Tensor
-    probabilities: torch.Tensor
-    log_normaliser: torch.Tensor
-    leaders: torch.Tensor
-    top: torch.Tensor
-    nll: torch.Tensor
-    entropy: torch.Tensor
-    max_prob: torch.Tensor
-    max_logit: torch.Tensor
-    brier: torch.Tensor
+    weights: torch.Tensor
+    total: FloatArray
+    log_normaliser: FloatArray
+    leaders: npt.NDArray[np.int64]
+    top: npt.NDArray[np.int64]
+    nll: FloatArray
+    entropy: FloatArray
+    max_prob: FloatArray
+    max_logit: FloatArray
+    brier: FloatArray
+
+    def mean(self, values: torch.Tensor) -> FloatArray:
+        """Expectation of each row: [t, V] → [t], Σ_v p_v values_v."""
+        return dot(self.weights, values) / self.total
 
 
 def distribution(
@@ -112,29 +114,36 @@ def distribution(
     import torch
 
     workspace = workspace or Workspace()
+    leaders, values = (found.numpy() for found in leading(logits))
+    largest = values.max(axis=1)
+    top = np.where(values == largest[:, None], leaders, logits.shape[1]).min(axis=1)
+    largest = largest.astype(np.float64)
     z = workspace.take("logits", logits.shape).copy_(logits)
-    leaders, values = leading(z)
-    largest = values.amax(dim=1)
-    top = torch.where(values == largest[:, None], leaders, z.shape[1]).amin(dim=1)
-    probabilities = torch.sub(z, largest[:, None], out=workspace.take("probabilities", z.shape))
-    total = probabilities.exp_().sum(dim=1)
-    probabilities.mul_(total.reciprocal()[:, None])
-    log_normaliser = largest + total.log()
-    entropy = log_normaliser - _dot(probabilities, z)
-    p_target = probabilities.gather(1, targets[:, None])[:, 0]
-    # Σ(p − y)² = Σp² − 2·p_target + 1 for a one-hot y
-    brier = _dot(probabilities, probabilities) - 2 * p_target + 1
+    weights = workspace.take("weights", z.shape)
+    if (np.abs(largest) < _UNSHIFTED).all():
+        shift = np.zeros_like(largest)
+        np.exp(z.numpy(), out=weights.numpy())
+    else:
+        shift = largest
+        torch.sub(z, torch.from_numpy(shift)[:, None], out=weights)
+        np.exp(weights.numpy(), out=weights.numpy())
+    total = weights.sum(dim=1).numpy()
+    log_normaliser = shift + np.log(total)
+    z_target = z.numpy()[np.arange(z.shape[0]), targets.numpy()]
+    p_target = np.exp(z_target - log_normaliser)
     return Distribution(
         logits=z,
-        probabilities=probabilities,
+        weights=weights,
+        total=total,
         log_normaliser=log_normaliser,
         leaders=leaders,
         top=top,
-        nll=log_normaliser - z.gather(1, targets[:, None])[:, 0],
-        entropy=entropy,
-        max_prob=total.reciprocal(),
+        nll=log_normaliser - z_target,
+        entropy=log_normaliser - dot(weights, z) / total,
+        max_prob=np.exp(largest - log_normaliser),
         max_logit=largest,
-        brier=brier,
+        # Σ(p − y)² = Σp² − 2·p_target + 1 for a one-hot y
+        brier=dot(weights, weights) / np.square(total) - 2 * p_target + 1,
     )
 
 
@@ -153,12 +162,14 @@ def leading(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values, indices = logits.topk(count, dim=1)
         return indices, values
     whole = logits[:, : blocks * _BLOCK].view(height, blocks, _BLOCK)
-    best = whole.amax(dim=2).topk(LEADERS, dim=1).indices
-    indices = (best[:, :, None] * _BLOCK + torch.arange(_BLOCK)).flatten(1)
-    rest = torch.arange(blocks * _BLOCK, width).expand(height, -1)
-    indices = torch.cat([indices, rest], dim=1)
-    values, at = logits.gather(1, indices).topk(LEADERS, dim=1)
-    return indices.gather(1, at), values
+    best = whole.amax(dim=2).topk(LEADERS, dim=1, sorted=False).indices.numpy()
+    inside = (best[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(height, -1)
+    rest = np.broadcast_to(np.arange(blocks * _BLOCK, width), (height, width - blocks * _BLOCK))
+    at = np.concatenate([inside, rest], axis=1)
+    rows = np.arange(height)[:, None]
+    found = logits.numpy()[rows, at]
+    five = np.argpartition(found, -LEADERS, axis=1)[:, -LEADERS:]
+    return torch.from_numpy(at[rows, five]), torch.from_numpy(found[rows, five])
 
 
 @dataclass(frozen=True)
@@ -197,108 +208,52 @@ def divergences(
     shape = reference.logits.shape
     d = torch.sub(candidate.logits, reference.logits, out=workspace.take("difference", shape))
     scratch = torch.abs(d, out=workspace.take("scratch", shape))
-    largest, total, square = scratch.amax(dim=1), scratch.sum(dim=1), _dot(d, d)
-    mean = _dot(reference.probabilities, d)
+    largest, total = scratch.amax(dim=1), scratch.sum(dim=1)
+    square = dot(d, d)
+    mean = reference.mean(d)
     shift = candidate.log_normaliser - reference.log_normaliser
-    kl = shift - mean
-    reverse = _dot(candidate.probabilities, d) - shift
-    close = kl < CLOSE
-    if bool(close.all()):
-        centred = _centred(reference, candidate, d.sub_(mean[:, None]), workspace)
-        return Divergences(*centred, largest, total, square)
-    js = _js_by_entropies(reference, candidate, workspace)
-    if bool(close.any()):
-        centred = _centred(reference, candidate, d.sub_(mean[:, None]), workspace)
-        kl, reverse, js = (
-            torch.where(close, fine, plain)
-            for fine, plain in zip(centred, (kl, reverse, js), strict=True)
+    kl, reverse = shift - mean, candidate.mean(d) - shift
+    near = kl < CLOSE
+    if near.all():
+        js = np.empty_like(kl)
+        rows: slice | npt.NDArray[np.int64] = slice(None)
+    else:
+        js = _js_by_entropies(reference, candidate, workspace)
+        rows = np.flatnonzero(near)
+    if near.any():
+        kl[rows], reverse[rows], js[rows] = close_divergences(
+            reference.weights[rows],
+            reference.total[rows],
+            d.sub_(torch.from_numpy(mean)[:, None])[rows],
+            scratch[: int(near.sum())],
+            workspace.take("growth", shape)[: int(near.sum())],
         )
-    return Divergences(kl, reverse, js, largest, total, square)
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Dot product of each row: [t, V], [t, V] → [t]. (``vecdot`` makes a [t, V] product.)"""
-    import torch
-
-    return torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
+    return Divergences(
+        kl=torch.from_numpy(kl),
+        kl_reverse=torch.from_numpy(reverse),
+        js=torch.from_numpy(js),
+        max_abs_logit=largest,
+        sum_abs_logit=total,
+        sum_square_logit=torch.from_numpy(square),
+    )
 
 
 def _js_by_entropies(
     reference: Distribution, candidate: Distribution, workspace: Workspace
-) -> torch.Tensor:
+) -> FloatArray:
     import torch
 
-    shape = reference.logits.shape
-    both = torch.add(
-        reference.probabilities, candidate.probabilities, out=workspace.take("growth", shape)
-    ).clamp_(min=_SMALLEST)
-    logarithm = torch.log(both, out=workspace.take("scratch", shape))
-    entropies = reference.entropy + candidate.entropy
-    return math.log(2) - (_dot(both, logarithm) + entropies) / 2
-
-
-def _centred(
-    reference: Distribution, candidate: Distribution, e: torch.Tensor, workspace: Workspace
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """KL, reverse KL and JS of close rows from the centred difference; e is overwritten."""
-    import torch
-
-    p, q = reference.probabilities, candidate.probabilities
-    # where e^e would overflow, p is zero in float64, and must stay so in a product
-    e.clamp_(max=_LARGEST)
-    growth = torch.expm1(e, out=workspace.take("growth", e.shape))
-    scratch = workspace.take("scratch", e.shape)
-    kl = _dot(p, torch.sub(growth, e, out=scratch)).log1p()
-    reverse = (-kl).exp() * _dot(p, torch.mul(growth, e, out=scratch)) - kl
-    # e^x − 1 = (e^e − 1) e^(−KL) + (e^(−KL) − 1)
-    half = torch.mul(growth, (-kl).exp()[:, None] / 2, out=scratch)
-    h = half.add_(torch.expm1(-kl)[:, None] / 2).log1p_()
-    js = (reverse - _dot(p, h) - _dot(q, h)) / 2
-    near = kl < NEAR
-    if bool(near.any()):
-        rows = (p, e, growth) if bool(near.all()) else (p[near], e[near], growth[near])
-        for value, better in zip((kl, reverse, js), _near(*rows, scratch), strict=True):
-            value[near] = better
-    return kl, reverse, js
-
-
-def _near(
-    p: torch.Tensor, e: torch.Tensor, growth: torch.Tensor, scratch: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """KL, reverse KL and JS of rows that hardly differ, by series; e and scratch are overwritten.
-
-    e^e − 1 − e = e²(1/2 + e/6 + e²/24 + …). With t = x/2,
-    JS = Σ (p + q)/2 · (t tanh t − ln cosh t) = Σ p x²/8 (1 + x/2 + x²/8 + …).
-    """
-    import torch
-
-    if float(e.max()) >= _SERIES or float(e.min()) <= -_SERIES:
-        return _near_but_for_some(p, e, growth)
-    terms = scratch[: e.shape[0]]
-    torch.mul(e, 1 / 24, out=terms).add_(1 / 6).mul_(e).add_(1 / 2).mul_(e).mul_(e)
-    kl = _dot(p, terms).log1p()
-    reverse = (-kl).exp() * _dot(p, torch.mul(growth, e, out=terms)) - kl
-    x = e.sub_(kl[:, None])
-    torch.mul(x, 1 / 8, out=terms).add_(1 / 2).mul_(x).add_(1).mul_(x).mul_(x)
-    return kl, reverse, _dot(p, terms) / 8
-
-
-def _near_but_for_some(
-    p: torch.Tensor, e: torch.Tensor, growth: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same where tokens of next to no probability differ more than the series allows."""
-    import torch
-
-    small = e.abs() < _SERIES
-    series = e.square() * (0.5 + e * (1 / 6 + e / 24))
-    kl = _dot(p, torch.where(small, series, growth - e)).log1p()
-    reverse = (-kl).exp() * _dot(p, growth * e) - kl
-    x = e - kl[:, None]
-    t = x.abs() / 2
-    spread = t * t.tanh() - t - (-2 * t).exp().log1p() + math.log(2)
-    series = x.square() / 8 * (1 + x / 2 + x.square() / 8)
-    js = _dot(p, torch.where(small, series, (1 + torch.expm1(x) / 2) * spread))
-    return kl, reverse, js
+    # with u = P + Q·T_P/T_Q, p + q = u/T_P, and Σ u = 2 T_P
+    both = workspace.take("growth", reference.logits.shape)
+    ratio = torch.from_numpy(reference.total / candidate.total)[:, None]
+    torch.addcmul(reference.weights, candidate.weights, ratio, out=both)
+    both.clamp_(min=_SMALLEST)
+    logarithm = workspace.take("scratch", both.shape)
+    np.log(both.numpy(), out=logarithm.numpy())
+    mean = dot(both, logarithm) / reference.total - 2 * np.log(reference.total)
+    entropies: FloatArray = reference.entropy + candidate.entropy
+    js: FloatArray = math.log(2) - (mean + entropies) / 2
+    return js
 
 
 def rows_per_block(vocab_size: int) -> int:

@@ -75,34 +75,35 @@ def token_rows(
     import torch
 
     between = divergences(reference, candidate, workspace)
-    p_reference, p_candidate = (-reference.nll).exp(), (-candidate.nll).exp()
-    shared = (reference.leaders[:, :, None] == candidate.leaders[:, None, :]).sum(dim=(1, 2))
-    return torch.stack(
-        [
-            reference.nll,
-            candidate.nll,
-            reference.entropy,
-            candidate.entropy,
-            reference.max_prob,
-            candidate.max_prob,
-            reference.max_logit,
-            candidate.max_logit,
-            reference.brier,
-            candidate.brier,
-            between.kl,
-            between.kl_reverse,
-            between.js,
-            p_candidate - p_reference,
-            (reference.top == candidate.top).double(),
-            shared.double() / reference.leaders.shape[1],
-            (reference.top == targets).double(),
-            (candidate.top == targets).double(),
-            between.max_abs_logit,
-            between.sum_abs_logit,
-            between.sum_square_logit,
-        ],
-        dim=1,
+    goal = targets.numpy()
+    shared = (reference.leaders[:, :, None] == candidate.leaders[:, None, :]).sum(axis=(1, 2))
+    columns = (
+        reference.nll,
+        candidate.nll,
+        reference.entropy,
+        candidate.entropy,
+        reference.max_prob,
+        candidate.max_prob,
+        reference.max_logit,
+        candidate.max_logit,
+        reference.brier,
+        candidate.brier,
+        between.kl,
+        between.kl_reverse,
+        between.js,
+        np.exp(-candidate.nll) - np.exp(-reference.nll),
+        reference.top == candidate.top,
+        shared / reference.leaders.shape[1],
+        reference.top == goal,
+        candidate.top == goal,
+        between.max_abs_logit,
+        between.sum_abs_logit,
+        between.sum_square_logit,
     )
+    rows = np.empty((goal.size, len(COLUMNS)))
+    for i, column in enumerate(columns):
+        rows[:, i] = column
+    return torch.from_numpy(rows)
 
 
 @dataclass(frozen=True)

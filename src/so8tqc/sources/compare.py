@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def _compare_text(
         source.logits(text.tokens, head_rows(source.vocab_size), text.first) for source in sources
     ]
     start = 0
-    for blocks in zip(*walks, strict=True):
+    while blocks := [block for walk in walks for block in itertools.islice(walk, 1)]:
         height = min(blocks[0].shape[0], targets.shape[0] - start)
         for row in range(0, height, step):
             stop = min(row + step, height)
@@ -114,6 +115,7 @@ def _compare_text(
             for pair in pairs:
                 rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal, memory[_PAIR]))
         start += blocks[0].shape[0]
+        blocks.clear()  # their memory is for the next ones
     return {pair: torch.cat(parts).numpy() for pair, parts in rows.items()}
 
 
@@ -123,12 +125,10 @@ def head_rows(vocab_size: int) -> int:
 
 
 def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: int) -> Distribution:
-    import torch
-
     # a NaN anywhere in a row, or an infinity, leaves its mark on the row's entropy
-    finite = torch.isfinite(side.entropy) & torch.isfinite(side.nll)
-    if not bool(finite.all()):
-        at = text.start + text.first + row + int((~finite).nonzero()[0, 0])
+    finite = np.isfinite(side.entropy) & np.isfinite(side.nll)
+    if not finite.all():
+        at = text.start + text.first + row + int(np.flatnonzero(~finite)[0])
         raise DataError(
             f"{source.name} yields non-finite logits at position {at}",
             where=text.id,

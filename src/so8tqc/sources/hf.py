@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from so8tqc.errors import DataError, ModelError
+from so8tqc.sources.memory import BlockMemory
 from so8tqc.sources.placement import execution_device
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.sources.quiet import quiet_transformers
@@ -44,6 +45,7 @@ class HFModel:
         if head is None:
             raise ModelError("the model has no output head", where=str(path))
         self._head = head
+        self._memory = BlockMemory()
         self.vocab_size = int(head.weight.shape[0])
         self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
 
@@ -152,19 +154,38 @@ class HFModel:
         import torch
 
         with torch.inference_mode():
-            logits: torch.Tensor = self._head(hidden.to(self.device))
+            logits = self._product(hidden.to(self.device))
             if (scale := getattr(self.config, "logit_scale", None)) is not None:
-                logits = logits * scale
+                logits *= scale
             if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
-                logits = logits / divisor
+                logits /= divisor
             if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
-                logits = torch.tanh(logits / cap) * cap
+                logits.div_(cap).tanh_().mul_(cap)
             return logits.to("cpu")
+
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head's own output, on the CPU in memory that is used again."""
+        import torch
+
+        head = self._head
+        hooks = hasattr(head, "_hf_hook") or head._forward_hooks or head._forward_pre_hooks
+        bias = getattr(head, "bias", None)
+        if (
+            type(head) is not torch.nn.Linear
+            or bias is not None
+            or hooks
+            or hidden.device.type != "cpu"
+        ):
+            logits: torch.Tensor = head(hidden)
+            return logits
+        block = self._memory.take((hidden.shape[0], self.vocab_size), hidden.dtype)
+        return torch.mm(hidden, head.weight.T, out=block)
 
     def close(self) -> None:
         """Drop the weights."""
         self.module = None
         self._head = None
+        self._memory = BlockMemory()
         if self._offloaded is not None:
             self._offloaded.cleanup()
             self._offloaded = None
