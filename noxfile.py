@@ -50,6 +50,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Temperatures and ECE against netcal's, on drawn logits and on the demo model's."""
+    install(session, "demo,test,peers")
+    session.run(
+        "pytest", "tests/metrics/test_peers.py", "-m", "", *session.posargs,
+        env={"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and lint."""
     session.install("-c", "constraints.txt", "ruff")
@@ -68,7 +78,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks; each prints ratios against a peer or a limit measured in the same run."""
-    install(session, "demo,test")
+    install(session, "demo,test,peers")
     scripts = session.posargs or [
         "bake.py", "evaluation.py", "capture.py", "export.py", "keep_f32.py", "quantize.py",
         "temperature.py", "monitor.py", "longtext.py",

@@ -3,18 +3,23 @@
 Three claims of `so8tqc calibrate`, each with the number it is measured against in the same run:
 
 1. time: the pass that serves every temperature, with a fit by NLL, against netcal's
-   TemperatureScaling on stored logits (where netcal is installed) and LBFGS on them, V = 49,152;
+   TemperatureScaling on stored logits (with the extra `peers`) and LBFGS on them, V = 49,152;
    target 5 × against netcal;
 2. accuracy: the fitted T against the optimum of the full stored logits, V = 262,144; limit 1e-3;
 3. memory: the pass adds at most 512 MiB to the process, V = 262,144 (about 1.5 kB of them a token).
 
     python benchmarks/temperature.py [--tokens 512] [--large-tokens 512]
+    python benchmarks/temperature.py --gguf FILE --tokenizer DIR [--data builtin:validation]
 
-The source is synthetic, made block by block from a seed, so that no model's own memory or time is
-in the numbers: z = 2.5·normal, the next token drawn from softmax(z / 1.3). What a method has to pay
-for is counted alike: ours for its pass over the logits, the others for theirs, both without making
-them. Seconds are CPU seconds of one thread, which other work on the machine changes little. Linux
-only (/proc).
+The second form takes a real model instead: its logits over the texts that `so8tqc calibrate` holds
+out are stored in memory (4·V bytes a token), and every method fits the same ones. The temperatures
+may differ by 1e-3 from the optimum in float64.
+
+Else the source is synthetic, made block by block from a seed, so that no model's own memory or time
+is in the numbers: z = 2.5·normal, the next token drawn from softmax(z / 1.3). What a method has to
+pay for is counted alike: ours for its pass over the logits, the others for theirs, both without
+making them. Seconds are CPU seconds of one thread, which other work on the machine changes little.
+Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -35,8 +40,12 @@ import torch
 
 from so8tqc.metrics.temperature_fit import fit_temperature
 from so8tqc.metrics.temperature_measures import BRIER, CONFIDENCE_VARIANCE, NLL, adaptive_ece, ece
+from so8tqc.services.holdout import split_texts
+from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.protocol import EncodedText, TokenIds
 from so8tqc.sources.temperatures import walk_temperatures
+from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from temperature_peers import exact, lbfgs, lbfgs_fixed_rate, netcal
 
 BOUNDS = (0.5, 3.0)
 TRUE = 1.3
@@ -63,6 +72,29 @@ class Synthetic:
             block *= np.float32(2.5)
             self.making += time.process_time() - began
             yield torch.from_numpy(block)
+
+    def close(self) -> None:
+        pass
+
+
+class Stored:
+    """Logits of texts, kept in memory: z [n, V] float32, text after text, no last positions."""
+
+    making = 0.0
+
+    def __init__(self, source: GGUFSource, texts: list[EncodedText]) -> None:
+        self.vocab_size, self.name = source.vocab_size, source.name
+        self.z = torch.empty(sum(text.tokens.size - 1 for text in texts), source.vocab_size)
+        self._rows: dict[bytes, slice] = {}
+        row = 0
+        for text in texts:
+            self._rows[text.tokens.tobytes()] = slice(row, row + text.tokens.size - 1)
+            for block in source.logits(text.tokens[:-1], 128):
+                self.z[row : row + block.shape[0]] = block
+                row += block.shape[0]
+
+    def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
+        yield from self.z[self._rows[tokens.tobytes()]][first:].split(rows)
 
     def close(self) -> None:
         pass
@@ -105,7 +137,7 @@ class Ours:
     making: float
 
 
-def ours(source: Synthetic, texts: list[EncodedText]) -> Ours:
+def ours(source: Synthetic | Stored, texts: list[EncodedText]) -> Ours:
     source.making, began = 0.0, time.process_time()
     table = walk_temperatures(source, texts, BOUNDS)
     fit = fit_temperature(table, NLL, resamples=200, seed=0)
@@ -114,56 +146,6 @@ def ours(source: Synthetic, texts: list[EncodedText]) -> Ours:
     for measure in (BRIER, ece(15), adaptive_ece(15), CONFIDENCE_VARIANCE):
         fit_temperature(table, measure, resamples=200, seed=0)
     return Ours(fit.temperature, one, time.process_time() - began, source.making)
-
-
-def lbfgs(z: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """(T, seconds): cross-entropy of all stored logits by LBFGS, as Guo et al. 2017 do.
-
-    With a line search: at their fixed rate, 0.01 for 50 steps, it has not arrived (1.40 for 1.30).
-    """
-    began = time.process_time()
-    temperature = torch.full((1,), 1.5, requires_grad=True)
-    optimiser = torch.optim.LBFGS([temperature], max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(z / temperature, y)
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return float(temperature.item()), time.process_time() - began
-
-
-def netcal(z: torch.Tensor, y: torch.Tensor) -> tuple[float, float] | None:
-    """(T, seconds) of netcal's TemperatureScaling; None without netcal."""
-    try:
-        from netcal.scaling import TemperatureScaling
-    except ImportError:
-        return None
-    began = time.process_time()
-    scaling = TemperatureScaling()
-    # in float32 its finite differences vanish and it stays at T = 1
-    scaling.fit(z.double().softmax(dim=1).numpy(), y.numpy())
-    return float(1.0 / np.asarray(scaling.temperature).ravel()[0]), time.process_time() - began
-
-
-def exact(z: torch.Tensor, y: torch.Tensor) -> float:
-    """The optimum of the mean NLL of the stored logits in float64, row block by row block."""
-    from scipy.optimize import minimize_scalar
-
-    def nll(x: float) -> float:
-        total = 0.0
-        for start in range(0, z.shape[0], 8):
-            part = z[start : start + 8].double() / float(np.exp(x))
-            target = part.gather(1, y[start : start + 8, None])[:, 0]
-            total += float((part.logsumexp(dim=1) - target).sum())
-        return total / z.shape[0]
-
-    result = minimize_scalar(
-        nll, bounds=tuple(np.log([1.0, 1.7])), method="bounded", options={"xatol": 1e-5}
-    )
-    return float(np.exp(result.x))
 
 
 def speed(tokens: int) -> bool:
@@ -187,6 +169,41 @@ def speed(tokens: int) -> bool:
         ratios[name] = peer[1] / result.one
         print(f"  {name:32} T = {peer[0]:.4f}  {peer[1]:7.1f} s  {ratios[name]:5.1f} ×")
     return ratios.get(NETCAL, 5.0) >= 5.0
+
+
+def real(options: argparse.Namespace) -> bool:
+    """Every method on the same stored logits of a GGUF file."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    every = encode(load_texts(options.data), tokenizer, options.max_tokens)
+    texts = [every[i] for i in split_texts(every, 0.5, 0).holdout]
+    source = GGUFSource(options.gguf, options.gguf.name, context=options.max_tokens)
+    began = time.perf_counter()
+    stored_logits = Stored(source, texts)
+    making = time.perf_counter() - began
+    source.close()
+    z = stored_logits.z
+    y = torch.from_numpy(np.concatenate([text.tokens[1:] for text in texts]))
+    print(f"{source.name}: V = {z.shape[1]:,}, {z.shape[0]:,} tokens of {len(texts)} texts "
+          f"({4 * z.numel() / 2**20:,.0f} MiB of logits; making them takes "
+          f"{making:.0f} s, not counted)")  # fmt: skip
+    ours(stored_logits, texts[:1])  # imports are nobody's cost
+    result = ours(stored_logits, texts)
+    optimum = exact(z, y)
+    print(f"  optimum of the stored logits in float64                T = {optimum:.6f}")
+    rows = {
+        "so8tqc, one pass": (result.temperature, result.one),
+        "LBFGS with a line search": lbfgs(z, y),
+        "LBFGS, rate 0.01, 50 steps": lbfgs_fixed_rate(z, y),
+        NETCAL: netcal(z, y),
+    }
+    for name, row in rows.items():
+        if row is None:
+            print(f"  {name:32} not installed")
+            continue
+        print(f"  {name:32} T = {row[0]:.6f}  {row[0] - optimum:+.1e}  {row[1]:7.1f} s"
+              f"  {row[1] / result.one:6.2f} ×")  # fmt: skip
+    peers = [row for name, row in rows.items() if row is not None and "0.01" not in name]
+    return all(abs(row[0] - optimum) <= 1e-3 for row in peers)
 
 
 def memory(tokens: int) -> dict[str, float]:
@@ -227,13 +244,24 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--large-tokens", type=int, default=512)
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--tokenizer", type=Path, help="model directory, with --gguf")
+    parser.add_argument("--data", action="append")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of each text, with --gguf")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.data = options.data or ["builtin:validation"]
+    if (options.gguf is None) != (options.tokenizer is None):
+        parser.error("--gguf and --tokenizer go together")
     torch.set_num_threads(1)
     if options.memory:
         print(json.dumps(memory(options.large_tokens)))
         return 0
-    met = [speed(options.tokens), large(options.large_tokens)]
+    met = (
+        [real(options)]
+        if options.gguf is not None
+        else [speed(options.tokens), large(options.large_tokens)]
+    )
     print("targets met" if all(met) else "a target was missed")
     return 0 if all(met) else 1
 

@@ -167,13 +167,3 @@ def test_classwise_sums_of_texts_add_up() -> None:
     assert float(calibration_error(sums.sum(axis=0))) / 3 == pytest.approx(
         classwise_calibration_error(p, target)
     )
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_ece_and_its_bins_are_netcals(seed: int) -> None:
-    metrics = pytest.importorskip("netcal.metrics")
-    generator = np.random.default_rng(seed)
-    p = softmax(generator.normal(size=(4000, 6)) * 2, axis=1)
-    y = generator.integers(0, 6, 4000)
-    ours = expected_calibration_error(p.max(axis=1), p.argmax(axis=1) == y, 15)
-    assert ours == pytest.approx(metrics.ECE(15).measure(p, y), abs=1e-6)
