@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
+from so8tqc.errors import ConfigError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 QUALITY_TEXTS = "builtin:validation"
@@ -380,3 +381,33 @@ class RunConfig(Options):
                 f"({', '.join(self.quantize.types)})"
             )
         return self
+
+
+COMMAND_CONFIGS: dict[str, type[Options]] = {
+    "bake": BakeConfig,
+    "export": ExportConfig,
+    "quantize": QuantizeConfig,
+    "choose": ChooseConfig,
+    "calibrate": CalibrateConfig,
+    "capture": CaptureConfig,
+    "qc": QCConfig,
+    "longtext": LongTextConfig,
+    "verify": VerifyConfig,
+}
+"""What ``--config`` of a command reads; choose is ``quantize --compare``."""
+
+
+def config_model(command: str | None) -> type[Options]:
+    """The model of a command's file, or for None that of a run file.
+
+    Raises:
+        ConfigError: no such command, or it reads no file.
+    """
+    if command is None:
+        return RunConfig
+    if command not in COMMAND_CONFIGS:
+        raise ConfigError(
+            f"{command} reads no config file",
+            remedy=f"Those that do: {', '.join(COMMAND_CONFIGS)}.",
+        )
+    return COMMAND_CONFIGS[command]

@@ -23,7 +23,7 @@ from so8tqc.records import Check, Record, RunInfo, judge, overall
 
 COMMANDS = (
     "run", "demo", "bake", "export", "quantize", "calibrate", "capture", "qc", "longtext",
-    "report", "doctor", "vendor", "data",
+    "report", "doctor", "vendor", "data", "config", "config schema",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def so8tqc(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"])
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert f"so8tqc {command}" in re.sub(r"\s+", " ", result.output)
 

@@ -7,6 +7,7 @@ import typer
 from so8tqc.cli.bake import bake
 from so8tqc.cli.calibrate import calibrate
 from so8tqc.cli.capture import capture
+from so8tqc.cli.config import config
 from so8tqc.cli.data import data
 from so8tqc.cli.demo import demo
 from so8tqc.cli.doctor import doctor
@@ -47,3 +48,4 @@ for command in (
     vendor, data,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(config)
