@@ -10,8 +10,9 @@ log-normalisers, d = w − z and m = Σ p d:
 These are differences of numbers of about 1 to 100, good to about 1e-14. Where the models are
 closer than ``CLOSE``, ``metrics.nearness`` computes them without cancellation.
 
-All arithmetic on whole rows is in float64: float32 exponentials would cost the KL of a float32
-bake, 1e-11, its digits. An exponential of numpy takes half as long as torch's.
+All arithmetic on whole rows is in float64: float32 exponentials would leave the plain
+differences an error of about 1e-7. numpy's exponential takes 0.8 ns an entry on an AMD processor
+with AVX-512, torch's 1.6.
 """
 
 from __future__ import annotations
@@ -107,13 +108,15 @@ def distribution(
     """Softmax and what follows from it.
 
     Args:
-        logits: [t, V] float32 or float64.
+        logits: [t, V], any float dtype.
         targets: [t] the token that really follows.
         workspace: where the two [t, V] arrays of the result live; None for their own.
     """
     import torch
 
     workspace = workspace or Workspace()
+    if logits.dtype in (torch.bfloat16, torch.float16):  # numpy has no bfloat16
+        logits = logits.float()
     leaders, values = (found.numpy() for found in leading(logits))
     largest = values.max(axis=1)
     top = np.where(values == largest[:, None], leaders, logits.shape[1]).min(axis=1)

@@ -19,7 +19,7 @@ class BlockMemory:
     """Hands out tensors whose memory returns when the last tensor that shares it is gone.
 
     A fresh block of a hundred megabytes comes from the operating system page by page, and
-    that takes a tenth of the time of the matrix product that fills it.
+    that takes a tenth or more of the time of the matrix product that fills it.
     """
 
     def __init__(self) -> None:
