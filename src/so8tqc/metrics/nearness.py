@@ -57,7 +57,7 @@ def close_divergences(
     scratch: torch.Tensor,
     more: torch.Tensor,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """KL, reverse KL and JS of each row, accurate where KL < 1e-6.
+    """KL, reverse KL and JS of each row, accurate where they are small.
 
     Args:
         weights: [t, V] float64, proportional to p.
@@ -78,18 +78,21 @@ def close_divergences(
     product.mul_(square)
     m5, m6 = dot(product, e) / total, dot(product, square) / total
     kl, reverse, m1 = np.zeros_like(total), np.zeros_like(total), np.zeros_like(total)
+    m0 = np.ones_like(total)
     if far is not None:
         growth = np.expm1(far.e)
         np.add.at(kl, far.row, far.p * (growth - far.e))
         np.add.at(reverse, far.row, far.p * growth * far.e)
+        np.subtract.at(m0, far.row, far.p)
         np.subtract.at(m1, far.row, far.p * far.e)  # Σ p e over all tokens is zero
     kl = np.log1p(kl + m2 / 2 + m3 / 6 + m4 / 24 + m5 / 120 + m6 / 720)
     reverse = np.exp(-kl) * (reverse + m2 + m3 / 2 + m4 / 6 + m5 / 24 + m6 / 120) - kl
-    # Σ p x^k from Σ p e^k; what is left out is below 1e-9 of the whole
-    x2 = m2 - 2 * kl * m1 + np.square(kl)
-    x3 = m3 - 3 * kl * m2
-    x4 = m4 - 4 * kl * m3
-    js = (x2 + x3 / 2 + x4 / 8 + m5 / 48 + m6 / 288) / 8
+    # Σ p x^k for x = e − KL, from Σ p e^k, without the tokens set aside
+    x2 = m2 - 2 * kl * m1 + m0 * np.square(kl)
+    x3 = m3 - 3 * kl * m2 + 3 * np.square(kl) * m1
+    x4 = m4 - 4 * kl * m3 + 6 * np.square(kl) * m2
+    x5 = m5 - 5 * kl * m4
+    js = (x2 + x3 / 2 + x4 / 8 + x5 / 48 + m6 / 288) / 8
     if far is not None:
         np.add.at(js, far.row, far.p * _js_terms(far.e - kl[far.row]))
     return kl, reverse, js
