@@ -1,6 +1,6 @@
 """Peak memory of a calibration of a GGUF file with V = 262,144, both processes counted.
 
-    python benchmarks/temperature_memory.py [--tokens 8192]
+    python benchmarks/temperature_memory.py [--tokens 5120]
 
 A Llama of random weights, one layer and the vocabulary of Gemma 3 is written, run by libllama and
 calibrated over ten strata as `so8tqc calibrate` does it, all objectives, groups and intervals
@@ -90,7 +90,7 @@ def peak_bytes(pid: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=5120)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         small, path = Path(directory) / "small.gguf", Path(directory) / "large.gguf"

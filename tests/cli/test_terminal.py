@@ -52,6 +52,27 @@ def test_columns_that_nothing_fills_are_left_out(capsys: pytest.CaptureFixture[s
     assert "target" not in out
 
 
+def test_a_calibration_says_its_temperature_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    measures = ("nll", "ece", "adaptive_ece", "classwise_ece", "brier", "sharpness")
+    metrics = {
+        "fitted": 1.0864, "ci95": [1.0711, 1.1012], "significant": True,
+        "before": dict.fromkeys(measures, 13.085), "at_fitted": dict.fromkeys(measures, 13.0684),
+        "change": {m: {"difference": -0.0166, "ci95": [-0.0231, -0.0094]} for m in measures},
+        "reference": dict.fromkeys(measures, 2.9),
+    }  # fmt: skip
+    show(record("calibrate", metrics=metrics))
+    out = capsys.readouterr().out
+    assert "T = 1.086, 95 % interval 1.071 … 1.101, used" in out
+    shown = next(line for line in out.splitlines() if line.startswith("sharpness"))
+    assert shown.split()[-6:] == ["13.0850", "13.0684", "-0.0166", "-0.0231", "…", "-0.0094"]
+
+    show(record("calibrate", metrics={**metrics, "ci95": None, "significant": False}))
+    assert "T = 1.086, not used" in capsys.readouterr().out
+
+
 def test_a_run_shows_its_stages_and_only_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"verdict": "fail", "passed": 1, "failed": 1, "skipped": 0, "seconds": 2.5,
            "reused": False}  # fmt: skip

@@ -772,3 +772,18 @@ def test_bins_are_those_asked_for(config: CalibrateConfig, bins: int) -> None:
     tokens = record.metrics["tokens"]
     assert isinstance(tokens, dict)
     assert sum(before["count"]) == tokens["holdout"]
+
+
+def test_the_notice_of_groups_names_the_lowest_and_the_highest() -> None:
+    from so8tqc.metrics.temperature_fit import Change
+    from so8tqc.metrics.temperature_groups import GroupTemperature
+    from so8tqc.services.calibrate import _ends
+    from so8tqc.services.temperature_beyond import JudgedGroups
+
+    gain = Change(3.0, 2.9, (-0.2, -0.05))
+    groups = {
+        name: GroupTemperature(temperature, temperature, 1.0, 9)
+        for name, temperature in (("law", 1.1), ("art", 1.25), ("", 0.95))
+    }
+    judged = JudgedGroups(groups, 1.0, gain, gain, True)
+    assert _ends(judged) == "0.950 (unnamed) … 1.250 (art)"

@@ -121,6 +121,10 @@ def terminal_tables(record: Record) -> list[Table]:
     """The tables that a terminal shows, too: narrow ones."""
     if record.kind == "qc":
         return [table for table in (_narrow_pairs(record),) if table is not None]
+    if record.kind == "calibrate" and "change" in record.metrics:
+        from so8tqc.reports.reliability import held_out_table
+
+        return [Table(*held_out_table(record))]
     if record.kind != "choose":
         return []
     found = [_narrow_rows(record), _narrow_pairs(record), _narrow_tried(record)]

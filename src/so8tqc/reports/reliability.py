@@ -180,6 +180,15 @@ def calibration_tables(record: Record) -> list[Table]:
     ]  # fmt: skip
 
 
+def held_out_table(record: Record) -> Table:
+    """The fitted temperature, whether it is used, and what it does; fits 80 columns."""
+    metrics: dict[str, Any] = record.metrics
+    _, header, rows = _measures({**metrics, "reference": None})
+    interval = f", 95 % interval {_interval(metrics['ci95'], 3, '')}" if metrics["ci95"] else ""
+    used = "used" if metrics["significant"] else "not used"
+    return f"T = {metrics['fitted']:.3f}{interval}, {used}; held-out texts", header, rows
+
+
 def _measures(metrics: dict[str, Any]) -> Table:
     reference = metrics["reference"]
     header = ["measure", "T = 1", f"T = {metrics['fitted']:.3f}", "change", "95 % interval"]

@@ -27,6 +27,7 @@ from so8tqc.services.temperature_apply import (
     proof_logits,
     write_applied,
 )
+from so8tqc.services.temperature_beyond import JudgedGroups
 from so8tqc.services.temperature_metrics import temperature_details, temperature_summary
 from so8tqc.services.temperature_verdict import (
     Calibration,
@@ -250,16 +251,25 @@ def _notices(calibration: Calibration, config: CalibrateConfig) -> list[str]:
     return [*notices, *_beyond_notices(calibration)]
 
 
+def _ends(groups: JudgedGroups) -> str:
+    """The groups with the lowest and the highest temperature."""
+    ordered = sorted(groups.temperatures.items(), key=lambda item: item[1].temperature)
+    ends = (ordered[0], ordered[-1])
+    return " … ".join(f"{group.temperature:.3f} ({label or 'unnamed'})" for label, group in ends)
+
+
 def _beyond_notices(calibration: Calibration) -> list[str]:
     notices = [
-        f"Temperatures by {axis} gain further on held-out text: see group_temperatures."
+        f"Temperatures by {axis} gain a further {-groups.nll.difference:.4f} nats a token on "
+        f"held-out text: {_ends(groups)} (group_temperatures)."
         for axis, groups in calibration.groups.items()
         if groups.significant
     ]
     if calibration.entropy.significant:
         rule = calibration.entropy.rule
         notices.append(
-            f"T(H) = {rule.a:.3f} {rule.b:+.3f}·H gains further on held-out text: "
+            f"T(H) = {rule.a:.3f} {rule.b:+.3f}·H gains a further "
+            f"{-calibration.entropy.nll.difference:.4f} nats a token on held-out text: "
             "so8tqc.AdaptiveTemperature applies it."
         )
     return notices
