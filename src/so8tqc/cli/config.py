@@ -7,10 +7,23 @@ from typing import Annotated
 
 import typer
 
+from so8tqc.cli.options import QuietOption
+
+StageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--stage",
+        metavar="COMMAND",
+        help="The file is for this command's --config, not for `run`.",
+        show_default=False,
+    ),
+]
+
 config = typer.Typer(
     name="config",
-    help="Config files: their schema.\n\nExamples:\n\n"
-    "    so8tqc config schema --out so8tqc.schema.json",
+    help="Config files: their schema, their mistakes.\n\nExamples:\n\n"
+    "    so8tqc config schema --out so8tqc.schema.json\n\n"
+    "    so8tqc config check run.yaml",
     no_args_is_help=True,
 )
 
@@ -42,3 +55,38 @@ def schema(
         typer.echo(text, nl=False)
         return
     out.write_text(text, encoding="utf-8")
+
+
+@config.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files.")],
+    stage: StageOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Validate config files; every mistake is told with its file, line and key. Exit code 2 if any.
+
+    The files alone are looked at: no environment variable, no model, no data.
+
+    Examples:
+
+        so8tqc config check configs/demo.yaml configs/strict.yaml
+
+        so8tqc config check qc.yaml --stage qc
+    """
+    from so8tqc.config import config_model
+    from so8tqc.config_file import check_file
+    from so8tqc.errors import ConfigError, ExitCode
+
+    config_model(stage)
+    wrong = False
+    for file in files:
+        try:
+            check_file(file, stage)
+        except ConfigError as error:
+            typer.echo(f"✗ {error}", err=True)
+            wrong = True
+        else:
+            if not quiet:
+                typer.echo(f"✓ {file}")
+    if wrong:
+        raise typer.Exit(ExitCode.USAGE)
