@@ -150,6 +150,8 @@ def _put(
             inner[part] = {}
         inner = inner[part]
     inner[path[-1]] = value
+    for hidden in [key for key in origins if key[: len(path)] == path]:
+        del origins[hidden]
     origins[path] = origin
 
 
@@ -170,10 +172,10 @@ def _config_error(
         close = difflib.get_close_matches(name, _fields(model, tuple(parents)), n=1)
         remedies += [f"Did you mean {close[0]}?"] if close else []
     if others:
-        listed = "; ".join(f"{_origin(key, origins) or place}: {text}" for text, key in others)
+        listed = "; ".join(f"{origin_of(key, origins) or place}: {text}" for text, key in others)
         remedies.append(f"Also: {listed}.")
     return ConfigError(
-        first[0], where=_origin(first[1], origins) or place, remedy=" ".join(remedies) or None
+        first[0], where=origin_of(first[1], origins) or place, remedy=" ".join(remedies) or None
     )
 
 
@@ -196,7 +198,7 @@ def _key(location: Sequence[str | int]) -> Key:
     return tuple(str(part) for part in location if part != "[key]")
 
 
-def _origin(key: Key, origins: Mapping[Key, str]) -> str | None:
+def origin_of(key: Key, origins: Mapping[Key, str]) -> str | None:
     """Where the key was given: itself, its nearest parent, or what was set inside it."""
     for length in range(len(key), 0, -1):
         if key[:length] in origins:
