@@ -14,10 +14,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from so8tqc.config import config_model
+from so8tqc.config_environment import environment_values
 from so8tqc.config_yaml import Key, read_yaml
 from so8tqc.errors import ConfigError
 
-ENVIRONMENT_PREFIX = "SO8TQC_"
 _SHOWN_CHARACTERS = 60
 COMMAND_LINE = "command line"
 
@@ -40,7 +40,7 @@ def load_options(
         overrides: ``key.subkey=value`` of ``--set``; values are read as YAML.
         flags: field → value of the command line; absent flags must not be in it. A mapping
             changes the keys it names and leaves its neighbours.
-        environment: variables ``SO8TQC_KEY__SUBKEY``; others are ignored.
+        environment: variables, see :mod:`so8tqc.config_environment`.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type; naming file, line and key.
@@ -95,11 +95,8 @@ def given_values(
     if file is not None:
         values, lines = read_yaml(file)
         origins |= {key: f"{file}:{line}" for key, line in lines.items()}
-    for name, text in sorted((environment or {}).items()):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            if path[0] in model.model_fields:
-                _put(values, path, _parse(text, name), origins, name)
+    for path, text, name in environment_values(model, environment or {}):
+        _put(values, path, _parse(text, name), origins, name)
     for override in overrides:
         name, separator, text = override.partition("=")
         where = f"--set {override}"
