@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from so8tqc.config import config_model
 from so8tqc.config_environment import environment_values
-from so8tqc.config_yaml import Key, read_yaml
+from so8tqc.config_extends import read_layers
+from so8tqc.config_yaml import Key
 from so8tqc.errors import ConfigError
 
 _SHOWN_CHARACTERS = 60
@@ -36,7 +37,7 @@ def load_options(
 
     Args:
         model: which config.
-        file: YAML file, or None.
+        file: YAML file, with what it ``extends``; or None.
         overrides: ``key.subkey=value`` of ``--set``; values are read as YAML.
         flags: field → value of the command line; absent flags must not be in it. A mapping
             changes the keys it names and leaves its neighbours.
@@ -93,8 +94,7 @@ def given_values(
     values: dict[str, Any] = {}
     origins: dict[Key, str] = {}
     if file is not None:
-        values, lines = read_yaml(file)
-        origins |= {key: f"{file}:{line}" for key, line in lines.items()}
+        values, origins = read_layers(file)
     for path, text, name in environment_values(model, environment or {}):
         _put(values, path, _parse(text, name), origins, name)
     for override in overrides:
