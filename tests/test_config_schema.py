@@ -60,9 +60,13 @@ def test_a_command_has_a_schema_that_requires_nothing(command: str) -> None:
     result = CliRunner().invoke(app, ["config", "schema", command])
     assert result.exit_code == 0
     schema = json.loads(result.output)
-    assert set(schema["properties"]) == set(COMMAND_CONFIGS[command].model_fields)
+    assert set(schema["properties"]) == {*COMMAND_CONFIGS[command].model_fields, "extends"}
     assert list(validator(command).iter_errors({})) == []
     assert list(validator(command).iter_errors({"sed": 1})) != []
+
+
+def test_a_file_that_extends_another_may_leave_out_what_that_gives() -> None:
+    assert list(validator().iter_errors({"extends": ["a.yaml"], "rotations": "r"})) == []
 
 
 def test_a_size_may_have_a_unit() -> None:

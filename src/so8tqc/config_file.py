@@ -8,22 +8,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from so8tqc.config import config_model
+from so8tqc.config_environment import environment_values
+from so8tqc.config_extends import read_layers
+from so8tqc.config_yaml import Key
 from so8tqc.errors import ConfigError
-
-ENVIRONMENT_PREFIX = "SO8TQC_"
-_MAX_BYTES = 1 << 20
-_MAX_VALUES = 10_000
-"""Values of a file, aliases expanded: forty short lines of aliases can stand for 2^40 values."""
 
 _SHOWN_CHARACTERS = 60
 COMMAND_LINE = "command line"
 
-Key = tuple[str, ...]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -39,25 +37,66 @@ def load_options(
 
     Args:
         model: which config.
-        file: YAML file, or None.
+        file: YAML file, with what it ``extends``; or None.
         overrides: ``key.subkey=value`` of ``--set``; values are read as YAML.
         flags: field → value of the command line; absent flags must not be in it. A mapping
             changes the keys it names and leaves its neighbours.
-        environment: variables ``SO8TQC_KEY__SUBKEY``; others are ignored.
+        environment: variables, see :mod:`so8tqc.config_environment`.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type; naming file, line and key.
     """
+    values, origins = given_values(
+        model, file=file, overrides=overrides, flags=flags, environment=environment
+    )
+    return validated(model, values, origins, file)
+
+
+def check_file(file: Path, command: str | None = None) -> None:
+    """Validate a run file, or what a command's ``--config`` reads, by itself.
+
+    A command's file may leave out what its flags give: no path has to be in it.
+
+    Raises:
+        ConfigError: as :func:`load_options`; or no such command.
+    """
+    model = config_model(command)
+    values, origins = given_values(model, file=file)
+    if command is not None:
+        values = {**placeholders(model), **values}
+    validated(model, values, origins, file)
+
+
+def placeholders(model: type[BaseModel]) -> dict[str, Any]:
+    """Something valid for every field without a default: each is a path, or a list of them."""
+    required = {name: field for name, field in model.model_fields.items() if field.is_required()}
+    return {
+        name: ["."] if get_origin(field.annotation) is tuple else "."
+        for name, field in required.items()
+    }
+
+
+def given_values(
+    model: type[BaseModel],
+    *,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], dict[Key, str]]:
+    """What was given, merged but not validated, and where each key of it came from.
+
+    Arguments as of :func:`load_options`.
+
+    Raises:
+        ConfigError: unreadable file, or a value that is not YAML.
+    """
     values: dict[str, Any] = {}
     origins: dict[Key, str] = {}
     if file is not None:
-        values, lines = read_yaml(file)
-        origins |= {key: f"{file}:{line}" for key, line in lines.items()}
-    for name, text in sorted((environment or {}).items()):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            path = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            if path[0] in model.model_fields:
-                _put(values, path, _parse(text, name), origins, name)
+        values, origins = read_layers(file)
+    for path, text, name in environment_values(model, environment or {}):
+        _put(values, path, _parse(text, name), origins, name)
     for override in overrides:
         name, separator, text = override.partition("=")
         where = f"--set {override}"
@@ -66,83 +105,21 @@ def load_options(
         _put(values, tuple(name.split(".")), _parse(text, where), origins, where)
     for path, value in _leaves(flags or {}):
         _put(values, path, value, origins, COMMAND_LINE)
+    return values, origins
+
+
+def validated(
+    model: type[_Model], values: Mapping[str, Any], origins: Mapping[Key, str], file: Path | None
+) -> _Model:
+    """The model of these values.
+
+    Raises:
+        ConfigError: unknown or missing key, wrong type; naming file, line and key.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, model, origins, file) from None
-
-
-def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Key, int]]:
-    """A YAML mapping as plain data, and the line (from 1) of every key.
-
-    Raises:
-        ConfigError: missing, larger than 1 MiB, not UTF-8, not YAML, a key given twice, an
-            alias inside itself, more than 10,000 values, or not a mapping.
-    """
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ConfigError("larger than 1 MiB", where=str(file))
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("no such config file", where=str(file)) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8: byte {error.start}", where=str(file)) from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(file)) from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        # before anything is built from them: what is counted here is what a reader would walk
-        lines = {} if root is None else dict(_lines(root, (), file))
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        what = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"not YAML: {' '.join(what.split())}", where=where) from None
-    if values is None:
-        return {}, {}
-    if not isinstance(values, dict):
-        raise ConfigError("expected a mapping of keys to values", where=str(file))
-    return values, lines
-
-
-def _lines(root: yaml.Node, path: Key, file: Path) -> Iterator[tuple[Key, int]]:
-    """The line of every key and list item, aliases expanded."""
-    count = 0
-    open_nodes: set[int] = set()
-
-    def walk(node: yaml.Node, path: Key) -> Iterator[tuple[Key, int]]:
-        nonlocal count
-        count += 1
-        where = f"{file}:{node.start_mark.line + 1}"
-        if count > _MAX_VALUES:
-            raise ConfigError(f"more than {_MAX_VALUES:,} values, aliases expanded", where=where)
-        if id(node) in open_nodes:
-            raise ConfigError("an alias stands inside what it names", where=where)
-        open_nodes.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            _refuse_repeated_keys(node, file)
-            for key, value in node.value:
-                yield (*path, str(key.value)), key.start_mark.line + 1
-                yield from walk(value, (*path, str(key.value)))
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                yield (*path, str(i)), value.start_mark.line + 1
-                yield from walk(value, (*path, str(i)))
-        open_nodes.remove(id(node))
-
-    return walk(root, path)
-
-
-def _refuse_repeated_keys(node: yaml.MappingNode, file: Path) -> None:
-    seen: set[str] = set()
-    for key, _ in node.value:
-        name = str(key.value)
-        if name in seen:
-            raise ConfigError(
-                f"key {name} is given twice", where=f"{file}:{key.start_mark.line + 1}"
-            )
-        seen.add(name)
 
 
 def _leaves(flags: Mapping[str, object], path: Key = ()) -> Iterator[tuple[Key, object]]:
@@ -170,6 +147,8 @@ def _put(
             inner[part] = {}
         inner = inner[part]
     inner[path[-1]] = value
+    for hidden in [key for key in origins if key[: len(path)] == path]:
+        del origins[hidden]
     origins[path] = origin
 
 
@@ -190,10 +169,10 @@ def _config_error(
         close = difflib.get_close_matches(name, _fields(model, tuple(parents)), n=1)
         remedies += [f"Did you mean {close[0]}?"] if close else []
     if others:
-        listed = "; ".join(f"{_origin(key, origins) or place}: {text}" for text, key in others)
+        listed = "; ".join(f"{origin_of(key, origins) or place}: {text}" for text, key in others)
         remedies.append(f"Also: {listed}.")
     return ConfigError(
-        first[0], where=_origin(first[1], origins) or place, remedy=" ".join(remedies) or None
+        first[0], where=origin_of(first[1], origins) or place, remedy=" ".join(remedies) or None
     )
 
 
@@ -216,7 +195,7 @@ def _key(location: Sequence[str | int]) -> Key:
     return tuple(str(part) for part in location if part != "[key]")
 
 
-def _origin(key: Key, origins: Mapping[Key, str]) -> str | None:
+def origin_of(key: Key, origins: Mapping[Key, str]) -> str | None:
     """Where the key was given: itself, its nearest parent, or what was set inside it."""
     for length in range(len(key), 0, -1):
         if key[:length] in origins:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from so8tqc.config import config_model
+from so8tqc.config_extends import EXTENDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -19,8 +20,14 @@ def config_schema(command: str | None = None) -> dict[str, Any]:
         ConfigError: no such command.
     """
     schema = config_model(command).model_json_schema()
-    if command is not None:
-        schema.pop("required", None)
+    required = schema.pop("required", [])
+    if command is None:  # what is required may stand in a file that this one extends
+        schema["anyOf"] = [{"required": required}, {"required": [EXTENDS]}]
+    schema["properties"][EXTENDS] = {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "Config files that this one stands on, relative to it; later ones hide "
+        "earlier ones.",
+    }
     title = f"so8tqc {command} --config" if command else "so8tqc run"
     return {"$schema": DIALECT, **schema, "title": title}
 

@@ -23,7 +23,7 @@ from so8tqc.records import Check, Record, RunInfo, judge, overall
 
 COMMANDS = (
     "run", "demo", "bake", "export", "quantize", "calibrate", "capture", "qc", "longtext",
-    "report", "doctor", "vendor", "data", "config", "config schema",
+    "report", "doctor", "vendor", "data", "config", "config schema", "config check", "config show",
 )  # fmt: skip
 
 

@@ -7,10 +7,24 @@ from typing import Annotated
 
 import typer
 
+from so8tqc.cli.options import QuietOption, SetOption, given
+
+StageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--stage",
+        metavar="COMMAND",
+        help="The file is for this command's --config, not for `run`.",
+        show_default=False,
+    ),
+]
+
 config = typer.Typer(
     name="config",
-    help="Config files: their schema.\n\nExamples:\n\n"
-    "    so8tqc config schema --out so8tqc.schema.json",
+    help="Config files: their schema, their mistakes, the values in force.\n\nExamples:\n\n"
+    "    so8tqc config schema --out so8tqc.schema.json\n\n"
+    "    so8tqc config check run.yaml\n\n"
+    "    so8tqc config show run.yaml --set qc.seed=1",
     no_args_is_help=True,
 )
 
@@ -42,3 +56,89 @@ def schema(
         typer.echo(text, nl=False)
         return
     out.write_text(text, encoding="utf-8")
+
+
+@config.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files.")],
+    stage: StageOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Validate config files; every mistake is told with its file, line and key. Exit code 2 if any.
+
+    The files alone are looked at: no environment variable, no model, no data.
+
+    Examples:
+
+        so8tqc config check configs/demo.yaml configs/strict.yaml
+
+        so8tqc config check qc.yaml --stage qc
+    """
+    from so8tqc.config import config_model
+    from so8tqc.config_file import check_file
+    from so8tqc.errors import ConfigError, ExitCode
+
+    config_model(stage)
+    wrong = False
+    for file in files:
+        try:
+            check_file(file, stage)
+        except ConfigError as error:
+            typer.echo(f"✗ {error}", err=True)
+            wrong = True
+        else:
+            if not quiet:
+                typer.echo(f"✓ {file}")
+    if wrong:
+        raise typer.Exit(ExitCode.USAGE)
+
+
+@config.command()
+def show(
+    file: Annotated[Path | None, typer.Argument(help="YAML file.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory, as `so8tqc run --out`.", show_default=False),
+    ] = None,
+    set_: SetOption = None,
+    stage: StageOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Print the values in force and where each came from.
+
+    The order is flag, --set, environment (SO8TQC_KEY__SUBKEY), file, default.
+
+    Examples:
+
+        so8tqc config show configs/demo.yaml
+
+        so8tqc config show configs/demo.yaml --set qc.seed=1 --json
+
+        so8tqc config show qc.yaml --stage qc
+    """
+    import json as json_module
+    import os
+
+    from so8tqc.config import config_model
+    from so8tqc.config_origins import settings
+
+    rows = settings(
+        config_model(stage),
+        file=file,
+        overrides=set_ or (),
+        flags=given(out=out),
+        environment=os.environ,
+    )
+    if json:
+        listed = [row._asdict() for row in rows]
+        typer.echo(json_module.dumps(listed, indent=2, ensure_ascii=False))
+        return
+    texts = [
+        row.value
+        if isinstance(row.value, str)
+        else json_module.dumps(row.value, ensure_ascii=False)
+        for row in rows
+    ]
+    key_width, value_width = max(len(row.key) for row in rows), max(map(len, texts))
+    for row, text in zip(rows, texts, strict=True):
+        typer.echo(f"{row.key:<{key_width}}  {text:<{value_width}}  {row.origin}")
