@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +79,19 @@ def test_a_failure_that_nothing_explains_names_its_checks() -> None:
     assert "Open the plots" in step.text
     (step,) = next_steps({"other": record("other", checks[0])})
     assert step.text == "phase.0 2 (≤ 1) failed. See the failed checks."
+
+
+def test_each_check_of_long_text_has_its_own_advice_said_once() -> None:
+    documented = {
+        line.split("`")[1]
+        for line in (Path(__file__).parents[2] / "docs" / "longtext.md").read_text().splitlines()
+        if line.startswith(("| `phase.", "| `oscillation.", "| `pet."))
+    }
+    assert len(documented) == 13
+    for check_id in documented:
+        check = judge(check_id, 2.0, 1.0, detail="")
+        (step,) = next_steps({"longtext": record("longtext", check, check)})
+        assert "Open the plots" not in step.text
+        sentence = step.text.split(" failed. ")[1]
+        assert step.text.count(sentence) == 1
+        assert len(sentence) > 30

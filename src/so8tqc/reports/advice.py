@@ -19,8 +19,31 @@ _STAGE_REMEDIES = {
     "quantize": "Check disk and memory, then quantize again.",
     "choose": "Allow more, or search more: other types (--type), more files (--max-evaluations).",
     "calibrate": "Do not apply this temperature; fit it on more text (--data FILE).",
-    "longtext": "Open the plots of the failed case and compare both models' series.",
 }
+
+_PLOTS = "Open the plots of the failed case and compare both models' series."
+
+_LONGTEXT_REMEDIES = {
+    "phase.layer0": "No fold can change layer 0's attention: compare RoPE base and scaling in both "
+    "config.json, the tokenizers and the embeddings.",
+    "phase.attention": "Queries, keys or positions are wrong from that layer on: was a rotation "
+    "applied to q_proj or k_proj? so8tqc qc names the fault in the weights.",
+    "phase.dips": "Open the case's entropy plot: a peak at a dotted line is a RoPE wavelength.",
+    "phase.position": "The error grows along the text: compare RoPE scaling, context length and "
+    "sliding window.",
+    "oscillation.index": "If von_neumann passed: a changed final norm, head or temperature.",
+    "oscillation.von_neumann": "Look at the layers that pet.energy names.",
+    "oscillation.high_frequency": "Look at the layers that pet.energy names.",
+    "oscillation.repetition": "Read the generated texts: they repeat what the reference does not.",
+    "oscillation.compression": "Read the generated texts: they repeat what the reference does not.",
+    "oscillation.loops": "Read the generated texts: they loop where the reference's do not.",
+    "pet.energy": "That layer was stirred up after the training: bake again from the base model.",
+    "pet.high_frequency": "That layer was stirred up after the training: bake again from the base "
+    "model.",
+    "pet.effect": "The gates do not show what their PET record promises: check that the right file "
+    "was baked, or train with a stronger penalty.",
+}
+"""What to do about a check of the long texts; docs/longtext.md says more."""
 _CHECKS_NAMED = 4
 
 
@@ -42,9 +65,16 @@ def next_steps(records: Mapping[str, Record]) -> list[NextStep]:
             if stage == "qc" and subject in _quantized(records):
                 steps.append(_lost_too_much(records, subject, mine))
             elif not record.diagnosis:
-                remedy = _STAGE_REMEDIES.get(stage, "See the failed checks.")
-                steps.append(NextStep(f"{_named(mine, subject)} failed. {remedy}"))
+                remedies = _remedies(stage, mine)
+                steps.append(NextStep(f"{_named(mine, subject)} failed. {remedies}"))
     return list(dict.fromkeys(steps))
+
+
+def _remedies(stage: str, failed: Iterable[Check]) -> str:
+    """What to do about the checks of one file that failed in one stage, each remedy once."""
+    if stage == "longtext":
+        return " ".join(dict.fromkeys(_LONGTEXT_REMEDIES.get(c.id, _PLOTS) for c in failed))
+    return _STAGE_REMEDIES.get(stage, "See the failed checks.")
 
 
 def _lost_too_much(
