@@ -219,6 +219,23 @@ def test_wavelengths_are_those_the_model_turns_with(
     np.testing.assert_allclose(_wavelengths(_Models(model, None, None)), expected, rtol=1e-6)
 
 
+def test_a_model_without_rope_has_no_wavelengths_to_look_for(
+    llama: Path, make_gates: Callable[..., Path], long_texts: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("so8tqc.services.longtext._wavelengths", lambda _models: np.empty(0))
+    gates = make_gates(llama)
+    bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
+    record = run(tmp_path / "baked", llama, gates, long_texts, tmp_path / "out", max_new_tokens=0)
+    check = record.check("phase.dips")
+    assert check.verdict is Verdict.SKIP
+    assert "no RoPE" in check.detail
+    assert record.check("phase.attention").verdict is Verdict.PASS
+    assert (
+        "Plotly.newPlot" in (tmp_path / "out" / "scientific_explanation_entropy.html").read_text()
+    )
+
+
 @pytest.mark.png
 def test_images_are_drawn(
     llama: Path, make_gates: Callable[..., Path], long_texts: Path, tmp_path: Path

@@ -85,6 +85,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         wavelengths = _wavelengths(models)
         writers = _writers(models)
         for case in cases:
+            case.rope = wavelengths.size > 0
             _measure(case, models, config, progress)
             generate(case, writers, config.max_new_tokens, config.seed, progress)
     finally:

@@ -61,9 +61,13 @@ _SMALLEST_KL = 1e-14
 
 @dataclass
 class Case:
-    """One text: what was measured on it."""
+    """One text: what was measured on it.
+
+    ``rope``: whether periods may be traced to RoPE wavelengths; False for a model without RoPE.
+    """
 
     encoded: EncodedText
+    rope: bool = True
     candidate: Probe | None = None
     reference: Probe | None = None
     base: Probe | None = None
@@ -147,6 +151,9 @@ def _attention_check(case: Case) -> Check:
 
 
 def _dips_check(case: Case) -> Check:
+    if not case.rope:
+        reason = "the model has no RoPE, whose wavelengths this check looks for"
+        return skipped("phase.dips", reason, subject=case.encoded.id)
     extra = _extra_peaks(case)
     listed = ", ".join(f"{period:.1f}" for period in extra[:5])
     return judge(
