@@ -20,7 +20,7 @@ from so8tqc.errors import ConfigError, InputError, ModelError, ToolError
 from so8tqc.llama import quantizer
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.imatrix import read_imatrix
-from so8tqc.llama.quantizer import Job, Quantizer, quantization_types
+from so8tqc.llama.quantizer import Job, Quantizer, Recipe, quantization_types, resolve_type
 from so8tqc.records import Record, Verdict
 from so8tqc.services.quantize import quantize
 
@@ -534,6 +534,23 @@ def test_a_dying_libllama_is_a_message(
     with pytest.raises(ToolError, match=says):
         run(model, tmp_path / "q", "Q8_0", "Q4_0")
     assert list((tmp_path / "q").iterdir()) == []
+
+
+def test_a_dead_process_tells_every_later_job_why(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of several files is reported first."""
+    code = "print('GGML_ASSERT failed', flush=True); os.abort()"
+    monkeypatch.setattr(quantizer, "WORKER", worker_that_writes_by(code))
+    process = Quantizer()
+    job = Job(model, tmp_path / "x.gguf", Recipe(resolve_type("Q8_0")[1]))
+    try:
+        assert process.plan(model, job.recipe)
+        for _ in range(2):
+            with pytest.raises(ToolError, match=r"SIGABRT.*GGML_ASSERT failed"):
+                process.write(job, lambda _: None)
+    finally:
+        process.close()
 
 
 def test_ctrl_c_ends_a_quantization_at_once_and_leaves_nothing(model: Path, tmp_path: Path) -> None:

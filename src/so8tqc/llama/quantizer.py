@@ -217,11 +217,11 @@ class Quantizer:
 
     def _lines(self, job: Job) -> Iterator[str]:
         """What libllama says during a job."""
-        self._said.clear()
         with suppress(BrokenPipeError):  # a dead process is noticed below
             _pipe(self._process.stdin).write(job.to_json() + "\n")
         for line in _pipe(self._process.stdout):
             if line.startswith(DONE_MARK):
+                self._said.clear()  # only now: of a dead process every later job tells the cause
                 return
             self._said.append(line.rstrip())
             yield line.rstrip("\n")
