@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,9 @@ _WORKER_BYTES = 256 << 20
 
 _BUFFER_BYTES = 8
 """A worker's buffers, for each weight of the largest tensor: float32, and at most as much again."""
+
+_LOOK_SECONDS = 0.5
+"""How long to wait at a time: a Ctrl-C that comes just before a wait is noticed at its end."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,13 @@ def quantize_files(
                 )
                 publications[future] = (file.output.name, publication)
             reference = pool.submit(file_ref, source.path)
-            for future in as_completed(publications):
-                name, publication = publications[future]
-                results[name] = future.result()
-                publication.close()
+            pending = set(publications)
+            while pending:
+                done, pending = wait(pending, _LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    name, publication = publications[future]
+                    results[name] = future.result()
+                    publication.close()
             order = [file.output.name for file in files]
             return reference.result(), {name: results[name] for name in order}
         except BaseException:
