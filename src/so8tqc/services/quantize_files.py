@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypedDict
 
 from so8tqc.artifacts import atomic_file, file_ref, sha256_file
@@ -94,6 +94,7 @@ def quantize_files(
     free: SimpleQueue[Quantizer] = SimpleQueue()
     for quantizer in quantizers:
         free.put(quantizer)
+    finished: SimpleQueue[Future[Result]] = SimpleQueue()
     results: dict[str, Result] = {}
     # the temporaries outlive the threads that write them
     with (
@@ -110,14 +111,13 @@ def quantize_files(
                     _one, source, file, temporary, threads, free, comparisons, progress
                 )
                 publications[future] = (file.output.name, publication)
+                future.add_done_callback(finished.put)
             reference = pool.submit(file_ref, source.path)
-            pending = set(publications)
-            while pending:
-                done, pending = wait(pending, _LOOK_SECONDS, return_when=FIRST_COMPLETED)
-                for future in done:
-                    name, publication = publications[future]
-                    results[name] = future.result()
-                    publication.close()
+            for _ in files:
+                future = _next(finished)
+                name, publication = publications[future]
+                results[name] = future.result()
+                publication.close()
             order = [file.output.name for file in files]
             return reference.result(), {name: results[name] for name in order}
         except BaseException:
@@ -126,6 +126,13 @@ def quantize_files(
             comparisons.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _next(finished: SimpleQueue[Future[Result]]) -> Future[Result]:
+    """The next file that is done. A Ctrl-C finds no lock held here that a thread needs to end."""
+    while True:
+        with suppress(Empty):
+            return finished.get(timeout=_LOOK_SECONDS)
 
 
 def _one(
