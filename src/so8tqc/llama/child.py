@@ -13,7 +13,9 @@ QUIET_ABORT = {"GGML_NO_BACKTRACE": "1"}
 """Environment of a process that runs libllama: ggml would start a debugger on itself before it
 aborts."""
 
-_KEPT_LINES = 60
+KEPT_LINES = 60
+"""How many of a child's last lines are kept to find the cause of its end in."""
+
 _TELLING = (
     re.compile(r"^(\w+\.)*\w*(Error|Exception)\b|\berror\b", re.IGNORECASE),
     re.compile(r"\bfail", re.IGNORECASE),
@@ -21,15 +23,38 @@ _TELLING = (
 """What a line that names a cause looks like; "failed to load model" names none, so it is second."""
 
 
+def spawn(
+    command: Sequence[str], stdin: int, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a command; both its outputs come as one stream of lines, on ``stdout``.
+
+    A carriage return ends a line, too, so that progress bars can be followed.
+
+    Args:
+        command: program and arguments.
+        stdin: ``subprocess.PIPE`` (written line by line) or ``subprocess.DEVNULL``.
+        environment: variables to add to this process's.
+    """
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **(environment or {})},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        bufsize=1,
+    )
+
+
 def follow(
     command: Sequence[str],
     on_line: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a command to its end; both its outputs come as one stream of lines.
+    """Run a command to its end, line by line (see :func:`spawn`).
 
-    A carriage return ends a line, too, so that progress bars can be followed. On any exception,
-    interruption included, the child is killed.
+    On any exception, interruption included, the child is killed.
 
     Args:
         command: program and arguments.
@@ -39,17 +64,8 @@ def follow(
     Returns:
         Exit status (negative: the number of the signal that killed it), and the last lines.
     """
-    last: deque[str] = deque(maxlen=_KEPT_LINES)
-    with subprocess.Popen(
-        command,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        bufsize=1,
-    ) as process:
+    last: deque[str] = deque(maxlen=KEPT_LINES)
+    with spawn(command, subprocess.DEVNULL, environment) as process:
         try:
             for line in process.stdout or ():
                 last.append(line.rstrip())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import IO
 
 from so8tqc.errors import InputError, ToolError
-from so8tqc.llama.child import QUIET_ABORT, ending, reason
+from so8tqc.llama.child import KEPT_LINES, QUIET_ABORT, ending, reason, spawn
 from so8tqc.llama.libllama import library
 from so8tqc.llama.quantize_worker import DONE_MARK
 
 WORKER = (sys.executable, "-P", "-m", "so8tqc.llama.quantize_worker")
-_KEPT_LINES = 60
 
 _PREFIXES = ("MOSTLY_", "ALL_")
 _WITHOUT_RECIPE = frozenset({"NVFP4"})
@@ -157,17 +155,8 @@ class Quantizer:
     """
 
     def __init__(self) -> None:
-        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._process = subprocess.Popen(
-            WORKER,
-            env={**os.environ, **QUIET_ABORT},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            bufsize=1,
-        )
+        self._said: deque[str] = deque(maxlen=KEPT_LINES)
+        self._process = spawn(WORKER, subprocess.PIPE, QUIET_ABORT)
 
     def plan(self, source: Path, recipe: Recipe) -> dict[str, PlannedTensor]:
         """What libllama would make of a file: its dry run, which reads no weight.
