@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ class GGUFTensor:
     def raw(self) -> npt.NDArray[np.uint8]:
         """[bytes] as stored."""
         return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes as stored, hex."""
+        return hashlib.sha256(self.raw.data).hexdigest()
 
     def values(self) -> npt.NDArray[np.float32]:
         """Dequantized to float32, in ``shape``."""
@@ -166,6 +172,11 @@ def block_layout(type_: str) -> tuple[int, int]:
 
     weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_]]
     return int(weights), int(size)
+
+
+def aligned(size: int, alignment: int) -> int:
+    """Bytes that ``size`` bytes of data take, padding included."""
+    return size + -size % alignment
 
 
 def _tensor(tensor: Any) -> GGUFTensor:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from so8tqc.artifacts import atomic_file, require_space
 from so8tqc.errors import ModelError, ShapeError
-from so8tqc.llama.gguf_file import open_gguf, require_whole
+from so8tqc.llama.gguf_file import aligned, open_gguf, require_whole
 from so8tqc.progress import SILENT, Progress, Task
 
 if TYPE_CHECKING:
@@ -226,11 +226,7 @@ def _size(name: str, tensor: _Tensor, parts: _Parts, tensors: Mapping[str, Float
     """Bytes of a tensor's data in the new file, padding included."""
     if name not in tensors:
         return tensor.data[1] - tensor.data[0]
-    return _aligned(tensor.elements * _FLOAT32_BYTES, parts.alignment)
-
-
-def _aligned(size: int, alignment: int) -> int:
-    return size + -size % alignment
+    return aligned(tensor.elements * _FLOAT32_BYTES, parts.alignment)
 
 
 def _write_head(
@@ -302,7 +298,7 @@ def _write_floats(
     if written != tensor.elements:
         raise ShapeError(f"{written} values for a tensor of {tensor.elements}", where=name)
     size = written * _FLOAT32_BYTES
-    copy.write(bytes(_aligned(size, parts.alignment) - size))
+    copy.write(bytes(aligned(size, parts.alignment) - size))
 
 
 def _copy(original: BinaryIO, copy: BinaryIO, remaining: int, task: Task) -> None:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, aligned, open_gguf
 
 _HEADER_BYTES = 24
 
@@ -41,7 +41,7 @@ def mix(low: GGUFFile, high: GGUFFile, raised: Collection[str], destination: Pat
         offset = 0
         for tensor in chosen:
             copy.write(_info(tensor, offset))
-            offset += tensor.bytes + -tensor.bytes % alignment
+            offset += aligned(tensor.bytes, alignment)
         _pad(copy, alignment)
         for tensor in chosen:
             copy.write(tensor.raw.data)

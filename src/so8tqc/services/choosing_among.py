@@ -18,7 +18,7 @@ from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.qc_models import texts_of
 from so8tqc.services.recommending import recommend, speeds, verdicts
 from so8tqc.services.token_file import TOKENS_FILE, read_tokens
-from so8tqc.sources.capture import is_capture, open_capture
+from so8tqc.sources.capture import capture_if_one
 
 
 def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Record:
@@ -55,7 +55,7 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
     )
     recommended, reason = recommend(rows, budget, config, len(rows))
     checks = verdicts(rows[recommended], recommended, budget, config)
-    capture = open_capture(judged_by.reference) if is_capture(judged_by.reference) else None
+    capture = capture_if_one(judged_by.reference)
     longest = max((text.tokens for text in texts_of(judged_by, capture)), key=len)
     measured = speeds(
         paths, longest, repeats=config.repeats, threads=config.threads, progress=progress

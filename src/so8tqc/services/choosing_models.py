@@ -11,7 +11,7 @@ from so8tqc.config import ChooseConfig, QCConfig
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.services.qc_models import BASE, REFERENCE, reference_sources, rotations_of, texts_of
-from so8tqc.sources.capture import is_capture, open_capture
+from so8tqc.sources.capture import capture_if_one
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.protocol import LogitSource, TokenIds
@@ -50,7 +50,7 @@ class Evaluation:
     def __init__(self, config: ChooseConfig) -> None:
         self._threads = config.threads
         reference = config.reference or config.gguf
-        capture = open_capture(reference) if is_capture(reference) else None
+        capture = capture_if_one(reference)
         qc = _as_qc(config, reference)
         rotations = rotations_of(qc, capture)
         self.texts = texts_of(qc, capture)

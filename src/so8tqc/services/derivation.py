@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,5 +30,5 @@ def derivation(tensors: dict[str, dict[str, str]]) -> Derivation:
 def tensor_digests(gguf: GGUFFile) -> dict[str, str]:
     """Tensor → SHA-256 of its stored bytes."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = pool.map(lambda t: hashlib.sha256(t.raw.data).hexdigest(), gguf.tensors.values())
+        digests = pool.map(lambda t: t.sha256, gguf.tensors.values())
         return dict(zip(gguf.tensors, digests, strict=True))

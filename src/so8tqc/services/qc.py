@@ -60,7 +60,7 @@ from so8tqc.services.structure import (
 )
 from so8tqc.services.token_file import TOKENS_FILE, write_tokens
 from so8tqc.sources import ranks
-from so8tqc.sources.capture import Capture, is_capture, open_capture
+from so8tqc.sources.capture import Capture, capture_if_one
 
 _UNRUNNABLE = (
     "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
@@ -120,7 +120,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     profile = load_profile(config.profile)
     names = names_of(config.candidates)
-    capture = open_capture(config.reference) if is_capture(config.reference) else None
+    capture = capture_if_one(config.reference)
     rotations = rotations_of(config, capture)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     found.metrics["profile"] = config.profile

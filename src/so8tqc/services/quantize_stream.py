@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -12,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, block_layout
+from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, aligned, block_layout
 from so8tqc.llama.quantizer import PlannedTensor
 from so8tqc.services.quantize_proof import SquaredError, squared_error
 
-_ALIGNMENT = 32
 _REWRITTEN = ("general.quantization_version", "general.file_type")
 """Keys that libllama sets: where an input has them already, the output's header is as long."""
 
@@ -109,7 +107,7 @@ class StreamedProof:
             squared_error(before, after)
             if before is not None and before.shape == after.shape
             else None,
-            hashlib.sha256(after.raw.data).hexdigest(),
+            after.sha256,
         )
 
 
@@ -117,9 +115,11 @@ def _places(source: GGUFFile, planned: Mapping[str, PlannedTensor]) -> Iterator[
     """Where tensors will lie; nothing where the header's length cannot be told beforehand."""
     if not all(key in source.fields for key in _REWRITTEN):
         return
+    from gguf import GGUF_DEFAULT_ALIGNMENT
+
     offset = min(tensor.offset for tensor in source.tensors.values())
     for name, tensor in planned.items():
         block, size = block_layout(tensor.type)
         length = source.tensors[name].elements // block * size
         yield _Place(name, tensor.type, offset, length)
-        offset += length + -length % _ALIGNMENT
+        offset += aligned(length, GGUF_DEFAULT_ALIGNMENT)

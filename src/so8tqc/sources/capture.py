@@ -100,6 +100,15 @@ def is_capture(path: Path) -> bool:
     return path.suffix.lower() == ".safetensors"
 
 
+def capture_if_one(path: Path) -> Capture | None:
+    """The capture at a path, or None where a model is.
+
+    Raises:
+        ModelError, DataError: as :func:`open_capture`.
+    """
+    return open_capture(path) if is_capture(path) else None
+
+
 def open_capture(path: Path) -> Capture:
     """Open and validate a capture; token ids are read, logits are not.
 
