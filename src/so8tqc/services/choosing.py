@@ -29,7 +29,7 @@ from so8tqc.records import (
 )
 from so8tqc.services.choosing_ladder import inversions
 from so8tqc.services.choosing_models import Evaluation, Tables
-from so8tqc.services.choosing_rows import Budget, Row, budget_of, described, measured_row
+from so8tqc.services.choosing_rows import Budget, Row, budget_of, described, measured_row, scope
 from so8tqc.services.choosing_search import (
     Mixture,
     Search,
@@ -97,12 +97,13 @@ def _choose(
     if found.effect is not None:
         state.checks.append(effect_check(found.effect, None, bootstrap))
     source = open_gguf(config.gguf)
-    inverted = inversions(
-        state.rows, state.files, compare_candidates(state.tables, bootstrap), source
-    )
+    compared = compare_candidates(state.tables, bootstrap)
+    inverted = inversions(state.rows, state.files, compared, source)
     searched = None
     if config.has_budget:
         searched = _search(config, evaluation, budget, state, bootstrap, progress)
+        if searched.mixture is not None:  # one candidate more
+            compared = compare_candidates(state.tables, bootstrap)
     tried = len(state.rows) if searched is None else len(searched.tried)
     recommended, reason = recommend(state.rows, budget, config, tried)
     state.checks += verdicts(state.rows[recommended], recommended, budget, config)
@@ -110,17 +111,14 @@ def _choose(
         state.paths, evaluation.sample, repeats=config.repeats, threads=config.threads,
         progress=progress,
     )  # fmt: skip
-    tables = {name: state.tables[name] for name in state.rows}
-    first = next(iter(tables.values()))
     metrics: dict[str, object] = {
         "rows": described(state.rows, state.files),
         "files": {path.name: state.files[name] for name, path in state.paths.items()},
         "recommended": recommended,
         "reason": reason,
         "inversions": inverted,
-        "comparisons": compare_candidates(tables, bootstrap),
-        "texts": len(first.texts),
-        "tokens": len(first),
+        "comparisons": compared,
+        **scope(state.tables),
     }
     if config.has_budget:
         metrics["budget"] = str(budget)

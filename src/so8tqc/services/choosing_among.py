@@ -12,7 +12,7 @@ from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
 from so8tqc.services.choosing_ladder import inversions
-from so8tqc.services.choosing_rows import Row, budget_of, described, measured_row
+from so8tqc.services.choosing_rows import Row, budget_of, described, measured_row, scope
 from so8tqc.services.judging import Bootstrap
 from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.qc_models import texts_of
@@ -60,14 +60,12 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
     measured = speeds(
         paths, longest, repeats=config.repeats, threads=config.threads, progress=progress
     )
-    first = next(iter(by_type.values()))
     metrics: dict[str, object] = {
         "rows": described(rows, files),
         "recommended": recommended,
         "reason": reason,
         "inversions": inverted,
-        "texts": len(first.texts),
-        "tokens": len(first),
+        **scope(by_type),
     }
     if config.has_budget:
         metrics["budget"] = str(budget)

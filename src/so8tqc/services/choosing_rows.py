@@ -97,6 +97,12 @@ def described(
     }
 
 
+def scope(tables: Mapping[str, TokenTable]) -> dict[str, int]:
+    """How much text the files of one pass were measured on."""
+    first = next(iter(tables.values()))
+    return {"texts": len(first.texts), "tokens": len(first)}
+
+
 def _mean_interval(
     table: TokenTable, column: str, bootstrap: Bootstrap, minus: str | None = None
 ) -> Interval:
