@@ -59,3 +59,41 @@ def write_llama(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_wide(
+    path: Path, width: int = 256, layers: int = 1, *, vocabulary: int = 64, keys: bool = False
+) -> Path:
+    """A Llama for K-quants; all matrices but ``ffn_down`` have ``width`` columns.
+
+    ``keys``: the header has those that libllama sets when it quantizes.
+    """
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(256)
+    writer.add_block_count(layers)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("none")
+    if keys:
+        writer.add_quantization_version(2)
+        writer.add_file_type(1)
+    make = np.random.default_rng(0).normal
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocabulary, width)}
+    for i in range(layers):
+        shapes |= {f"blk.{i}.{n}": (width, width)
+                   for n in ("attn_q", "attn_k", "attn_v", "attn_output")}  # fmt: skip
+        shapes |= {f"blk.{i}.{n}": (width,) for n in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{i}.{n}": (256, width) for n in ("ffn_gate", "ffn_up")}
+        shapes[f"blk.{i}.ffn_down"] = (width, 256)
+    shapes |= {"output_norm": (width,), "output": (vocabulary, width)}
+    for name, shape in shapes.items():
+        kind = np.float16 if len(shape) > 1 else np.float32
+        writer.add_tensor(f"{name}.weight", (make(size=shape) / 16).astype(kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -23,40 +23,9 @@ from so8tqc.llama.imatrix import read_imatrix
 from so8tqc.llama.quantizer import Job, Quantizer, Recipe, quantization_types, resolve_type
 from so8tqc.records import Record, Verdict
 from so8tqc.services.quantize import quantize
+from tiny_gguf import write_wide
 
 pytestmark = pytest.mark.llama
-
-VOCABULARY = 64
-
-
-def write_model(path: Path, width: int = 256, layers: int = 1) -> Path:
-    """A Llama of random weights; all matrices but ``ffn_down`` have ``width`` columns."""
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(256)
-    writer.add_block_count(layers)
-    writer.add_head_count(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("none")
-    make = np.random.default_rng(0).normal
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (VOCABULARY, width)}
-    for i in range(layers):
-        shapes |= {f"blk.{i}.{n}": (width, width)
-                   for n in ("attn_q", "attn_k", "attn_v", "attn_output")}  # fmt: skip
-        shapes |= {f"blk.{i}.{n}": (width,) for n in ("attn_norm", "ffn_norm")}
-        shapes |= {f"blk.{i}.{n}": (256, width) for n in ("ffn_gate", "ffn_up")}
-        shapes[f"blk.{i}.ffn_down"] = (width, 256)
-    shapes |= {"output_norm": (width,), "output": (VOCABULARY, width)}
-    for name, shape in shapes.items():
-        kind = np.float16 if len(shape) > 1 else np.float32
-        writer.add_tensor(f"{name}.weight", (make(size=shape) / 16).astype(kind))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def write_imatrix(path: Path, model: Path, without: str = "", **replace: np.ndarray) -> Path:
@@ -83,7 +52,7 @@ def write_imatrix(path: Path, model: Path, without: str = "", **replace: np.ndar
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "tiny-F16.gguf")
+    return write_wide(tmp_path / "tiny-F16.gguf")
 
 
 def run(model: Path, out: Path, *types: str, **options: object) -> Record:
@@ -193,7 +162,7 @@ def test_pure_is_one_type_for_all_matrices(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_choice_that_does_not_fit_falls_back_and_is_named(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "tiny-F16.gguf", 64)
+    model = write_wide(tmp_path / "tiny-F16.gguf", 64)
     record = run(model, tmp_path / "q", "Q8_0", tensor_types=("attn_v=Q4_K",))
     tensor = record.metrics["files"]["tiny-Q8_0.gguf"]["tensors"]["blk.0.attn_v.weight"]
     assert tensor["fallback"] == {"wanted": "Q4_K", "stored": "Q5_0", "columns": 64, "block": 256}
@@ -217,7 +186,7 @@ def test_a_choice_that_does_not_fit_falls_back_and_is_named(tmp_path: Path) -> N
 def test_a_choice_that_cannot_be_met_is_refused(
     options: dict[str, object], kind: type[Exception], says: str, tmp_path: Path
 ) -> None:
-    model = write_model(tmp_path / "tiny-F16.gguf", 64)
+    model = write_wide(tmp_path / "tiny-F16.gguf", 64)
     with pytest.raises(kind, match=says):
         run(model, tmp_path / "q", "Q8_0", **options)
     assert not (tmp_path / "q").exists()
@@ -285,7 +254,7 @@ def test_a_file_that_is_not_what_was_planned_fails(
 def test_tensors_whose_width_forbids_the_recipe_are_named(
     width: int, recipe: str, kinds: set[str], sentence: str | None, tmp_path: Path
 ) -> None:
-    model = write_model(tmp_path / "tiny-F16.gguf", width)
+    model = write_wide(tmp_path / "tiny-F16.gguf", width)
     record = run(model, tmp_path / "q", recipe)
     fell = record.metrics["files"][f"tiny-{recipe}.gguf"]["fallbacks"]
     assert set(fell.values()) == kinds
@@ -332,7 +301,7 @@ def test_importance_that_lacks_a_needy_tensor_is_refused(model: Path, tmp_path: 
 
 def test_libllamas_reason_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     """libllama has no fallback from Q1_0, and says so."""
-    model = write_model(tmp_path / "tiny-F16.gguf", 96)
+    model = write_wide(tmp_path / "tiny-F16.gguf", 96)
     with pytest.raises(ToolError, match=r"no tensor type fallback is defined for type q1_0"):
         run(model, tmp_path / "q", "Q1_0")
     assert not (tmp_path / "q").exists()
@@ -354,7 +323,7 @@ def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
 def test_a_disk_without_room_for_all_files_is_found_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = write_model(tmp_path / "tiny-F16.gguf", layers=3)
+    model = write_wide(tmp_path / "tiny-F16.gguf", layers=3)
     record = run(model, tmp_path / "made", "Q8_0", "Q4_0")
     total = sum(ref.bytes for ref in record.outputs.values())
 
@@ -499,7 +468,7 @@ def test_values_of_the_older_format_are_checked(value: float, says: str, tmp_pat
 
 
 def test_importance_of_another_model_or_none_is_refused(model: Path, tmp_path: Path) -> None:
-    other = write_imatrix(tmp_path / "other.gguf", write_model(tmp_path / "o-F16.gguf", layers=2))
+    other = write_imatrix(tmp_path / "other.gguf", write_wide(tmp_path / "o-F16.gguf", layers=2))
     with pytest.raises(ModelError, match=r"blk\.1\..*tiny-F16.gguf does not have"):
         run(model, tmp_path / "q", "Q4_K_M", imatrix=other)
     with pytest.raises(ModelError, match="holds no importance matrix"):

@@ -19,45 +19,17 @@ from so8tqc.records import Verdict
 from so8tqc.services import quantize_files
 from so8tqc.services.quantize import quantize
 from so8tqc.services.quantize_stream import StreamedProof
+from tiny_gguf import write_wide
 
 pytestmark = pytest.mark.llama
 
-WIDTH, ROWS = 256, 97  # 97 rows of a K-quant fill no multiple of 32 bytes
-
-
-def write_model(path: Path, *, keys: bool) -> Path:
-    """A Llama of random weights, with or without the keys that libllama sets."""
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(WIDTH)
-    writer.add_block_count(1)
-    writer.add_head_count(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(ROWS)
-    writer.add_tokenizer_model("none")
-    if keys:
-        writer.add_quantization_version(2)
-        writer.add_file_type(1)
-    make = np.random.default_rng(0).normal
-    matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (ROWS, WIDTH), "output": (ROWS, WIDTH)}
-    shapes |= {f"blk.0.{name}": (WIDTH, WIDTH) for name in matrices}
-    shapes |= dict.fromkeys(("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"), (WIDTH,))
-    for name, shape in shapes.items():
-        kind = np.float16 if len(shape) > 1 else np.float32
-        writer.add_tensor(f"{name}.weight", (make(size=shape) / 16).astype(kind))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+ROWS = 97  # of a K-quant fill no multiple of 32 bytes
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[GGUFFile, Path]:
     folder = tmp_path_factory.mktemp("made")
-    model = write_model(folder / "tiny-F16.gguf", keys=True)
+    model = write_wide(folder / "tiny-F16.gguf", vocabulary=ROWS, keys=True)
     quantize(QuantizeConfig(gguf=model, out=folder, types=("Q4_K_M",), threads=1))
     return open_gguf(model), folder / "tiny-Q4_K_M.gguf"
 
@@ -145,7 +117,7 @@ def test_libllama_writes_where_the_plan_says(
             return super().finish(result)
 
     monkeypatch.setattr(quantize_files, "StreamedProof", Counting)
-    model = write_model(tmp_path / "tiny-F16.gguf", keys=keys)
+    model = write_wide(tmp_path / "tiny-F16.gguf", vocabulary=ROWS, keys=keys)
     config = QuantizeConfig(gguf=model, out=tmp_path / "q", types=("Q5_K_M",), threads=1)
     record = quantize(config)
     assert record.verdict is Verdict.PASS
