@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from so8tqc.metrics.divergence import COLUMNS, TokenTable, token_rows
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources import ranks
 from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.threads import WORKERS, one_torch_thread
 
 if TYPE_CHECKING:
     import torch
@@ -65,15 +67,19 @@ def compare(
         DataError: a source yields non-finite logits, naming text and position.
     """
     _check_sources(sources)
-    memory = {name: Workspace() for name in (_PAIR, *(source.name for source in sources))}
+    names = (_PAIR, *(source.name for source in sources))
+    memories = [{name: Workspace() for name in names} for _ in range(WORKERS)]
     mine = ranks.share(texts)
     found: dict[int, dict[Pair, Rows]] = {}
     error = None
     total = sum(texts[index].tokens.size for index in mine)
-    with progress.task(description, total=total, unit="tokens") as task:
+    with (
+        progress.task(description, total=total, unit="tokens") as task,
+        ThreadPoolExecutor(max_workers=WORKERS) as pool,
+    ):
         try:
             for index in mine:
-                found[index] = _compare_text(sources, pairs, texts[index], memory)
+                found[index] = _compare_text(sources, pairs, texts[index], memories, pool)
                 task.advance(texts[index].tokens.size, item=texts[index].id)
         except So8tqcError as raised:  # the others wait for this process, to be told
             error = raised
@@ -87,12 +93,13 @@ def _compare_text(
     sources: Sequence[LogitSource],
     pairs: Sequence[Pair],
     text: EncodedText,
-    memory: Mapping[str, Workspace],
+    memories: Sequence[Mapping[str, Workspace]],
+    pool: ThreadPoolExecutor,
 ) -> dict[Pair, Rows]:
+    """The statistics of one text: all cores for a model's logits, then a thread for some rows."""
     import torch
 
     targets = torch.from_numpy(text.tokens[text.first + 1 :])
-    step = rows_per_block(sources[0].vocab_size)
     rows: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
     walks = [
         source.logits(text.tokens, head_rows(source.vocab_size), text.first) for source in sources
@@ -100,23 +107,56 @@ def _compare_text(
     start = 0
     while blocks := [block for walk in walks for block in itertools.islice(walk, 1)]:
         height = min(blocks[0].shape[0], targets.shape[0] - start)
-        for row in range(0, height, step):
-            stop = min(row + step, height)
-            goal = targets[start + row : start + stop]
-            sides = {
-                source.name: _checked(
-                    distribution(block[row:stop], goal, memory[source.name]),
-                    source,
-                    text,
-                    start + row,
+        each = max(1, -(-height // len(memories)))
+        with one_torch_thread():
+            parts = [
+                pool.submit(
+                    _compare_rows, sources, pairs, [block[at : at + each] for block in blocks],
+                    targets[start + at : start + min(at + each, height)], text, start + at, memory,
                 )
-                for source, block in zip(sources, blocks, strict=True)
-            }
-            for pair in pairs:
-                rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal, memory[_PAIR]))
+                for at, memory in zip(range(0, height, each), memories, strict=False)
+            ]  # fmt: skip
+            for part in parts:
+                for pair, found in part.result().items():
+                    rows[pair] += found
         start += blocks[0].shape[0]
         blocks.clear()  # their memory is for the next ones
     return {pair: torch.cat(parts).numpy() for pair, parts in rows.items()}
+
+
+def _compare_rows(
+    sources: Sequence[LogitSource],
+    pairs: Sequence[Pair],
+    blocks: Sequence[torch.Tensor],
+    targets: torch.Tensor,
+    text: EncodedText,
+    first: int,
+    memory: Mapping[str, Workspace],
+) -> dict[Pair, list[torch.Tensor]]:
+    """The statistics of consecutive positions, a few rows at a time.
+
+    Args:
+        sources, pairs: as of :func:`compare`.
+        blocks: of each source, [t or more, V] logits.
+        targets: [t] the tokens that follow.
+        text: what they belong to.
+        first: the first of the positions among the text's scored ones.
+        memory: scratch of this thread alone.
+    """
+    step = rows_per_block(sources[0].vocab_size)
+    rows: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
+    for row in range(0, targets.shape[0], step):
+        goal = targets[row : row + step]
+        sides = {
+            source.name: _checked(
+                distribution(block[row : row + goal.shape[0]], goal, memory[source.name]),
+                source, text, first + row,
+            )
+            for source, block in zip(sources, blocks, strict=True)
+        }  # fmt: skip
+        for pair in pairs:
+            rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal, memory[_PAIR]))
+    return rows
 
 
 def head_rows(vocab_size: int) -> int:
