@@ -22,6 +22,9 @@ MAX_TOTAL_BYTES = 512 * 2**20
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 _ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, ValueError, IndexError)
+"""What zipfile raises: besides its own, for encryption and unknown methods (RuntimeError and its
+NotImplementedError), a name that is not UTF-8 or an offset before the file, an empty name."""
 
 
 def members(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[tuple[str, bytes]]:
@@ -55,10 +58,7 @@ def members(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[tu
                     }
                 else:
                     found[member] = data
-    except (
-        tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError,
-        NotImplementedError,
-    ) as error:  # fmt: skip
+    except (tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, *_ZIP_ERRORS) as error:
         raise DataError(f"not a readable archive: {error}", where=name) from None
     yield from sorted(found.items())
 
