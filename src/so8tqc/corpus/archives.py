@@ -80,7 +80,7 @@ def _from_zip(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[
             # the declared size is what the reader stops at, so a lie cannot exceed it
             budget.spend(member, info.file_size)
             plain = not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
-            if plain and _matches(member, patterns):
+            if plain and matches(member, patterns):
                 yield member, archive.read(info)
 
 
@@ -90,7 +90,7 @@ def _from_tar(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[
         for info in archive:
             member = _safe(info.name, name)
             budget.spend(member, info.size)
-            if info.isfile() and _matches(member, patterns):
+            if info.isfile() and matches(member, patterns):
                 stream = archive.extractfile(info)
                 yield member, stream.read() if stream else b""
 
@@ -112,7 +112,8 @@ def _debian_data(content: bytes, name: str) -> bytes:
     raise DataError("no data in this Debian package", where=name)
 
 
-def _matches(member: str, patterns: tuple[str, ...]) -> bool:
+def matches(member: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the shell patterns is the member's."""
     return any(fnmatchcase(member, pattern) for pattern in patterns)
 
 
