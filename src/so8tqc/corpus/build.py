@@ -119,11 +119,11 @@ def _part_passages(
             domain = part.domain or _domain(part, document)
             if domain is None:
                 continue
-            # texts that have been cut to length already (a summary) are taken whole
             texts = [text for section in document.sections for text in pack(section, part.language)]
             for index, text in enumerate(texts):
                 if part.only and not re.search(part.only, text):
                     continue
+                # with the empty lines between its paragraphs, which pack does not count
                 if not least <= length(text, part.language) <= most:
                     continue
                 name = f"{source.package}/{number}/{file}/{document.name}/{index}"
