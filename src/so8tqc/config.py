@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from so8tqc.errors import ConfigError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
@@ -24,6 +25,12 @@ class Options(BaseModel):
     """Base: closed, immutable, checked on assignment of defaults too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def nested_model(field: FieldInfo) -> type[BaseModel] | None:
+    """The model that a field holds, or None: it holds a value."""
+    inner = field.annotation
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
 
 
 class RotationOptions(Options):

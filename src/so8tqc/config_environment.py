@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 
-from so8tqc.config import COMMAND_CONFIGS, RunConfig
+from so8tqc.config import COMMAND_CONFIGS, RunConfig, nested_model
 from so8tqc.config_yaml import Key
 from so8tqc.errors import ConfigError
 
@@ -61,6 +61,5 @@ def _known() -> set[Key]:
 def _paths(model: type[BaseModel]) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         yield (name,)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if inner := nested_model(field):
             yield from ((name, *path) for path in _paths(inner))

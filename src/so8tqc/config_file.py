@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from so8tqc.config import config_model
+from so8tqc.config import config_model, nested_model
 from so8tqc.config_environment import environment_values
 from so8tqc.config_extends import read_layers
 from so8tqc.config_yaml import Key
@@ -205,10 +205,10 @@ def origin_of(key: Key, origins: Mapping[Key, str]) -> str | None:
 
 def _fields(model: type[BaseModel], path: Key) -> list[str]:
     """Field names of the (nested) model at a path."""
-    current: Any = model
     for part in path:
-        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
-        if field is None:
+        field = model.model_fields.get(part)
+        inner = nested_model(field) if field else None
+        if inner is None:
             return []
-        current = field.annotation
-    return list(getattr(current, "model_fields", {}))
+        model = inner
+    return list(model.model_fields)

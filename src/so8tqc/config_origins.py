@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from so8tqc.config import nested_model
 from so8tqc.config_file import given_values, origin_of, placeholders, validated
 from so8tqc.config_yaml import Key
 
@@ -65,8 +66,7 @@ def _walk(
 ) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         key = (*path, name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if inner := nested_model(field):
             yield from _walk(inner, values[name], given.get(name, {}), origins, key)
         else:
             origin = origin_of(key, origins) if name in given else None

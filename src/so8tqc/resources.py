@@ -1,4 +1,4 @@
-"""Where the data that comes with the package lies: texts, gates, profiles."""
+"""Where data lies: what comes with the package (texts, gates, profiles), and what is cached."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def data_file(name: str) -> Path:
     if not path.is_file():
         raise DataError("the package has no such data file", where=name)
     return path
+
+
+def user_cache() -> Path:
+    """The user's cache directory for what so8tqc makes once; made if missing."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("so8tqc", ensure_exists=True)

@@ -85,3 +85,19 @@ def test_a_truncated_package_is_a_data_error(pack: Callable[..., bytes]) -> None
     package = pack({f"{i}.txt": bytes(range(256)) * i for i in range(1, 20)})
     with pytest.raises(DataError):
         list(members(package[: len(package) // 2], ("*",), "x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "true", "false"),
+    [
+        ("a.txt", b"\0\0\x08\0", b"\x01\0\x08\0"),  # in both headers: flags, method
+        ("a.txt", b"\0\0\x08\0", b"\0\0\x63\0"),
+        ("日.txt", "日".encode(), b"\xff\xff\xff"),
+    ],
+    ids=["encrypted", "unknown method", "name not UTF-8"],
+)
+def test_a_zip_that_cannot_be_read_is_a_data_error(name: str, true: bytes, false: bytes) -> None:
+    package = wheel({name: b"one"})
+    assert true in package
+    with pytest.raises(DataError, match="not a readable archive"):
+        list(members(package.replace(true, false), ("*",), "x"))

@@ -22,6 +22,9 @@ MAX_TOTAL_BYTES = 512 * 2**20
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 _ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, ValueError, IndexError)
+"""What zipfile raises: besides its own, for encryption and unknown methods (RuntimeError and its
+NotImplementedError), a name that is not UTF-8 or an offset before the file, an empty name."""
 
 
 def members(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[tuple[str, bytes]]:
@@ -55,10 +58,7 @@ def members(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[tu
                     }
                 else:
                     found[member] = data
-    except (
-        tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError,
-        NotImplementedError,
-    ) as error:  # fmt: skip
+    except (tarfile.TarError, zlib.error, LZMAError, EOFError, OSError, *_ZIP_ERRORS) as error:
         raise DataError(f"not a readable archive: {error}", where=name) from None
     yield from sorted(found.items())
 
@@ -80,7 +80,7 @@ def _from_zip(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[
             # the declared size is what the reader stops at, so a lie cannot exceed it
             budget.spend(member, info.file_size)
             plain = not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
-            if plain and _matches(member, patterns):
+            if plain and matches(member, patterns):
                 yield member, archive.read(info)
 
 
@@ -90,7 +90,7 @@ def _from_tar(content: bytes, patterns: tuple[str, ...], name: str) -> Iterator[
         for info in archive:
             member = _safe(info.name, name)
             budget.spend(member, info.size)
-            if info.isfile() and _matches(member, patterns):
+            if info.isfile() and matches(member, patterns):
                 stream = archive.extractfile(info)
                 yield member, stream.read() if stream else b""
 
@@ -112,7 +112,8 @@ def _debian_data(content: bytes, name: str) -> bytes:
     raise DataError("no data in this Debian package", where=name)
 
 
-def _matches(member: str, patterns: tuple[str, ...]) -> bool:
+def matches(member: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the shell patterns is the member's."""
     return any(fnmatchcase(member, pattern) for pattern in patterns)
 
 

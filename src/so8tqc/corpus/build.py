@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from so8tqc.corpus.archives import members
+from so8tqc.corpus.archives import matches, members
 from so8tqc.corpus.manifest import Domain, Manifest, Part, Result, Source
 from so8tqc.corpus.passages import (
     CHARACTERS_JA,
@@ -31,11 +32,14 @@ def passages_of(source: Source, path: Path, seed: int) -> list[Passage]:
     Raises:
         DataError: it is no archive, states another licence, or lacks a file.
     """
-    content = path.read_bytes()
-    _verify_licence(source, content)
+    # unpacked once: a package takes seconds
+    patterns = tuple(pattern for part in source.parts for pattern in part.files)
+    licence = glob.escape(source.licence_file)
+    files = dict(members(path.read_bytes(), (licence, *patterns), source.file))
+    _verify_licence(source, files.get(source.licence_file))
     found: list[Passage] = []
     for number, part in enumerate(source.parts):
-        some = list(_part_passages(source, part, number, content))
+        some = list(_part_passages(source, part, number, files))
         if not some:
             raise DataError(
                 f"nothing was found in {', '.join(part.files)}",
@@ -94,29 +98,32 @@ def _line(passage: Passage) -> dict[str, str]:
     return {key: value for key, value in fields.items() if value}
 
 
-def _verify_licence(source: Source, content: bytes) -> None:
+def _verify_licence(source: Source, stated: bytes | None) -> None:
     where = f"{source.name} {source.version}: {source.licence_file}"
-    stated = list(members(content, (_literal(source.licence_file),), source.file))
-    if not stated:
+    if stated is None:
         raise DataError("the file that states the licence is not there", where=where)
-    text = " ".join(stated[0][1].decode("utf-8", "replace").split())
+    text = " ".join(stated.decode("utf-8", "replace").split())
     if source.licence_phrase not in text:
         raise DataError(f"does not say {source.licence_phrase!r}", where=where)
 
 
-def _part_passages(source: Source, part: Part, number: int, content: bytes) -> Iterator[Passage]:
+def _part_passages(
+    source: Source, part: Part, number: int, files: Mapping[str, bytes]
+) -> Iterator[Passage]:
     least, most = WORDS_EN if part.language == "en" else CHARACTERS_JA
-    for member, data in members(content, part.files, source.file):
+    for member, data in files.items():
+        if not matches(member, part.files):
+            continue
         file = member.rpartition("/")[2]
         for document in documents(part, data, f"{source.name}: {member}"):
             domain = part.domain or _domain(part, document)
             if domain is None:
                 continue
-            # texts that have been cut to length already (a summary) are taken whole
             texts = [text for section in document.sections for text in pack(section, part.language)]
             for index, text in enumerate(texts):
                 if part.only and not re.search(part.only, text):
                     continue
+                # with the empty lines between its paragraphs, which pack does not count
                 if not least <= length(text, part.language) <= most:
                     continue
                 name = f"{source.package}/{number}/{file}/{document.name}/{index}"
@@ -139,11 +146,6 @@ def _domain(part: Part, document: Document) -> Domain | None:
         if re.search(rule.pattern, " · ".join((document.name, *rest)), re.IGNORECASE):
             return rule.domain
     return None
-
-
-def _literal(name: str) -> str:
-    """A shell pattern that matches this name alone."""
-    return re.sub(r"([\[?*])", r"[\1]", name)
 
 
 def _draw(seed: int, name: str) -> bytes:

@@ -8,15 +8,14 @@ from so8tqc.artifacts import sha256_file
 from so8tqc.config import CALIBRATION_TEXTS
 from so8tqc.corpus.manifest import Result, read_manifest
 from so8tqc.errors import DataError, MissingToolError
+from so8tqc.resources import user_cache
 
 BUILD_COMMAND = "so8tqc data"
 
 
 def built_path(result: Result) -> Path:
     """The built set's place in the user's cache; its name has the digest, so sets never mix."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("so8tqc", ensure_exists=True) / f"calibration-{result.sha256[:12]}.jsonl"
+    return user_cache() / f"calibration-{result.sha256[:12]}.jsonl"
 
 
 def calibration_file() -> Path:

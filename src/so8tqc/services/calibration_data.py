@@ -65,10 +65,12 @@ def calibration_data(
             remedy="Give --out FILE, without --update, and use that file as --data.",
         )
     manifest = read_manifest()
-    if not (packages or out or update) and built_path(manifest.result).is_file():
-        content = built_path(manifest.result).read_bytes()
-        if result_of(content).sha256 == manifest.result.sha256:
-            return _record(content, built_path(manifest.result), (), watch, built=False)
+    pinned = built_path(manifest.result)
+    if not (packages or out or update) and pinned.is_file():
+        content = pinned.read_bytes()
+        result = result_of(content)
+        if result.sha256 == manifest.result.sha256:
+            return _record(content, result, pinned, (), watch, built=False)
     packaged, missing = _packaged(manifest, packages, allow_missing, progress)
     content = select(manifest, written_passages(manifest), packaged)
     result = result_of(content)
@@ -83,7 +85,7 @@ def calibration_data(
     path = out or built_path(result)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
-    return _record(content, path, missing, watch, built=True)
+    return _record(content, result, path, missing, watch, built=True)
 
 
 def written_passages(manifest: Manifest) -> list[Passage]:
@@ -168,9 +170,14 @@ def _directory(packages: Path | None) -> Iterator[Path]:
 
 
 def _record(
-    content: bytes, path: Path, missing: tuple[Missing, ...], watch: Stopwatch, *, built: bool
+    content: bytes,
+    result: Result,
+    path: Path,
+    missing: tuple[Missing, ...],
+    watch: Stopwatch,
+    *,
+    built: bool,
 ) -> Record:
-    result: Result = result_of(content)
     languages = ", ".join(
         f"{sum(cells.values())} {language}" for language, cells in sorted(result.counts.items())
     )
