@@ -34,6 +34,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+from process_memory import peak_bytes
+
 SHARD_BYTES = 2 << 30
 METHODS = ("copy", "bake", "bake, verified", "PEFT, stored dtype", "PEFT, float32")
 
@@ -158,18 +160,12 @@ def work(method: str, base: Path, adapter: Path, out: Path) -> Run:
         subprocess.run(["cp", "-r", str(base), str(out)], check=True)
     os.sync()
     seconds = time.perf_counter() - started
-    return Run(seconds, peak() - idle)
+    return Run(seconds, peak_bytes() - idle)
 
 
 def resident() -> int:
     """Bytes of memory that this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak() -> int:
-    """Most bytes that this process has ever held (getrusage would count its parent, too)."""
-    line = next(t for t in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in t)
-    return int(line.split()[1]) * 1024
 
 
 def in_a_process(method: str, base: Path, adapter: Path, out: Path) -> Run:

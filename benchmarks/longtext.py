@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
+from process_memory import peak_bytes
 from so8tqc.services.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.attention import attention_entropy
 from so8tqc.sources.hf import HFModel
@@ -93,10 +93,6 @@ def tokens_of(length: int) -> np.ndarray:
     tokenizer = load_tokenizer(resolve_model(DEMO_MODEL))
     texts = encode(load_texts(["builtin:longtext"]), tokenizer, length)
     return np.resize(np.concatenate([text.tokens for text in texts]), length)
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -126,15 +126,17 @@ def delays(
 ) -> None:
     change, size = fault
     generator = np.random.default_rng(1)
-    found = []
-    for _ in range(runs):
+
+    def alarm() -> int | None:
         x = make(generator)
         x[BEGIN:] = change(x, size, generator)[BEGIN:]
-        at = first(OscillationChart(statistic), x)
+        return first(OscillationChart(statistic), x)
+
+    found = []
+    for _ in range(runs):
+        at = alarm()
         while at is not None and at < BEGIN:  # a false alarm: this run says nothing
-            x = make(generator)
-            x[BEGIN:] = change(x, size, generator)[BEGIN:]
-            at = first(OscillationChart(statistic), x)
+            at = alarm()
         if at is not None:
             found.append(at - BEGIN)
     all_runs = np.array(found + [np.inf] * (runs - len(found)))

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ import numpy as np
 import psutil
 import torch
 
+from process_memory import peak_bytes
 from so8tqc.metrics.temperature_fit import fit_temperature
 from so8tqc.metrics.temperature_measures import BRIER, CONFIDENCE_VARIANCE, NLL, adaptive_ece, ece
 from so8tqc.services.holdout import split_texts
@@ -84,13 +84,19 @@ class Synthetic:
 
 
 class Stored:
-    """Logits of texts, kept in memory: z [n, V] float32, text after text, no last positions."""
+    """Logits of texts, kept in memory.
+
+    Attributes:
+        z: [n, V] float32, text after text, no last positions.
+        y: [n] the tokens that follow.
+    """
 
     making = 0.0
 
-    def __init__(self, source: GGUFSource, texts: list[EncodedText]) -> None:
+    def __init__(self, source: Synthetic | GGUFSource, texts: list[EncodedText]) -> None:
         self.vocab_size, self.name = source.vocab_size, source.name
         self.z = torch.empty(sum(text.tokens.size - 1 for text in texts), source.vocab_size)
+        self.y = torch.from_numpy(np.concatenate([text.tokens[1:] for text in texts]))
         self._rows: dict[bytes, slice] = {}
         row = 0
         for text in texts:
@@ -120,17 +126,6 @@ def texts_of(source: Synthetic, tokens: int) -> list[EncodedText]:
                 row += 1
         texts.append(EncodedText(f"t{seed}", ids))
     return texts
-
-
-def stored(source: Synthetic, texts: list[EncodedText]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All logits [n, V] float32 and the tokens that follow [n]."""
-    z = torch.empty(len(texts) * TEXT, source.vocab_size)
-    for number, text in enumerate(texts):
-        row = number * TEXT
-        for block in source.logits(text.tokens[:-1], 16):
-            z[row : row + block.shape[0]] = block
-            row += block.shape[0]
-    return z, torch.from_numpy(np.concatenate([text.tokens[1:] for text in texts]))
 
 
 @dataclass(frozen=True)
@@ -165,10 +160,10 @@ def speed(tokens: int) -> bool:
         f"  so8tqc, one pass, NLL            T = {result.temperature:.4f}  {result.one:7.1f} s"
         f"  (four more objectives: {result.more:.1f} s)"
     )
-    z, y = stored(source, texts)
+    stored = Stored(source, texts)
     ratios = {}
     for name, fit in PEERS.items():
-        peer = fit(z, y)
+        peer = fit(stored.z, stored.y)
         if peer is None:
             print(f"  {name:32} not installed")
             continue
@@ -184,16 +179,15 @@ def real(options: argparse.Namespace) -> bool:
     texts = [every[i] for i in split_texts(every, 0.5, 0).holdout]
     source = GGUFSource(options.gguf, options.gguf.name, context=options.max_tokens)
     began = time.perf_counter()
-    stored_logits = Stored(source, texts)
+    stored = Stored(source, texts)
     making = time.perf_counter() - began
     source.close()
-    z = stored_logits.z
-    y = torch.from_numpy(np.concatenate([text.tokens[1:] for text in texts]))
+    z, y = stored.z, stored.y
     print(f"{source.name}: V = {z.shape[1]:,}, {z.shape[0]:,} tokens of {len(texts)} texts "
           f"({4 * z.numel() / 2**20:,.0f} MiB of logits; making them takes "
           f"{making:.0f} s, not counted)", flush=True)  # fmt: skip
-    ours(stored_logits, texts[:1])  # imports are nobody's cost
-    result = ours(stored_logits, texts)
+    ours(stored, texts[:1])  # imports are nobody's cost
+    result = ours(stored, texts)
     optimum = exact(z, y)
     print(f"  optimum of the stored logits in float64                T = {optimum:.6f}")
     near = [_row("so8tqc, one pass", (result.temperature, result.one), optimum, result.one)]
@@ -224,12 +218,6 @@ def memory(tokens: int) -> dict[str, float]:
     return {"T": result.temperature, "added": peak_bytes() - before}
 
 
-def peak_bytes() -> int:
-    """Largest resident size of this process so far (getrusage would include its parent's)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-
 def large(tokens: int) -> bool:
     done = subprocess.run(
         [sys.executable, __file__, "--memory", "--large-tokens", str(tokens)],
@@ -238,7 +226,8 @@ def large(tokens: int) -> bool:
     result = json.loads(done.stdout.splitlines()[-1])
     source = Synthetic(LARGE)
     texts = texts_of(source, tokens)
-    optimum = exact(*stored(source, texts))
+    stored = Stored(source, texts)
+    optimum = exact(stored.z, stored.y)
     apart = abs(result["T"] - optimum)
     print(f"V = {LARGE:,}, {sum(text.tokens.size - 1 for text in texts):,} tokens")
     print(f"  fitted T = {result['T']:.6f}, optimum of full logits = {optimum:.6f}: "

@@ -12,7 +12,6 @@ the whole of libllama's; the memory that both map counts twice. The limit is the
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import gguf
 import numpy as np
 import psutil
 
+from process_memory import peak_bytes
 from so8tqc.config import CalibrateOptions
 from so8tqc.services.holdout import split_texts
 from so8tqc.services.temperature_verdict import calibrate_source
@@ -82,12 +82,6 @@ def calibrate(path: Path, texts: list[EncodedText]) -> float:
     return held
 
 
-def peak_bytes(pid: int) -> int:
-    """Largest resident size of a process so far (getrusage would include its parent's)."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=5120)
@@ -102,7 +96,7 @@ def main() -> int:
         texts = texts_of(options.tokens, VOCABULARY)
         model = path.stat().st_size
         worker = calibrate(path, texts)
-        added = peak_bytes(psutil.Process().pid) - before
+        added = peak_bytes() - before
     over = added + worker - model
     print(f"V = {VOCABULARY:,}, {256 * len(texts):,} tokens, a file of {model / 2**20:.0f} MiB")
     print(f"  this process grows by {added / 2**20:.0f} MiB, libllama's holds "

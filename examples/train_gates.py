@@ -103,6 +103,26 @@ def windows(texts: list[str], tokenizer: object, length: int) -> torch.Tensor:
     return torch.tensor(ids[: count * (length + 1)]).view(count, length + 1)
 
 
+def load(base: str) -> tuple[object, object]:
+    """The model in float32, and its tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    directory = resolve_model(base)
+    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32)
+    return model.eval(), load_tokenizer(directory)
+
+
+def split_windows(
+    path: Path | None, tokenizer: object, length: int, held_out: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training windows, and at most ``held_out`` others from a tenth of the documents."""
+    texts = documents(path)
+    random.Random(1234).shuffle(texts)
+    tenth = max(1, len(texts) // 10)
+    rest = windows(texts[:tenth], tokenizer, length)[:held_out]
+    return windows(texts[tenth:], tokenizer, length), rest
+
+
 def batches(data: torch.Tensor, size: int, rng: random.Random) -> Iterator[torch.Tensor]:
     """Endless shuffled batches."""
     while True:
@@ -173,16 +193,8 @@ def evaluate(model: object, data: torch.Tensor) -> tuple[float, float, torch.Ten
 def main() -> None:
     args = arguments()
     torch.manual_seed(args.seed)
-    directory = resolve_model(args.base)
-    tokenizer = load_tokenizer(directory)
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32).eval()
-
-    texts = documents(args.data)
-    random.Random(1234).shuffle(texts)
-    held_out = windows(texts[: max(1, len(texts) // 10)], tokenizer, args.window)[:8]
-    training = windows(texts[max(1, len(texts) // 10) :], tokenizer, args.window)
+    model, tokenizer = load(args.base)
+    training, held_out = split_windows(args.data, tokenizer, args.window, 8)
     print(f"{len(training)} training windows, {len(held_out)} held out, {args.window} tokens each")
     if not len(held_out) or len(training) < args.batch:
         raise SystemExit(

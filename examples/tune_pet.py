@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +31,8 @@ from torch.nn import functional as F
 
 from so8tqc.metrics.smoothness import HIGH, hidden_sums, share
 from so8tqc.rotations.gates import attached_gates
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
-from so8tqc.sources.texts import load_tokenizer
-from train_gates import documents, parser, train, windows
+from so8tqc.services.builtin import DEMO_MODEL
+from train_gates import load, parser, split_windows, train
 
 
 class Trial(NamedTuple):
@@ -129,16 +127,8 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 def main() -> None:
     args = arguments()
-    directory = resolve_model(args.base)
-    tokenizer = load_tokenizer(directory)
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32).eval()
-    texts = documents(args.data)
-    random.Random(1234).shuffle(texts)
-    share_held_out = max(1, len(texts) // 10)
-    held_out = windows(texts[:share_held_out], tokenizer, args.window)[: args.held_out]
-    training = windows(texts[share_held_out:], tokenizer, args.window)
+    model, tokenizer = load(args.base)
+    training, held_out = split_windows(args.data, tokenizer, args.window, args.held_out)
     if len(held_out) < 2 or len(training) < args.batch:
         raise SystemExit("not enough text: give more, or a smaller --window")
 

@@ -181,6 +181,16 @@ def texts_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def long_texts(tmp_path: Path) -> Path:
+    """The first of the built-in long texts, with its prompt."""
+    root = Path(__file__).parent.parent / "data"
+    texts = json.loads((root / "longtext_en.json").read_text(encoding="utf-8"))
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps({k: texts[k][:1] for k in ("ids", "texts", "prompts")}))
+    return path
+
+
 def attention_width(model: Path) -> int:
     """Input width of the attention output projection: heads × head_dim."""
     config = json.loads((model / "config.json").read_text())

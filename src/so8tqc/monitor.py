@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,25 +112,18 @@ class OscillationMonitor(LogitsProcessor):  # type: ignore[misc]
         eos_token_id: int | Sequence[int] | None = None,
         on_alarm: Callable[[Alarm], None] | None = None,
     ) -> None:
-        series = None if reference is None else np.asarray(list(reference), dtype=np.float64)
-
-        def chart() -> OscillationChart:
-            made = OscillationChart(statistic, batch=batch, run_length=run_length, slack=slack)
-            if series is not None:
-                made.learn(series)
-            return made
-
-        self._chart, self._loops = chart, loops
-        chart(), self._watch()  # what is wrong with the arguments shows here
+        # every sequence gets copies of these
+        self._chart = OscillationChart(statistic, batch=batch, run_length=run_length, slack=slack)
+        if reference is not None:
+            self._chart.learn(reference)
+        self._loops = loops is not None
+        period, copies, run = loops or (128, 2, 1)
+        self._watch = LoopWatch(longest_period=period, copies=copies, least_run=run)
         ends = () if eos_token_id is None else eos_token_id
         self._ends = frozenset(ends if isinstance(ends, Sequence) else [ends])
         self._on_alarm = on_alarm or _warn
         self.alarms: deque[Alarm] = deque(maxlen=KEPT_ALARMS)
         self.reset()
-
-    def _watch(self) -> LoopWatch:
-        period, copies, run = self._loops or (128, 2, 1)
-        return LoopWatch(longest_period=period, copies=copies, least_run=run)
 
     def reset(self) -> None:
         """Forget all sequences; the alarms are kept."""
@@ -157,23 +151,23 @@ class OscillationMonitor(LogitsProcessor):  # type: ignore[misc]
             largest = scores.amax(dim=-1).double().cpu().numpy()
         else:
             largest = np.asarray(np.max(scores, axis=-1), dtype=np.float64)
-        tail = _tail(input_ids, self._rows[0].watch.past.size if self._rows else 1)
-        if not self._continues(tail, int(input_ids.shape[-1])):
-            self._begin(input_ids, largest.size)
-        else:
+        tail, length = _tail(input_ids, self._watch.past.size), int(input_ids.shape[-1])
+        if self._continues(tail, length):
             for row, ids in zip(self._rows, tail, strict=True):
                 self._append(row, int(ids[-1]))
-        self._length = int(input_ids.shape[-1])
+        else:
+            self._begin(tail, length)
+        self._length = length
         for row, x in zip(self._rows, largest.ravel(), strict=True):
             self._look(row, float(x))
         return scores
 
-    def _begin(self, input_ids: Any, count: int) -> None:
-        self._prompt = int(input_ids.shape[-1])
-        self._rows = [_Row(i, self._chart(), self._watch()) for i in range(count)]
-        prompts = _tail(input_ids, self._rows[0].watch.past.size)
-        for row, prompt in zip(self._rows, prompts, strict=True):
+    def _begin(self, prompts: IntArray, length: int) -> None:
+        self._prompt, self._rows = length, []
+        for index, prompt in enumerate(prompts):
+            row = _Row(index, deepcopy(self._chart), deepcopy(self._watch))
             row.watch.remember(prompt)
+            self._rows.append(row)
 
     def _continues(self, tail: IntArray, length: int) -> bool:
         """Whether these are the sequences seen before, each with one more token.
@@ -183,26 +177,27 @@ class OscillationMonitor(LogitsProcessor):  # type: ignore[misc]
         """
         if len(tail) != len(self._rows) or self._length == 0:
             return False
-        back = self._length + 1 - length
-        if back != 0:
-            if self._prompt < length <= self._length and all(
-                _agree(ids[:-1], row.watch.past[back:])
-                for ids, row in zip(tail, self._rows, strict=True)
-            ):
-                raise ValueError(_REFUSED.format("tokens were taken back"))
+        back = self._length + 1 - length  # tokens that were taken back
+        if back < 0:
             return False
-        known = np.array([[_agree(ids[:-1], row.watch.past) for row in self._rows] for ids in tail])
-        if known.diagonal().all():
-            return True
-        if known.any():
-            raise ValueError(_REFUSED.format("the sequences changed places"))
+        before = [ids[:-1] for ids in tail]
+        in_place = all(
+            _agree(ids, row.watch.past[back:]) for ids, row in zip(before, self._rows, strict=True)
+        )
+        if back == 0:
+            if in_place:
+                return True
+            if any(_agree(ids, row.watch.past) for ids in before for row in self._rows):
+                raise ValueError(_REFUSED.format("the sequences changed places"))
+        elif in_place and length > self._prompt:
+            raise ValueError(_REFUSED.format("tokens were taken back"))
         return False
 
     def _append(self, row: _Row, token: int) -> None:
         row.step += 1
-        if row.finished:
+        if row.finished or not self._loops:
             row.watch.remember([token])
-        elif row.watch.update(token) and self._loops is not None:
+        elif row.watch.update(token):
             self._raise(Alarm("loop", row.index, row.step, row.watch.period), row)
         row.finished = row.finished or token in self._ends
 

@@ -48,15 +48,6 @@ def test_entropies_are_those_of_eager_attention(
         np.testing.assert_allclose(collector.layers[layer], expected, atol=2e-4)
 
 
-@pytest.fixture
-def long_texts(tmp_path: Path) -> Path:
-    root = Path(__file__).parent.parent.parent / "data"
-    texts = json.loads((root / "longtext_en.json").read_text(encoding="utf-8"))
-    path = tmp_path / "long.json"
-    path.write_text(json.dumps({k: texts[k][:1] for k in ("ids", "texts", "prompts")}))
-    return path
-
-
 def run(model: Path, base: Path, gates: Path, texts: Path, out: Path, **options: object) -> Record:
     defaults: dict[str, object] = {"min_tokens": 256, "max_new_tokens": 40, "png": False}
     return longtext(

@@ -78,14 +78,11 @@ def long_llama(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
 def judged(
     long_llama: Path,
     make_gates: Callable[..., Path],
+    long_texts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Record]:
     """Bake, plant a fault in the baked model when it is loaded, and judge it on one long text."""
-    root = Path(__file__).parent.parent.parent / "data"
-    texts = json.loads((root / "longtext_en.json").read_text(encoding="utf-8"))
-    data = tmp_path / "long.json"
-    data.write_text(json.dumps({k: texts[k][:1] for k in ("ids", "texts", "prompts")}))
     gates = make_gates(long_llama)
     bake(BakeConfig(base=long_llama, rotations=gates, out=tmp_path / "baked"))
     load = HFModel.load
@@ -100,7 +97,7 @@ def judged(
         monkeypatch.setattr(HFModel, "load", loaded)
         return longtext(
             LongTextConfig(model=tmp_path / "baked", reference=long_llama, rotations=gates,
-                           data=(str(data),), out=tmp_path / "out", min_tokens=TOKENS,
+                           data=(str(long_texts),), out=tmp_path / "out", min_tokens=TOKENS,
                            max_new_tokens=0, png=False, resamples=500)
         )  # fmt: skip
 

@@ -22,6 +22,9 @@ _STAGE_REMEDIES = {
 }
 
 _PLOTS = "Open the plots of the failed case and compare both models' series."
+_LAYERS = "Look at the layers that pet.energy names."
+_REPEATING = "Read the generated texts: they repeat what the reference does not."
+_STIRRED = "That layer was stirred up after the training: bake again from the base model."
 
 _LONGTEXT_REMEDIES = {
     "phase.layer0": "No fold can change layer 0's attention: compare RoPE base and scaling in both "
@@ -32,14 +35,13 @@ _LONGTEXT_REMEDIES = {
     "phase.position": "The error grows along the text: compare RoPE scaling, context length and "
     "sliding window.",
     "oscillation.index": "If von_neumann passed: a changed final norm, head or temperature.",
-    "oscillation.von_neumann": "Look at the layers that pet.energy names.",
-    "oscillation.high_frequency": "Look at the layers that pet.energy names.",
-    "oscillation.repetition": "Read the generated texts: they repeat what the reference does not.",
-    "oscillation.compression": "Read the generated texts: they repeat what the reference does not.",
+    "oscillation.von_neumann": _LAYERS,
+    "oscillation.high_frequency": _LAYERS,
+    "oscillation.repetition": _REPEATING,
+    "oscillation.compression": _REPEATING,
     "oscillation.loops": "Read the generated texts: they loop where the reference's do not.",
-    "pet.energy": "That layer was stirred up after the training: bake again from the base model.",
-    "pet.high_frequency": "That layer was stirred up after the training: bake again from the base "
-    "model.",
+    "pet.energy": _STIRRED,
+    "pet.high_frequency": _STIRRED,
     "pet.effect": "The gates do not show what their PET record promises: check that the right file "
     "was baked, or train with a stronger penalty.",
 }

@@ -175,7 +175,7 @@ def calibration_tables(record: Record) -> list[Table]:
     metrics: dict[str, Any] = record.metrics
     against = [_against(metrics)] if metrics["against_reference"] else []
     return [
-        _measures(metrics), *against, _objectives(metrics), _beyond(metrics),
+        _measures(metrics, metrics["reference"]), *against, _objectives(metrics), _beyond(metrics),
         *_group_temperatures(metrics), _groups(metrics),
     ]  # fmt: skip
 
@@ -183,25 +183,23 @@ def calibration_tables(record: Record) -> list[Table]:
 def held_out_table(record: Record) -> Table:
     """The fitted temperature, whether it is used, and what it does; fits 80 columns."""
     metrics: dict[str, Any] = record.metrics
-    _, header, rows = _measures({**metrics, "reference": None})
+    _, header, rows = _measures(metrics, reference=None)
     interval = f", 95 % interval {_interval(metrics['ci95'], 3, '')}" if metrics["ci95"] else ""
     used = "used" if metrics["significant"] else "not used"
     return f"T = {metrics['fitted']:.3f}{interval}, {used}; held-out texts", header, rows
 
 
-def _measures(metrics: dict[str, Any]) -> Table:
-    reference = metrics["reference"]
+def _measures(metrics: dict[str, Any], reference: dict[str, Any] | None) -> Table:
     header = ["measure", "T = 1", f"T = {metrics['fitted']:.3f}", "change", "95 % interval"]
     rows = []
     for key, title in _MEASURES.items():
         change = metrics["change"][key]
-        ci95 = change["ci95"]
         row = [
             title,
             f"{metrics['before'][key]:.4f}",
             f"{metrics['at_fitted'][key]:.4f}",
             f"{change['difference']:+.4f}",
-            f"{ci95[0]:+.4f} … {ci95[1]:+.4f}" if ci95 else "–",
+            _interval(change["ci95"]),
         ]
         rows.append([*row, f"{reference[key]:.4f}"] if reference else row)
     return "Held-out texts", [*header, "reference"] if reference else header, rows

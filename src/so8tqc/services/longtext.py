@@ -40,6 +40,7 @@ from so8tqc.services.longtext_judging import (
     case_metrics,
     effect_checks,
 )
+from so8tqc.services.longtext_pet import changes_from_base
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
@@ -85,14 +86,14 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         wavelengths = _wavelengths(models)
         writers = _writers(models)
         for case in cases:
-            case.rope = wavelengths.size > 0
             _measure(case, models, config, progress)
             generate(case, writers, config.max_new_tokens, config.seed, progress)
     finally:
         _close(models)
-    checks = [check for case in cases for check in case_checks(case, config)]
+    rope = wavelengths.size > 0
+    checks = [check for case in cases for check in case_checks(case, config, rope=rope)]
     record = models.rotations.metadata.get("pet") if models.rotations else None
-    checks += effect_checks(cases, config, record)
+    checks += effect_checks(cases, record)
     checks += repetition_checks(cases)
     config.out.mkdir(parents=True, exist_ok=True)
     _write_series(config.out / "series.npz", cases)
@@ -197,7 +198,7 @@ def _close(models: _Models) -> None:
 
 
 def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Progress) -> None:
-    """One forward pass of each model, then the logits of both in step."""
+    """One forward pass of each model, then the logits of both in step, and what compares runs."""
     tokens = case.encoded.tokens
     runs = 1 + (models.base is not None) * (1 + (models.rotations is not None))
     sources: list[LogitSource] = []
@@ -228,6 +229,10 @@ def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Prog
     for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
         if run is not None and run.entropy is not None:
             case.spectra[name] = spectrum(run.entropy.mean(axis=(0, 1)), seed=config.seed)
+    # the gates' effect, seen in the candidate where it shows its hidden states
+    shown = case.candidate if case.candidate is not None else case.reference
+    if case.base is not None and shown is not None:
+        case.from_base = changes_from_base(case.base, shown, config)
 
 
 def _draw(

@@ -15,7 +15,6 @@ from so8tqc.metrics.repetition import repetition
 from so8tqc.metrics.spectra import Spectrum
 from so8tqc.records import Check, judge, skipped
 from so8tqc.services.longtext_pet import (
-    changes_from_base,
     effect_check,
     fidelity_checks,
     layer_metrics,
@@ -63,11 +62,10 @@ _SMALLEST_KL = 1e-14
 class Case:
     """One text: what was measured on it.
 
-    ``rope``: whether periods may be traced to RoPE wavelengths; False for a model without RoPE.
+    ``from_base``: what the gates did to the base's hidden states; empty without gates.
     """
 
     encoded: EncodedText
-    rope: bool = True
     candidate: Probe | None = None
     reference: Probe | None = None
     base: Probe | None = None
@@ -77,7 +75,8 @@ class Case:
     from_base: dict[str, osc.Change] = field(default_factory=dict)
 
 
-def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
+def case_checks(case: Case, config: LongTextConfig, *, rope: bool) -> list[Check]:
+    """Judge a text against the reference; ``rope``: whether the model has RoPE wavelengths."""
     subject = case.encoded.id
     if case.reference is None:
         reason = "there is no reference to compare with"
@@ -96,7 +95,7 @@ def case_checks(case: Case, config: LongTextConfig) -> list[Check]:
         return checks + [
             skipped(check_id, reason, subject=subject) for check_id in _ATTENTION_CHECKS
         ]
-    return [*checks, _layer0_check(case), _attention_check(case), _dips_check(case)]
+    return [*checks, _layer0_check(case), _attention_check(case), _dips_check(case, rope)]
 
 
 def _layer0_check(case: Case) -> Check:
@@ -150,8 +149,8 @@ def _attention_check(case: Case) -> Check:
     )
 
 
-def _dips_check(case: Case) -> Check:
-    if not case.rope:
+def _dips_check(case: Case, rope: bool) -> Check:
+    if not rope:
         reason = "the model has no RoPE, whose wavelengths this check looks for"
         return skipped("phase.dips", reason, subject=case.encoded.id)
     extra = _extra_peaks(case)
@@ -218,18 +217,15 @@ def _oscillation_checks(case: Case, config: LongTextConfig) -> list[Check]:
     return checks
 
 
-def effect_checks(cases: Sequence[Case], config: LongTextConfig, record: str | None) -> list[Check]:
-    """What the gates did to the base's hidden states, seen in the candidate where it shows them."""
-    checks = []
-    for case in cases:
-        gated = case.candidate if case.candidate is not None else case.reference
-        if case.base is None or gated is None:
-            reason = "there are no rotations whose training could be looked for"
-            checks.append(skipped("pet.effect", reason, subject=case.encoded.id))
-            continue
-        case.from_base = changes_from_base(case.base, gated, config)
-        checks.append(effect_check(case.encoded.id, case.from_base, record))
-    return checks
+def effect_checks(cases: Sequence[Case], record: str | None) -> list[Check]:
+    """Whether the gates did to the base's hidden states what their PET record promises."""
+    reason = "there are no rotations whose training could be looked for"
+    return [
+        effect_check(case.encoded.id, case.from_base, record)
+        if case.from_base
+        else skipped("pet.effect", reason, subject=case.encoded.id)
+        for case in cases
+    ]
 
 
 def case_metrics(case: Case) -> dict[str, Any]:
