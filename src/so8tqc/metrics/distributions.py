@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
-WORKING_SET_BYTES = 1 << 20
-"""Rows are taken so few at a time that a float64 block of them stays near the CPU's caches."""
+WORKING_SET_BYTES = 4 << 20
+"""Rows are taken so few at a time that a float64 block of them stays near the CPU's caches, and
+so many that threads seldom wait for each other between two operations: with two threads, 1 MiB
+takes 1.6 times as long at V = 49,152, 16 MiB 1.1 times."""
 
 LEADERS = 5
 """How many of the most likely tokens are compared (top-5 overlap)."""

@@ -70,7 +70,7 @@ def close_divergences(
     """
     import torch
 
-    far = _set_aside(weights, total, e)
+    far = _set_aside(weights, total, e, torch.abs(e, out=scratch))
     square = torch.mul(e, e, out=scratch)
     product = torch.mul(square, weights, out=more)
     m2 = product.sum(dim=1).numpy() / total
@@ -98,11 +98,13 @@ def close_divergences(
     return kl, reverse, js
 
 
-def _set_aside(weights: torch.Tensor, total: FloatArray, e: torch.Tensor) -> _Outliers | None:
-    """Take the tokens beyond the series out of ``e``, where zeros are left."""
-    if float(e.max()) <= SERIES and float(e.min()) >= -SERIES:
+def _set_aside(
+    weights: torch.Tensor, total: FloatArray, e: torch.Tensor, size: torch.Tensor
+) -> _Outliers | None:
+    """Take the tokens beyond the series, by their size |e|, out of ``e``: zeros are left."""
+    if float(size.amax()) <= SERIES:
         return None
-    at = np.flatnonzero((e.abs() > SERIES).numpy())
+    at = np.flatnonzero(size.numpy() > SERIES)
     row = at // e.shape[1]
     flat = e.numpy().reshape(-1)
     # where e^e would overflow, p is zero in float64, and must stay so in a product
