@@ -24,6 +24,7 @@ from so8tqc.errors import InputError, ToolError
 from so8tqc.records import FileRef, Record
 
 TEMPORARY_SUFFIX = ".so8tqc-partial"
+MANIFEST_NAME = "manifest.json"
 
 
 @contextmanager
@@ -200,6 +201,27 @@ class Manifest(BaseModel):
     digests: dict[str, _CachedDigest] = Field(default_factory=dict)
 
 
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a run directory.
+
+    Raises:
+        InputError: there is none, or it is unreadable.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            "no manifest here", where=str(directory), remedy="Give the run directory of so8tqc run."
+        ) from None
+    except ValidationError as error:
+        raise InputError(
+            f"unreadable manifest: {error.errors()[0]['msg']}",
+            where=str(path),
+            remedy="Delete it to run every stage again.",
+        ) from None
+
+
 class RunDirectory:
     """A run's directory: where stages put their outputs, and what may be reused.
 
@@ -213,20 +235,11 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        self._path = root / "manifest.json"
+        self._path = root / MANIFEST_NAME
         self.manifest = self._load()
 
     def _load(self) -> Manifest:
-        if not self._path.exists():
-            return Manifest()
-        try:
-            return Manifest.model_validate_json(self._path.read_bytes())
-        except ValidationError as error:
-            raise InputError(
-                f"unreadable manifest: {error.errors()[0]['msg']}",
-                where=str(self._path),
-                remedy="Delete it to run every stage again.",
-            ) from None
+        return read_manifest(self.root) if self._path.exists() else Manifest()
 
     def save(self) -> None:
         """Write the manifest, atomically."""

@@ -96,6 +96,17 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     )
 
 
+def write_gguf(config: ExportConfig, progress: Progress = SILENT) -> None:
+    """The file that :func:`export` writes, without the proof.
+
+    Raises:
+        ConfigError, ModelError, ToolError: as :func:`export`.
+    """
+    ready = _prepare(config)
+    with atomic_file(config.out) as temporary:
+        _write(config, ready, temporary, progress)
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """An export that has passed every check that needs no writing."""

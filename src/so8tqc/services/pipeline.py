@@ -215,7 +215,8 @@ def _perform(stage: _Stage, directory: RunDirectory, progress: Progress, forced:
     write_record(path, record)
     if stage.reports:
         write_stage_reports(record, folder)
-    directory.commit(stage.name, fingerprint, [path, *stage.outputs])
+    written = [Path(reference.path) for reference in record.outputs.values()]
+    directory.commit(stage.name, fingerprint, [path, *dict.fromkeys([*stage.outputs, *written])])
     return record
 
 
