@@ -26,6 +26,7 @@ from so8tqc.cli.checks_table import MARKS, print_checks
 from so8tqc.progress import SILENT, Progress, Task
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
+from so8tqc.reports.batch import batch_tables
 from so8tqc.reports.choices import terminal_tables
 from so8tqc.reports.tables import Table as ReportTable
 
@@ -148,7 +149,7 @@ def show(record: Record, path: Path | None = None) -> None:
             print_checks(console, failed, "Failed checks")
     elif record.checks:
         print_checks(console, record.checks, record.kind)
-    for shown in terminal_tables(record):
+    for shown in batch_tables(record) if record.kind == "batch" else terminal_tables(record):
         _show_table(console, shown)
     for notice in record.notices:
         console.print(f"[yellow]·[/] {escape(notice)}")
