@@ -13,19 +13,53 @@ from so8tqc.cli.stage import Output, add_to_step_summary, finish
 
 def report(
     directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    other: Annotated[
+        Path | None,
+        typer.Argument(help="A second one: it is compared with the first.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory for the comparison; default OTHER/comparison.", show_default=False
+        ),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write report.html, report.md and report.json of a run directory.
+    """Write report.html, report.md and report.json of a run directory; or compare two of them.
+
+    With two directories (of `run`, or of a stage such as `qc`), comparison.html, .md and .json say
+    what changed in config, inputs, versions, verdicts and values, and whether a difference is more
+    than chance. Exit code 1: a check fails in the second that did not fail in the first.
 
     Examples:
 
         so8tqc report out/demo
+
+        so8tqc report out/before out/after
+
+        so8tqc report out/before out/after --out compared/ --json
     """
     from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.errors import ConfigError
+    from so8tqc.services.compared_run import require_two
+    from so8tqc.services.comparing_runs import compare_runs
     from so8tqc.services.report import report as service
 
+    output = Output(json, quiet)
+    if other is None:
+        if out is not None:
+            raise ConfigError(
+                "--out is for a comparison", remedy="A report is written to DIRECTORY/report."
+            )
+        with terminal_progress(quiet=quiet) as progress:
+            record = service(directory, progress)
+        add_to_step_summary(directory / "report" / "report.md")
+        finish(record, output)
+        return
+    require_two(directory, other)
+    folder = out or other / "comparison"
     with terminal_progress(quiet=quiet) as progress:
-        record = service(directory, progress)
-    add_to_step_summary(directory / "report" / "report.md")
-    finish(record, Output(json, quiet))
+        record = compare_runs(directory, other, folder, progress)
+    add_to_step_summary(folder / "comparison.md")
+    finish(record, output, folder / "comparison.html")
