@@ -7,6 +7,7 @@ line holds a config. Unknown keys are errors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,14 @@ def nested_model(field: FieldInfo) -> type[BaseModel] | None:
     """The model that a field holds, or None: it holds a value."""
     inner = field.annotation
     return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def option_paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """The path of every field of a model, and of the fields inside it."""
+    for name, field in model.model_fields.items():
+        yield (name,)
+        if inner := nested_model(field):
+            yield from ((name, *path) for path in option_paths(inner))
 
 
 class RotationOptions(Options):
@@ -409,19 +418,29 @@ class RunConfig(Options):
     export: ExportOptions = ExportOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     calibrate: CalibrateOptions = CalibrateOptions()
-    calibrate_type: str = Field("Q5_K_M", description="Which quantized file is calibrated.")
+    calibrate_type: str | None = Field(
+        None,
+        description="Which quantized file is calibrated; default Q5_K_M, or the first type where "
+        "that is not made.",
+    )
     qc: QCOptions = QCOptions()
     choose: ChoiceOptions = ChoiceOptions()
     longtext: LongTextOptions = LongTextOptions()
 
     @model_validator(mode="after")
     def _calibrates_what_is_made(self) -> RunConfig:
-        if self.calibrate_type not in self.quantize.types:
+        if self.calibrate_type not in (None, *self.quantize.types):
             raise ValueError(
                 f"calibrate_type {self.calibrate_type} is not among quantize.types "
                 f"({', '.join(self.quantize.types)})"
             )
         return self
+
+    @property
+    def calibrated_type(self) -> str:
+        """The type whose file is calibrated."""
+        usual, made = "Q5_K_M", self.quantize.types
+        return self.calibrate_type or (usual if usual in made else made[0])
 
 
 COMMAND_CONFIGS: dict[str, type[Options]] = {

@@ -102,9 +102,17 @@ def add_to_step_summary(report: Path) -> None:
 
 def finish(record: Record, output: Output, path: Path | None = None) -> None:
     """Show a record and exit: 1 if its verdict failed."""
-    from so8tqc.cli.terminal import show
     from so8tqc.errors import ExitCode
     from so8tqc.records import Verdict
+
+    present(record, output, path)
+    if record.verdict is Verdict.FAIL:
+        raise typer.Exit(ExitCode.VERDICT_FAILED)
+
+
+def present(record: Record, output: Output, path: Path | None = None) -> None:
+    """Show a record, as JSON, as tables or not at all."""
+    from so8tqc.cli.terminal import show
 
     try:
         if output.json:
@@ -114,5 +122,3 @@ def finish(record: Record, output: Output, path: Path | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has gone (`| head`); the verdict stands all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if record.verdict is Verdict.FAIL:
-        raise typer.Exit(ExitCode.VERDICT_FAILED)

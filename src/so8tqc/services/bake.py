@@ -190,6 +190,11 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
     )
 
 
+def planned_bytes(config: BakeConfig) -> int:
+    """Size of what :func:`bake` would write, bytes; raises what it would raise beforehand."""
+    return _prepare(config).size
+
+
 def _prepare(config: BakeConfig) -> _Prepared:
     checkpoint = open_checkpoint(config.base)
     _refuse_second_bake(config)

@@ -61,6 +61,7 @@ from so8tqc.services.structure import (
 from so8tqc.services.token_file import TOKENS_FILE, write_tokens
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
+from so8tqc.sources.texts import data_paths
 
 _UNRUNNABLE = (
     "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
@@ -144,7 +145,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         metrics={key: jsonable(value) for key, value in found.metrics.items()},
         diagnosis=tuple(found.diagnosis),
         notices=tuple(dict.fromkeys((*found.notices, *notices))),
-        inputs=_inputs(config),
+        inputs=_inputs(config, capture),
         outputs=_outputs(config),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
@@ -310,7 +311,7 @@ def _outputs(config: QCConfig) -> dict[str, FileRef]:
     return {"recovered": file_ref(config.save_recovered)}
 
 
-def _inputs(config: QCConfig) -> dict[str, FileRef]:
+def _inputs(config: QCConfig, capture: Capture | None) -> dict[str, FileRef]:
     inputs = {"reference": file_ref(config.reference)}
     if config.base is not None:
         inputs["base"] = file_ref(config.base)
@@ -318,4 +319,6 @@ def _inputs(config: QCConfig) -> dict[str, FileRef]:
         inputs["rotations"] = file_ref(config.rotations)
     for i, path in enumerate(config.candidates):
         inputs[f"candidate_{i + 1}"] = file_ref(path)
+    if config.level == "full" and capture is None:
+        inputs |= {f"data: {path.name}": file_ref(path) for path in data_paths(config.data)}
     return inputs
