@@ -1,4 +1,4 @@
-"""Tasks: `nox -s demo`, `nox -s tests`, `nox -s lint types`, `nox -s bench`.
+"""Tasks: `nox -s demo`, `nox -s tests`, `nox -s lint types docs`, `nox -s bench`.
 
 Every session installs with constraints.txt, which pins torch: an unpinned torch
 pulls gigabytes of CUDA.
@@ -16,7 +16,7 @@ import nox
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "tests"]
 
 # libllama is compiled without the image tools, which nothing here uses, and without AMX: GCC before
 # 14 drops most of the tile configuration that ggml writes, and its kernels then die (SIGILL)
@@ -79,6 +79,16 @@ def types(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "torch")
     session.install("-c", "constraints.txt", "-e", ".", "mypy", "types-PyYAML")
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The pages, as a site in site/; any warning fails."""
+    session.install("-c", "constraints.txt", "torch")
+    session.install("-c", "constraints.txt", "-e", ".[docs]")
+    session.run("python", "tests/docs/write_pages.py")
+    session.run("zensical", "build", "--clean", "--strict")
+    session.run("python", "tests/docs/foreign_assets.py", "site")
 
 
 @nox.session
