@@ -80,6 +80,10 @@ class ToolError(So8tqcError):
     exit_code = ExitCode.TOOL
 
 
+class BusyError(ToolError):
+    """Another process is writing where this one was told to."""
+
+
 class MissingToolError(ToolError):
     """An optional part is not installed; the remedy is the command that installs it."""
 

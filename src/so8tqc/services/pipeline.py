@@ -31,6 +31,7 @@ from so8tqc.config import (
 from so8tqc.errors import ConfigError
 from so8tqc.llama.libllama import library
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.reports.summary import stage_row
@@ -73,6 +74,7 @@ class Stage:
     after: tuple[str, ...] = ()
 
 
+@exclusive(claim_folder)
 def run(
     config: RunConfig,
     progress: Progress = SILENT,
@@ -94,6 +96,7 @@ def run(
 
     Raises:
         ConfigError: unknown stage name.
+        BusyError: another run is at work in this directory.
         So8tqcError: whatever a stage raises; what was finished before it stays.
     """
     watch = Stopwatch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, to
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -101,6 +103,12 @@ class _Findings:
         ]
 
 
+def _claim(folder: Path) -> AbstractContextManager[None]:
+    """Of processes that work together, the first claims the output for all."""
+    return claim_folder(folder) if ranks.is_first() else nullcontext()
+
+
+@exclusive(_claim)
 def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     """Judge every candidate against the reference.
 

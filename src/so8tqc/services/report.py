@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import file_ref, read_record, write_text
+from so8tqc.artifacts import file_ref, read_record, remove_leftovers, write_text
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
+from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, versions
 from so8tqc.reports.html import page
@@ -28,11 +30,18 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
 
     Raises:
         InputError: the directory holds no stage's record, or one that cannot be read.
+        BusyError: a run is at work in the directory.
     """
+    with claim_folder(directory) if directory.is_dir() else nullcontext():
+        return _report(directory, progress)
+
+
+def _report(directory: Path, progress: Progress) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
     name = _name(directory)
     out = directory / "report"
+    remove_leftovers(out)
     with progress.task("writing the report", total=4) as task:
         summary = summarise_run(name, records)
         tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
