@@ -33,16 +33,14 @@ def recheck(directory: Path, progress: Progress = SILENT) -> Record:
             except InputError:
                 found[name] = "missing"
             task.advance(1, item=name)
-    checks = [
-        judge(
-            f"files.{state}",
-            sum(value == state for value in found.values()),
-            0,
-            detail=f"Of {len(found)} files and directories that the run made, {state}: "
-            + (", ".join(n for n, value in found.items() if value == state) or "none")
-            + ".",
-        )
+    changed, missing = (
+        [name for name, value in found.items() if value == state]
         for state in ("changed", "missing")
+    )
+    made = f"Of {len(found)} files and directories that the run made"
+    checks = [
+        judge("files.changed", len(changed), 0, detail=f"{made}, changed: {_names(changed)}."),
+        judge("files.missing", len(missing), 0, detail=f"{made}, missing: {_names(missing)}."),
     ]
     return Record(
         kind="recheck",
@@ -73,3 +71,7 @@ def _here(path: Path, stage: str, directory: Path) -> Path:
     parts = path.parts
     last = len(parts) - 1 - parts[::-1].index(stage)
     return directory.joinpath(*parts[last:])
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names) or "none"
