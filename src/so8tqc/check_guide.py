@@ -400,5 +400,11 @@ GUIDE: dict[str, Guide] = {
         "a file was moved or deleted after it was made",
         "Run again; missing stages are made anew: so8tqc run CONFIG",
     ),
+    # two runs
+    "comparison.new_failures": Guide(
+        "checks that fail in the second run and did not fail in the first",
+        "something got worse between the two runs",
+        "Read what changed in inputs, config and versions, at the top of the comparison.",
+    ),
 }
 """Every check that a stage of so8tqc can judge or skip."""
