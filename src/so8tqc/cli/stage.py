@@ -52,13 +52,37 @@ def run_stage(
 ) -> None:
     """Run a service with a progress display; write its record; show it; exit by its verdict."""
     from so8tqc.artifacts import write_record
-    from so8tqc.cli.terminal import terminal_progress
 
-    with terminal_progress(quiet=output.quiet) as progress:
-        record = service(config, progress)
     path = record_path(config)
+    record = work(lambda progress: service(config, progress), config, path, output)
     write_record(path, record)
     finish(record, output, path)
+
+
+def work(
+    service: Callable[[Progress], Record],
+    config: BaseModel | None,
+    record_path: Path,
+    output: Output,
+) -> Record:
+    """Run a service with a progress display and a log.
+
+    Args:
+        service: told about the progress.
+        config: of the service, for the log; None if the service tells it itself.
+        record_path: where the record will be; the log lies beside it (see ``cli.log``).
+        output: how the command talks.
+    """
+    from so8tqc.cli.log import log_beside, log_record, logged
+    from so8tqc.cli.terminal import terminal_progress
+
+    with (
+        terminal_progress(quiet=output.quiet) as shown,
+        logged(log_beside(record_path), config, shown) as progress,
+    ):
+        record = service(progress)
+        log_record(record)
+    return record
 
 
 def run_reported_stage(
@@ -77,16 +101,15 @@ def run_reported_stage(
         shown: name of the report whose path is printed.
     """
     from so8tqc.artifacts import write_record
-    from so8tqc.cli.terminal import terminal_progress
     from so8tqc.services.report import write_stage_reports
     from so8tqc.sources import ranks
 
     if not ranks.is_first():
         finish(service(config, SILENT), Output(json=False, quiet=True))
         return
-    with terminal_progress(quiet=output.quiet) as progress:
-        record = service(config, progress)
-    write_record(out / "record.json", record)
+    path = out / "record.json"
+    record = work(lambda progress: service(config, progress), config, path, output)
+    write_record(path, record)
     write_stage_reports(record, out)
     add_to_step_summary(out / "report.md")
     finish(record, output, out / shown)
