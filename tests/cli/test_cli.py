@@ -75,7 +75,7 @@ def test_bake_and_qc_from_the_command_line(
                  str(out)]  # fmt: skip
     assert run_main(arguments) == 0
     assert {p.name for p in out.iterdir()} == {
-        "record.json", "report.md", "report.html", "junit.xml", "tokens.npz",
+        "record.json", "report.md", "report.html", "junit.xml", "tokens.npz", "so8tqc.log",
     }  # fmt: skip
     assert "qc: pass" in capsys.readouterr().out
 

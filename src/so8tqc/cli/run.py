@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import JsonOption, QuietOption, SetOption, given
-from so8tqc.cli.stage import Output, add_to_step_summary, finish, present
+from so8tqc.cli.stage import Output, add_to_step_summary, finish, present, work
 
 
 def run(
@@ -47,7 +47,6 @@ def run(
     """
     import os
 
-    from so8tqc.cli.terminal import terminal_progress
     from so8tqc.config_batch import Batch, load_runs
     from so8tqc.services.batch import BATCH_REPORT, run_batch
     from so8tqc.services.pipeline import run as run_one
@@ -56,14 +55,17 @@ def run(
         file=config, overrides=set_ or (), flags=given(out=out), environment=os.environ
     )
     output = Output(json, quiet)
-    with terminal_progress(quiet=quiet) as progress:
-        if isinstance(runs, Batch):
-            record = run_batch(runs, progress, only=only, from_stage=from_)
-        else:
-            record = run_one(runs, progress, only=only, from_stage=from_)
+    path = runs.out / "record.json"
     if isinstance(runs, Batch):
-        add_to_step_summary(runs.out / BATCH_REPORT)
-        present(record, output, runs.out / BATCH_REPORT)
+        batch = runs
+        record = work(
+            lambda p: run_batch(batch, p, only=only, from_stage=from_),
+            None, path, output,
+        )  # fmt: skip
+        add_to_step_summary(batch.out / BATCH_REPORT)
+        present(record, output, batch.out / BATCH_REPORT)
         raise typer.Exit(int(str(record.metrics["exit_code"])))
-    add_to_step_summary(runs.out / "report" / "report.md")
+    one = runs
+    record = work(lambda p: run_one(one, p, only=only, from_stage=from_), one, path, output)
+    add_to_step_summary(one.out / "report" / "report.md")
     finish(record, output)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import typer
 
@@ -81,11 +81,36 @@ def _recorded(
 ) -> Record:
     """Run a service with a progress display; write its record."""
     from so8tqc.artifacts import write_record
+
+    told = cast("BaseModel", config)  # a protocol cannot ask for a base class
+    record = work(lambda progress: service(config, progress), told, path, output)
+    write_record(path, record)
+    return record
+
+
+def work(
+    service: Callable[[Progress], Record],
+    config: BaseModel | None,
+    record_path: Path,
+    output: Output,
+) -> Record:
+    """Run a service with a progress display and a log.
+
+    Args:
+        service: told about the progress.
+        config: of the service, for the log; None if the service tells it itself.
+        record_path: where the record will be; the log lies beside it (see ``cli.log``).
+        output: how the command talks.
+    """
+    from so8tqc.cli.log import log_beside, log_record, logged
     from so8tqc.cli.terminal import terminal_progress
 
-    with terminal_progress(quiet=output.quiet) as progress:
-        record = service(config, progress)
-    write_record(path, record)
+    with (
+        terminal_progress(quiet=output.quiet) as shown,
+        logged(log_beside(record_path), config, shown) as progress,
+    ):
+        record = service(progress)
+        log_record(record)
     return record
 
 

@@ -20,6 +20,7 @@ BATCH_RECORD, BATCH_REPORT = "batch.json", "batch.md"
 NOT_RUN = "not run"
 
 _log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())  # without a log, not to stderr: the record has the error
 
 
 class File(TypedDict):
@@ -81,6 +82,7 @@ def run_batch(
     for i, combination in enumerate(batch.combinations):
         name = combination.name
         progress.message(f"[{i + 1}/{len(rows)}] {name}")
+        _log.info("config %s", combination.config.model_dump_json(exclude_defaults=True))
         own = Stopwatch()
         rows[name], reused[name] = _run(combination, progress, only, from_stage)
         seconds[name] = own.info().seconds

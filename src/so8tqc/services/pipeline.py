@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ from so8tqc.services.quantize import quantize
 from so8tqc.services.report import report, write_stage_reports
 from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
+
+_log = logging.getLogger(__name__)
 
 _NEED_LIBLLAMA = ("quantize", "calibrate", "qc", "choose")
 
@@ -230,10 +233,12 @@ def _perform(stage: Stage, directory: RunDirectory, progress: Progress, forced: 
     fingerprint = _fingerprint(stage, directory)
     if not forced and directory.reusable(stage.name, fingerprint):
         record = read_record(path)
+        _log.info("stage %s: reused, %s", stage.name, record.verdict)
         progress.message(f"{stage.name}: reused, nothing it depends on has changed")
         return record.model_copy(update={"run": record.run.model_copy(update={"reused": True})})
     directory.forget(stage.name)
     folder.mkdir(parents=True, exist_ok=True)
+    _log.info("begin stage %s, fingerprint %s", stage.name, fingerprint)
     progress.message(f"{stage.name}:")
     record = stage.service(progress)
     write_record(path, record)
@@ -241,6 +246,7 @@ def _perform(stage: Stage, directory: RunDirectory, progress: Progress, forced: 
         write_stage_reports(record, folder)
     written = [Path(reference.path) for reference in record.outputs.values()]
     directory.commit(stage.name, fingerprint, [path, *dict.fromkeys([*stage.outputs, *written])])
+    _log.info("end stage %s: %s, %.1f s", stage.name, record.verdict, record.run.seconds)
     return record
 
 
