@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from so8tqc.errors import InputError, ToolError
+from so8tqc.files import read_whole
 from so8tqc.records import FileRef, Record
 
 TEMPORARY_SUFFIX = ".so8tqc-partial"
@@ -140,10 +141,11 @@ def read_record(path: Path) -> Record:
     Raises:
         InputError: the file is missing or is not a record of this schema.
     """
+    if not path.exists():
+        raise InputError("no record here", where=str(path))
+    content = read_whole(path)
     try:
-        return Record.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError("no record here", where=str(path)) from None
+        return Record.model_validate_json(content)
     except ValidationError as error:
         raise InputError(
             f"not a record of this version: {error.errors()[0]['msg']}", where=str(path)
@@ -219,8 +221,9 @@ class RunDirectory:
     def _load(self) -> Manifest:
         if not self._path.exists():
             return Manifest()
+        content = read_whole(self._path)
         try:
-            return Manifest.model_validate_json(self._path.read_bytes())
+            return Manifest.model_validate_json(content)
         except ValidationError as error:
             raise InputError(
                 f"unreadable manifest: {error.errors()[0]['msg']}",
