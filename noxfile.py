@@ -66,6 +66,14 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hostile files: every reader, 20,000 inputs and the whole corpus (see tests/hostile)."""
+    install(session, "test")
+    arguments = session.posargs or ["--inputs", "20000", "--out", "fuzz.json"]
+    session.run("python", "tests/hostile/fuzz.py", *arguments)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and lint."""
     session.install("-c", "constraints.txt", "ruff")

@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from so8tqc.errors import InputError, ToolError
+from so8tqc.files import read_whole
 from so8tqc.filesystem import disk_errors, fsync, fsync_tree, make_folder, publish, remove, umask
 from so8tqc.locks import LOCK_NAME, hold, is_at, lock_descriptor
 from so8tqc.records import FileRef, Record
@@ -187,10 +188,11 @@ def read_record(path: Path) -> Record:
     Raises:
         InputError: the file is missing or is not a record of this schema.
     """
+    if not path.exists():
+        raise InputError("no record here", where=str(path))
+    content = read_whole(path)
     try:
-        return Record.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError("no record here", where=str(path)) from None
+        return Record.model_validate_json(content)
     except ValidationError as error:
         raise InputError(
             f"not a record of this version: {error.errors()[0]['msg']}", where=str(path)
@@ -254,12 +256,13 @@ def read_manifest(directory: Path) -> Manifest:
         InputError: there is none, or it is unreadable.
     """
     path = directory / MANIFEST_NAME
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             "no manifest here", where=str(directory), remedy="Give the run directory of so8tqc run."
-        ) from None
+        )
+    content = read_whole(path)
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         raise InputError(
             f"unreadable manifest: {error.errors()[0]['msg']}",

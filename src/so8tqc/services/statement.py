@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
 from so8tqc.artifacts import sha256_json, write_text
 from so8tqc.errors import InputError
+from so8tqc.files import read_whole
 from so8tqc.records import Frozen
 
 STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"
@@ -294,15 +295,14 @@ def _canonical(statement: Statement) -> str:
 
 
 def _text(path: Path) -> str:
+    content = read_whole(path)
     try:
-        return path.read_bytes().decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(
             "edited after it was written: not UTF-8", where=f"{path}, byte {error.start}",
             remedy=_AGAIN,
         ) from None  # fmt: skip
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
 def _parsed(text: str, path: Path) -> Statement:
