@@ -7,6 +7,9 @@ import sys
 
 from so8tqc.errors import ExitCode, So8tqcError, explained
 
+_EVERYWHERE = ("--debug", "--no-color")
+"""Options of every command, at any place."""
+
 
 def main() -> None:
     """Console script ``so8tqc``."""
@@ -16,7 +19,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the app with these arguments; return the exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    if "--no-color" in arguments:
+        os.environ["NO_COLOR"] = "1"  # what rich and the processes we start go by
+    arguments = [argument for argument in arguments if argument not in _EVERYWHERE]
     # models and data are local: a mistyped path must not be asked of a hub
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # not threads that spin while they wait: two processes of matrix products on two cores would
