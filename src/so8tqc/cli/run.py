@@ -43,10 +43,12 @@ def run(
     """
     from so8tqc.cli.terminal import terminal_progress
     from so8tqc.config import RunConfig
+    from so8tqc.reports.language import spoken
     from so8tqc.services.pipeline import run as service
 
     options = configure(RunConfig, given(out=out), config, set_)
     with terminal_progress(quiet=quiet) as progress:
         record = service(options, progress, only=only, from_stage=from_)
     add_to_step_summary(options.out / "report" / "report.md")
-    finish(record, Output(json, quiet))
+    with spoken(options.report.language):
+        finish(record, Output(json, quiet))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from so8tqc.records import Check, Diagnosis, Record, Verdict
 from so8tqc.reports import commands
 from so8tqc.reports import format as fmt
+from so8tqc.reports.diagnoses import finding
 from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import entries
 
@@ -112,7 +113,7 @@ def _is_loss(diagnosis: Diagnosis, stage: str, records: Mapping[str, Record]) ->
 
 def _mend(diagnosis: Diagnosis, records: Mapping[str, Record]) -> NextStep:
     """A diagnosis with its remedy; what is wrong in the weights is mended by another bake."""
-    text = f"{diagnosis.text} {say(diagnosis.remedy)}"
+    text = say(" ").join((finding(diagnosis), say(diagnosis.remedy)))
     in_weights = diagnosis.layers or diagnosis.code in _WEIGHT_CODES
     extra = _BAKE_FLAGS.get(diagnosis.code, ())
     return NextStep(text, commands.bake_again(records, *extra) if in_weights else "")
@@ -121,7 +122,7 @@ def _mend(diagnosis: Diagnosis, records: Mapping[str, Record]) -> NextStep:
 def _failed(stage: str, records: Mapping[str, Record], failed: list[Check]) -> NextStep:
     """Checks of one file that failed, and nothing explains."""
     said = say("{checks} failed.", checks=_named(failed, failed[0].subject))
-    return NextStep(f"{said} {_remedies(stage, failed)}", _again(stage, records))
+    return NextStep(say(" ").join((said, _remedies(stage, failed))), _again(stage, records))
 
 
 def _again(stage: str, records: Mapping[str, Record]) -> str:
@@ -190,7 +191,7 @@ def _remedies(stage: str, failed: Iterable[Check]) -> str:
     """What to do about the checks of one file that failed in one stage, each remedy once."""
     if stage == "longtext":
         remedies = dict.fromkeys(_LONGTEXT_REMEDIES.get(c.id, _PLOTS) for c in failed)
-        return " ".join(say(remedy) for remedy in remedies)
+        return say(" ").join(say(remedy) for remedy in remedies)
     return say(_STAGE_REMEDIES.get(stage, _CHECKS))
 
 
@@ -211,7 +212,7 @@ def _lost_too_much(
         parts.append(
             say("There is no finer type to try: do not ship it, or judge by limits of your own.")
         )
-    return NextStep(" ".join(parts), command)
+    return NextStep(say(" ").join(parts), command)
 
 
 def _finer_type(records: Mapping[str, Record], subject: str) -> str:

@@ -47,6 +47,9 @@ from so8tqc.services.report import report, write_stage_reports
 from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
+_BEGINNING = 200
+"""Characters of a page that hold its language."""
+
 _NEED_LIBLLAMA = ("quantize", "calibrate", "qc", "choose")
 
 
@@ -116,11 +119,14 @@ def run(
         if only is not None and stage.name != only:
             continue
         forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
-        records[stage.name] = _perform(stage, directory, progress, forced or only is not None)
+        record = _perform(stage, directory, progress, forced or only is not None)
+        records[stage.name] = record
+        if stage.reports and not (record.run.reused and _told_in(config, stage.name)):
+            write_stage_reports(record, config.out / stage.name, config.report.language)
     summary = _summary(config, records, watch)
     write_record(config.out / "record.json", summary)
     if only is None or only == "report":
-        page = report(config.out, progress)
+        page = report(config.out, progress, language=config.report.language)
         return summary.model_copy(update={"outputs": {**summary.outputs, **page.outputs}})
     return summary
 
@@ -213,10 +219,17 @@ def _perform(stage: _Stage, directory: RunDirectory, progress: Progress, forced:
     progress.message(f"{stage.name}:")
     record = stage.service(progress)
     write_record(path, record)
-    if stage.reports:
-        write_stage_reports(record, folder)
     directory.commit(stage.name, fingerprint, [path, *stage.outputs])
     return record
+
+
+def _told_in(config: RunConfig, stage: str) -> bool:
+    """Whether the stage's page is there, in the language asked for."""
+    path = config.out / stage / "report.html"
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as stream:
+        return f'lang="{config.report.language}"' in stream.read(_BEGINNING)
 
 
 def _fingerprint(stage: _Stage, directory: RunDirectory) -> str:

@@ -10,17 +10,27 @@ from typing import Any
 from so8tqc.artifacts import file_ref, read_record, write_text
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
+from so8tqc.languages import Language
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, versions
 from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml
+from so8tqc.reports.language import spoken
 from so8tqc.reports.markdown import run_markdown, stage_markdown
 from so8tqc.reports.sections import section, stage_tables
 from so8tqc.reports.summary import summarise_run
 
 
-def report(directory: Path, progress: Progress = SILENT) -> Record:
+def report(
+    directory: Path, progress: Progress = SILENT, *, language: Language | None = None
+) -> Record:
     """Write ``report/report.{html,md,json}`` and ``report/junit.xml`` of a run directory.
+
+    Args:
+        directory: what ``run`` wrote.
+        progress: told about each file.
+        language: of the page and the Markdown; None takes what the run was configured with.
+            JSON and JUnit, which machines read, are English always.
 
     Returns:
         Record of kind ``report``: the checks of all stages, the worst stage's verdict;
@@ -31,34 +41,35 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     records = read_stages(directory)
-    name = _name(directory)
+    run = _run_record(directory)
+    name = str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
+    language = language or _configured_language(run)
     out = directory / "report"
-    with progress.task("writing the report", total=4) as task:
-        summary = summarise_run(name, records)
-        tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
-        sections = [
-            section(stage, record, records, directory / stage, f"../{stage}/")
-            for stage, record in records.items()
-        ]
-        paths = {
-            "html": out / "report.html",
-            "markdown": out / "report.md",
-            "json": out / "report.json",
-            "junit": out / "junit.xml",
+    paths = {
+        "html": out / "report.html",
+        "markdown": out / "report.md",
+        "json": out / "report.json",
+        "junit": out / "junit.xml",
+    }
+    summary = summarise_run(name, records)
+    with progress.task("writing the report", total=len(paths)) as task:
+        texts = {
+            **_for_people(name, records, directory, language),
+            "json": _json(summary, records),
+            "junit": junit_xml(list(records.values())),
         }
-        for kind, text in (
-            ("html", page(summary, sections)),
-            ("markdown", run_markdown(records, tables, summary)),
-            ("json", _json(summary, records)),
-            ("junit", junit_xml(list(records.values()))),
-        ):
+        for kind, text in texts.items():
             write_text(paths[kind], text)
             task.advance(1, item=paths[kind].name)
     return Record(
         kind="report",
         verdict=summary["verdict"],
         checks=tuple(check for record in records.values() for check in record.checks),
-        metrics={"name": name, "stages": {row["name"]: row for row in summary["stages"]}},
+        metrics={
+            "name": name,
+            "language": language,
+            "stages": {row["name"]: row for row in summary["stages"]},
+        },
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
         outputs={kind: file_ref(path) for kind, path in paths.items()},
         versions=versions("plotly", "jinja2"),
@@ -66,13 +77,32 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
     )
 
 
-def write_stage_reports(record: Record, out: Path) -> None:
+def _for_people(
+    name: str, records: Mapping[str, Record], directory: Path, language: Language
+) -> dict[str, str]:
+    """The page and the Markdown of a run."""
+    with spoken(language):
+        summary = summarise_run(name, records)
+        tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
+        sections = [
+            section(stage, record, records, directory / stage, f"../{stage}/")
+            for stage, record in records.items()
+        ]
+        return {
+            "html": page(summary, sections),
+            "markdown": run_markdown(records, tables, summary),
+        }
+
+
+def write_stage_reports(record: Record, out: Path, language: Language = Language.ENGLISH) -> None:
     """``report.md``, ``report.html`` and ``junit.xml`` of one stage, beside its record."""
     records = {record.kind: record}
-    summary = summarise_run(record.kind, records)
-    tables = stage_tables(record.kind, record)
-    write_text(out / "report.md", stage_markdown(record, tables, summary))
-    write_text(out / "report.html", page(summary, [section(record.kind, record, records, out, "")]))
+    with spoken(language):
+        summary = summarise_run(record.kind, records)
+        tables = stage_tables(record.kind, record)
+        write_text(out / "report.md", stage_markdown(record, tables, summary))
+        sections = [section(record.kind, record, records, out, "")]
+        write_text(out / "report.html", page(summary, sections))
     write_text(out / "junit.xml", junit_xml([record]))
 
 
@@ -95,12 +125,16 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
-def _name(directory: Path) -> str:
-    """The run's name from its own record, else the directory's."""
+def _run_record(directory: Path) -> Record | None:
+    """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
-    if path.is_file():
-        return str(read_record(path).metrics.get("name", directory.name))
-    return directory.resolve().name
+    return read_record(path) if path.is_file() else None
+
+
+def _configured_language(run: Record | None) -> Language:
+    options = run.config.get("report") if run else None
+    code = options.get("language") if isinstance(options, dict) else None
+    return Language(str(code)) if code else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:
