@@ -9,6 +9,7 @@ import typer
 
 from so8tqc.cli.options import JsonOption, QuietOption
 from so8tqc.cli.stage import Output, add_to_step_summary, finish
+from so8tqc.languages import Language
 
 
 def report(
@@ -27,6 +28,10 @@ def report(
         bool,
         typer.Option("--verify", help="Hash every file of the run again; write nothing."),
     ] = False,
+    lang: Annotated[
+        Language | None,
+        typer.Option(help="Language; default: the run's, which is en.", show_default=False),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -39,6 +44,8 @@ def report(
     Examples:
 
         so8tqc report out/demo
+
+        so8tqc report out/demo --lang ja
 
         so8tqc report --verify out/demo
 
@@ -60,17 +67,19 @@ def report(
     elif verify:
         _verify(directory, output)
     else:
-        _report(directory, output)
+        _report(directory, output, lang)
 
 
-def _report(directory: Path, output: Output) -> None:
+def _report(directory: Path, output: Output, lang: Language | None) -> None:
     from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.reports.language import spoken
     from so8tqc.services.report import report as service
 
     with terminal_progress(quiet=output.quiet) as progress:
-        record = service(directory, progress)
+        record = service(directory, progress, language=lang)
     add_to_step_summary(directory / "report" / "report.md")
-    finish(record, output)
+    with spoken(Language(str(record.metrics["language"]))):
+        finish(record, output)
 
 
 def _verify(directory: Path, output: Output) -> None:
