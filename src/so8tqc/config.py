@@ -14,6 +14,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from so8tqc.errors import ConfigError
+from so8tqc.paths import anchored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 QUALITY_TEXTS = "builtin:validation"
@@ -25,6 +26,21 @@ class Options(BaseModel):
     """Base: closed, immutable, checked on assignment of defaults too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explicit_paths(cls, values: object) -> object:
+        """``./x/y`` stays a path: without the dot it may be the name of a model on a hub."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: anchored(value)
+            if isinstance(value, str)
+            else [anchored(v) if isinstance(v, str) else v for v in value]
+            if isinstance(value, list)
+            else value
+            for name, value in values.items()
+        }
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:

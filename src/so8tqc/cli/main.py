@@ -6,6 +6,7 @@ import os
 import sys
 
 from so8tqc.errors import ExitCode, So8tqcError
+from so8tqc.paths import anchored
 
 INTERNAL_ERROR = 70
 """sysexits' EX_SOFTWARE: a defect of this program, told apart from every planned exit code."""
@@ -19,9 +20,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the app with these arguments; return the exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    # models and data are local: a mistyped path must not be asked of a hub
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    arguments = [_explicit(argument) for argument in arguments if argument != "--debug"]
     # not threads that spin while they wait: two processes of matrix products on two cores would
     # take three times as long as with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -41,6 +40,14 @@ def run(arguments: list[str]) -> int:
     if code == ExitCode.INTERRUPTED:  # Typer turns most of Ctrl-C into this exit code itself
         _complain("Interrupted; run the same command again to go on where it stopped.")
     return code
+
+
+def _explicit(argument: str) -> str:
+    """``./x/y`` and ``--option=./x/y`` stay paths, whatever is there."""
+    if not argument.startswith("--"):
+        return anchored(argument)
+    name, equals, value = argument.partition("=")
+    return name + equals + anchored(value)
 
 
 def _other(error: Exception, debug: bool) -> int:

@@ -42,6 +42,7 @@ from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.quantize import quantize
 from so8tqc.services.quantize_recipe import stem
 from so8tqc.services.recommending import recommend, speeds, verdicts
+from so8tqc.sources.hub import with_local_paths
 
 
 def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
@@ -64,6 +65,7 @@ def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
         ToolError: no libllama, it failed, or the disk is full.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     make_directory(config.out)
     evaluation = Evaluation(config)
     try:

@@ -105,7 +105,7 @@ def run(
     directory = RunDirectory(config.out)
     remove_leftovers(config.out)
     base = resolve_model(config.base, progress)
-    rotations = resolve_rotations(config.rotations)
+    rotations = resolve_rotations(config.rotations, progress)
     converter: tuple[Path, ...] = ()
     if only is None or only == "export":
         if config.llama_cpp is None and not is_vendored():
