@@ -7,7 +7,9 @@ pulls gigabytes of CUDA.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import sys
 
 import nox
 
@@ -16,8 +18,12 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "docs", "tests"]
 
-# libllama is compiled without the image tools, which nothing here uses
-BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")}
+# libllama is compiled without the image tools, which nothing here uses, and without AMX: GCC before
+# 14 drops most of the tile configuration that ggml writes, and its kernels then die (SIGILL)
+CMAKE_ARGS = ["-DLLAVA_BUILD=OFF"]
+if sys.platform == "linux" and platform.machine() == "x86_64":
+    CMAKE_ARGS += ["-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"]
+BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", " ".join(CMAKE_ARGS))}
 
 
 def install(session: nox.Session, extras: str) -> None:
@@ -57,6 +63,14 @@ def peers(session: nox.Session) -> None:
         "pytest", "tests/metrics/test_peers.py", "-m", "", *session.posargs,
         env={"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hostile files: every reader, 20,000 inputs and the whole corpus (see tests/hostile)."""
+    install(session, "test")
+    arguments = session.posargs or ["--inputs", "20000", "--out", "fuzz.json"]
+    session.run("python", "tests/hostile/fuzz.py", *arguments)
 
 
 @nox.session

@@ -358,5 +358,53 @@ GUIDE: dict[str, Guide] = {
         "something was not proved",
         "Mend what made them skip (each says it), or allow them by name: --allow CHECK.",
     ),
+    # a statement and its files
+    "attest.verdicts": Guide(
+        "stages whose own checks failed",
+        "the statement is true, and says of a link that it did not pass",
+        "See the record of that stage before you ship: so8tqc report DIR",
+    ),
+    "statement.files": Guide(
+        "files that are here and not as stated",
+        "a file was changed after it was attested, or is another file",
+        "Get the named files again, or attest the run anew: so8tqc attest DIR",
+    ),
+    "statement.strangers": Guide(
+        "files in the model directory that the statement does not name",
+        "somebody added a file that the run did not make",
+        "Remove them: a runtime may read them.",
+    ),
+    "statement.absent": Guide(
+        "files of the statement that are not here",
+        "it never fails; it says what was not looked at",
+        "Say where the files are: --files DIR",
+    ),
+    "statement.verdicts": Guide(
+        "links whose own checks failed when they were made",
+        "whoever made the files shipped them in spite of a failed check",
+        "Ask them for the records (record.json) and read the failed checks.",
+    ),
+    "derivation.link": Guide(
+        "files of a link that are not what its inputs and parameters make",
+        "the file does not come from where the statement says",
+        "Do not trust the file. If --base or --rotations may be others than the stated ones, check "
+        "them first.",
+    ),
+    "files.changed": Guide(
+        "files of a run that are not as its manifest says",
+        "a file was changed after it was made",
+        "Run again; changed stages are made anew: so8tqc run CONFIG",
+    ),
+    "files.missing": Guide(
+        "files of a run that are gone",
+        "a file was moved or deleted after it was made",
+        "Run again; missing stages are made anew: so8tqc run CONFIG",
+    ),
+    # two runs
+    "comparison.new_failures": Guide(
+        "checks that fail in the second run and did not fail in the first",
+        "something got worse between the two runs",
+        "Read what changed in inputs, config and versions, at the top of the comparison.",
+    ),
 }
 """Every check that a stage of so8tqc can judge or skip."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import file_ref, read_record, write_text
+from so8tqc.artifacts import file_ref, read_record, remove_leftovers, write_text
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
+from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, versions
 from so8tqc.reports.html import page
@@ -17,6 +19,16 @@ from so8tqc.reports.junit import junit_xml
 from so8tqc.reports.markdown import run_markdown, stage_markdown
 from so8tqc.reports.sections import section, stage_tables
 from so8tqc.reports.summary import summarise_run
+
+_FOREIGN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+"""What drawing raises where a record's metrics are not of the expected form."""
+
+_FILES = {
+    "html": "report.html",
+    "markdown": "report.md",
+    "json": "report.json",
+    "junit": "junit.xml",
+}
 
 
 def report(directory: Path, progress: Progress = SILENT) -> Record:
@@ -28,42 +40,65 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
 
     Raises:
         InputError: the directory holds no stage's record, or one that cannot be read.
+        BusyError: a run is at work in the directory.
     """
+    with claim_folder(directory) if directory.is_dir() else nullcontext():
+        return _report(directory, progress)
+
+
+def _report(directory: Path, progress: Progress) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
-    name = _name(directory)
     out = directory / "report"
+    remove_leftovers(out)
     with progress.task("writing the report", total=4) as task:
-        summary = summarise_run(name, records)
-        tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
-        sections = [
-            section(stage, record, records, directory / stage, f"../{stage}/")
-            for stage, record in records.items()
-        ]
-        paths = {
-            "html": out / "report.html",
-            "markdown": out / "report.md",
-            "json": out / "report.json",
-            "junit": out / "junit.xml",
-        }
-        for kind, text in (
-            ("html", page(summary, sections)),
-            ("markdown", run_markdown(records, tables, summary)),
-            ("json", _json(summary, records)),
-            ("junit", junit_xml(list(records.values()))),
-        ):
+        summary, texts = render(directory, records)
+        paths = {kind: out / name for kind, name in _FILES.items()}
+        for kind, text in texts.items():
             write_text(paths[kind], text)
             task.advance(1, item=paths[kind].name)
     return Record(
         kind="report",
         verdict=summary["verdict"],
         checks=tuple(check for record in records.values() for check in record.checks),
-        metrics={"name": name, "stages": {row["name"]: row for row in summary["stages"]}},
+        metrics={
+            "name": summary["name"],
+            "stages": {row["name"]: row for row in summary["stages"]},
+        },
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
         outputs={kind: file_ref(path) for kind, path in paths.items()},
         versions=versions("plotly", "jinja2"),
         run=watch.info(),
     )
+
+
+def render(directory: Path, records: Mapping[str, Record]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The summary of a run, and the text of each kind of report; nothing is written.
+
+    Raises:
+        InputError: a record's metrics are not those of its kind in this version.
+    """
+    name = _name(directory)
+    try:
+        summary = summarise_run(name, records)
+        tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
+        sections = [
+            section(stage, record, records, directory / stage, f"../{stage}/")
+            for stage, record in records.items()
+        ]
+        return summary, {
+            "html": page(summary, sections),
+            "markdown": run_markdown(records, tables, summary),
+            "json": _json(summary, records),
+            "junit": junit_xml(list(records.values())),
+        }
+    except _FOREIGN as error:
+        raise InputError(
+            f"a stage's record holds what none of this version does "
+            f"({type(error).__name__}: {error})",
+            where=str(directory),
+            remedy="Run the stage again.",
+        ) from error
 
 
 def write_stage_reports(record: Record, out: Path) -> None:
