@@ -27,6 +27,10 @@ def report(
         bool,
         typer.Option("--verify", help="Hash every file of the run again; write nothing."),
     ] = False,
+    model_card: Annotated[
+        bool,
+        typer.Option("--model-card", help="Also write report/model-card.md, for a hub's README."),
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -42,6 +46,8 @@ def report(
 
         so8tqc report --verify out/demo
 
+        so8tqc report out/demo --model-card
+
         so8tqc report out/before out/after
 
         so8tqc report out/before out/after --out compared/ --json
@@ -49,6 +55,8 @@ def report(
     from so8tqc.errors import ConfigError
 
     output = Output(json, quiet)
+    if model_card and (verify or other):
+        raise ConfigError("--model-card is for the report of one run directory")
     if verify and (other or out):
         raise ConfigError("--verify is for one run directory")
     if other is not None:
@@ -60,7 +68,17 @@ def report(
     elif verify:
         _verify(directory, output)
     else:
+        if model_card:
+            _model_card(directory, output)
         _report(directory, output)
+
+
+def _model_card(directory: Path, output: Output) -> None:
+    from so8tqc.services.report import write_model_card
+
+    path = write_model_card(directory)
+    if not output.json and not output.quiet:
+        typer.echo(f"model card: {path}")
 
 
 def _report(directory: Path, output: Output) -> None:
