@@ -19,7 +19,8 @@ _COMMANDS_HEAD = """\
 # Commands
 
 Options may also come from a file (`--config`), from `--set KEY=VALUE` and from the environment: see
-[configuration](configuration.md).
+[configuration](configuration.md). A model may be a directory or a name on a hub: see
+[models and data](models-and-data.md).
 
 """
 

@@ -19,6 +19,7 @@ from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml
 from so8tqc.reports.language import spoken
 from so8tqc.reports.markdown import run_markdown, stage_markdown
+from so8tqc.reports.model_card import model_card
 from so8tqc.reports.sections import section, stage_tables
 from so8tqc.reports.summary import summarise_run
 
@@ -103,12 +104,39 @@ def render(
             "junit": junit_xml(list(records.values())),
         }
     except _FOREIGN as error:
-        raise InputError(
-            f"a stage's record holds what none of this version does "
-            f"({type(error).__name__}: {error})",
-            where=str(directory),
-            remedy="Run the stage again.",
-        ) from error
+        raise _foreign(error, directory) from error
+
+
+def _foreign(error: Exception, directory: Path) -> InputError:
+    return InputError(
+        f"a stage's record holds what none of this version does ({type(error).__name__}: {error})",
+        where=str(directory),
+        remedy="Run the stage again.",
+    )
+
+
+def write_model_card(directory: Path) -> Path:
+    """Write ``report/model-card.md``, a section for a README, from a run's records.
+
+    Raises:
+        InputError: the directory holds no stage's record, no GGUF file was made, or a record is
+            not of this version.
+        BusyError: a run is at work in the directory.
+    """
+    with claim_folder(directory) if directory.is_dir() else nullcontext():
+        records = read_stages(directory)
+        if not any(name in records for name in ("export", "quantize", "choose")):
+            raise InputError(
+                "there is no file for a model card: nothing was exported or quantized",
+                where=str(directory),
+            )
+        try:
+            text = model_card(_name(directory), records)
+        except _FOREIGN as error:
+            raise _foreign(error, directory) from error
+        path = directory / "report" / "model-card.md"
+        write_text(path, text)
+        return path
 
 
 def _for_people(
