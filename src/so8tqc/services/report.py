@@ -94,8 +94,7 @@ def render(
     Raises:
         InputError: a record's metrics are not those of its kind in this version.
     """
-    run = _run_record(directory)
-    name = str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
+    name = _name(directory)
     try:
         summary = summarise_run(name, records)
         return summary, {
@@ -191,6 +190,12 @@ def _run_record(directory: Path) -> Record | None:
     """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
     return read_record(path) if path.is_file() else None
+
+
+def _name(directory: Path) -> str:
+    """The run's name from its own record, else the directory's."""
+    run = _run_record(directory)
+    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
 
 
 def _configured_language(run: Record | None) -> Language:
