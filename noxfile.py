@@ -1,4 +1,4 @@
-"""Tasks: `nox -s demo`, `nox -s tests`, `nox -s lint types`, `nox -s bench`.
+"""Tasks: `nox -s demo`, `nox -s tests`, `nox -s lint types docs`, `nox -s bench`.
 
 Every session installs with constraints.txt, which pins torch: an unpinned torch
 pulls gigabytes of CUDA.
@@ -7,17 +7,23 @@ pulls gigabytes of CUDA.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import sys
 
 import nox
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "tests"]
 
-# libllama is compiled without the image tools, which nothing here uses
-BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")}
+# libllama is compiled without the image tools, which nothing here uses, and without AMX: GCC before
+# 14 drops most of the tile configuration that ggml writes, and its kernels then die (SIGILL)
+CMAKE_ARGS = ["-DLLAVA_BUILD=OFF"]
+if sys.platform == "linux" and platform.machine() == "x86_64":
+    CMAKE_ARGS += ["-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"]
+BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", " ".join(CMAKE_ARGS))}
 
 
 def install(session: nox.Session, extras: str) -> None:
@@ -60,6 +66,14 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hostile files: every reader, 20,000 inputs and the whole corpus (see tests/hostile)."""
+    install(session, "test")
+    arguments = session.posargs or ["--inputs", "20000", "--out", "fuzz.json"]
+    session.run("python", "tests/hostile/fuzz.py", *arguments)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and lint."""
     session.install("-c", "constraints.txt", "ruff")
@@ -73,6 +87,16 @@ def types(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "torch")
     session.install("-c", "constraints.txt", "-e", ".", "mypy", "types-PyYAML")
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The pages, as a site in site/; any warning fails."""
+    session.install("-c", "constraints.txt", "torch")
+    session.install("-c", "constraints.txt", "-e", ".[docs]")
+    session.run("python", "tests/docs/write_pages.py")
+    session.run("zensical", "build", "--clean", "--strict")
+    session.run("python", "tests/docs/foreign_assets.py", "site")
 
 
 @nox.session

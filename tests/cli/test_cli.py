@@ -75,7 +75,7 @@ def test_bake_and_qc_from_the_command_line(
                  str(out)]  # fmt: skip
     assert run_main(arguments) == 0
     assert {p.name for p in out.iterdir()} == {
-        "record.json", "report.md", "report.html", "junit.xml", "tokens.npz",
+        "record.json", "report.md", "report.html", "junit.xml", "tokens.npz", "so8tqc.log",
     }  # fmt: skip
     assert "qc: pass" in capsys.readouterr().out
 
@@ -182,7 +182,7 @@ def test_a_forbidden_folder_is_no_defect_of_ours(
     (tmp_path / "report").write_text("a file where a folder is to be made")
     assert run_main(["report", str(tmp_path), "--quiet"]) == 4
     message = capfd.readouterr().err
-    assert f"{tmp_path / 'report'}: File exists." in message
+    assert f"{tmp_path / 'report'}: cannot write here: File exists." in message
     assert "Traceback" not in message
 
 

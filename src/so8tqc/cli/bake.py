@@ -19,7 +19,7 @@ from so8tqc.cli.options import (
     SiteOption,
     given,
 )
-from so8tqc.cli.stage import Output, configure, finish, run_stage
+from so8tqc.cli.stage import Output, configure, finish, run_single_output
 
 
 def bake(
@@ -87,7 +87,7 @@ def bake(
     )
     options, output = configure(BakeConfig, flags, config, set_), Output(json, quiet)
     if not dry_run:
-        run_stage(service, options, output, lambda c: c.out.with_name(c.out.name + ".record.json"))
+        run_single_output(service, options, output)
         return
     with terminal_progress(quiet=quiet) as progress:
         record = plan(options, progress)

@@ -49,13 +49,14 @@ def schema(
 
         so8tqc config schema --out configs/so8tqc.schema.json
     """
+    from so8tqc.artifacts import write_text
     from so8tqc.config_schema import schema_text
 
     text = schema_text(stage)
     if out is None:
         typer.echo(text, nl=False)
         return
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
 
 
 @config.command()
@@ -75,7 +76,7 @@ def check(
         so8tqc config check qc.yaml --stage qc
     """
     from so8tqc.config import config_model
-    from so8tqc.config_file import check_file
+    from so8tqc.config_batch import check_file
     from so8tqc.errors import ConfigError, ExitCode
 
     config_model(stage)
@@ -106,7 +107,8 @@ def show(
 ) -> None:
     """Print the values in force and where each came from.
 
-    The order is flag, --set, environment (SO8TQC_KEY__SUBKEY), file, default.
+    The order is flag, --set, environment (SO8TQC_KEY__SUBKEY), file, default. Of a file with a
+    matrix what all runs share comes first, then what each is given.
 
     Examples:
 
@@ -140,5 +142,9 @@ def show(
         for row in rows
     ]
     key_width, value_width = max(len(row.key) for row in rows), max(map(len, texts))
+    combination = ""
     for row, text in zip(rows, texts, strict=True):
+        if row.combination != combination:
+            combination = row.combination
+            typer.echo(f"\n[{combination}]")
         typer.echo(f"{row.key:<{key_width}}  {text:<{value_width}}  {row.origin}")

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from so8tqc.errors import ExitCode, So8tqcError
-
-INTERNAL_ERROR = 70
-"""sysexits' EX_SOFTWARE: a defect of this program, told apart from every planned exit code."""
+from so8tqc.errors import ExitCode, So8tqcError, explained
 
 
 def main() -> None:
@@ -50,16 +47,9 @@ def _other(error: Exception, debug: bool) -> int:
         return int(ExitCode.USAGE)
     if debug:
         raise error
-    if isinstance(error, OSError) and error.errno is not None:
-        # a full disk or a forbidden folder is no defect of ours (libraries' own have no errno)
-        names = ", ".join(str(name) for name in (error.filename, error.filename2) if name)
-        _complain(f"{names}: {error.strerror}." if names else f"{error.strerror}.")
-        return int(ExitCode.TOOL)
-    _complain(
-        f"Internal error: {type(error).__name__}: {error}. Run again with --debug for its trace "
-        "and please report it."
-    )
-    return INTERNAL_ERROR
+    text, code = explained(error)
+    _complain(text)
+    return int(code)
 
 
 def _complain(text: str) -> None:

@@ -26,12 +26,17 @@ from so8tqc.cli.checks_table import mark, print_checks
 from so8tqc.progress import SILENT, Progress, Task
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
+from so8tqc.reports.batch import batch_tables
 from so8tqc.reports.choices import terminal_tables
+from so8tqc.reports.comparison import comparison_tables
+from so8tqc.reports.comparison import sentence as comparison_sentence
 from so8tqc.reports.diagnoses import finding
 from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import Table as ReportTable
 
 PIPE_INTERVAL_SECONDS = 5.0
+_TABLES = {"batch": batch_tables, "comparison": comparison_tables}
+"""Records that are tables all through; of others, ``terminal_tables`` has the narrow ones."""
 _STAGE_COLUMNS = (
     message("stage"),
     message("verdict"),
@@ -154,6 +159,8 @@ def scaled(value: float) -> str:
 def show(record: Record, path: Path | None = None) -> None:
     """Print a record for people: checks, notices, diagnosis, verdict."""
     console = Console()
+    if record.kind == "comparison":
+        console.print(escape(comparison_sentence(record)))
     if "stages" in record.metrics:
         _show_stages(console, record)
         failed = [check for check in record.checks if check.failed]
@@ -161,7 +168,7 @@ def show(record: Record, path: Path | None = None) -> None:
             print_checks(console, failed, say("Failed checks"))
     elif record.checks:
         print_checks(console, record.checks, record.kind)
-    for shown in terminal_tables(record):
+    for shown in _TABLES.get(record.kind, terminal_tables)(record):
         _show_table(console, shown)
     for notice in record.notices:
         console.print(f"[yellow]·[/] {escape(notice)}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from so8tqc.check_guide import GUIDE
 from so8tqc.records import Check, Diagnosis, Record, Verdict
 from so8tqc.reports import commands
 from so8tqc.reports import format as fmt
@@ -16,56 +17,10 @@ from so8tqc.reports.tables import entries
 _COARSE_TO_FINE = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 """llama.cpp's usual steps of quality; other types have no neighbour that could be advised."""
 
-_STAGE_REMEDIES = {
-    "bake": message("Bake again from the base model."),
-    "export": message("Read the converter's log beside the GGUF, then export again."),
-    "quantize": message("Check disk and memory, then quantize again."),
-    "choose": message(
-        "Allow more, or search more: other types (--type), more files (--max-evaluations)."
-    ),
-    "calibrate": message("Do not apply this temperature; fit it on more text (--data FILE)."),
-}
-
 _PLOTS = message("Open the plots of the failed case and compare both models' series.")
 _CHECKS = message("See the failed checks.")
-_LAYERS = message("Look at the layers that pet.energy names.")
-_REPEATING = message("Read the generated texts: they repeat what the reference does not.")
-_STIRRED = message("That layer was stirred up after the training: bake again from the base model.")
-
-_LONGTEXT_REMEDIES = {
-    "phase.layer0": message(
-        "No fold can change layer 0's attention: compare RoPE base and scaling in both "
-        "config.json, the tokenizers and the embeddings."
-    ),
-    "phase.attention": message(
-        "Queries, keys or positions are wrong from that layer on: was a rotation "
-        "applied to q_proj or k_proj? so8tqc qc names the fault in the weights."
-    ),
-    "phase.dips": message(
-        "Open the case's entropy plot: a peak at a dotted line is a RoPE wavelength."
-    ),
-    "phase.position": message(
-        "The error grows along the text: compare RoPE scaling, context length and sliding window."
-    ),
-    "oscillation.index": message(
-        "If von_neumann passed: a changed final norm, head or temperature."
-    ),
-    "oscillation.von_neumann": _LAYERS,
-    "oscillation.high_frequency": _LAYERS,
-    "oscillation.repetition": _REPEATING,
-    "oscillation.compression": _REPEATING,
-    "oscillation.loops": message(
-        "Read the generated texts: they loop where the reference's do not."
-    ),
-    "pet.energy": _STIRRED,
-    "pet.high_frequency": _STIRRED,
-    "pet.effect": message(
-        "The gates do not show what their PET record promises: check that the right file "
-        "was baked, or train with a stronger penalty."
-    ),
-}
-"""What to do about a check of the long texts; docs/longtext.md says more."""
 _CHECKS_NAMED = 4
+_ENDS = ".)。）"
 
 
 class NextStep(NamedTuple):
@@ -189,10 +144,10 @@ def _apply_temperature(record: Record) -> NextStep:
 
 def _remedies(stage: str, failed: Iterable[Check]) -> str:
     """What to do about the checks of one file that failed in one stage, each remedy once."""
-    if stage == "longtext":
-        remedies = dict.fromkeys(_LONGTEXT_REMEDIES.get(c.id, _PLOTS) for c in failed)
-        return say(" ").join(say(remedy) for remedy in remedies)
-    return say(_STAGE_REMEDIES.get(stage, _CHECKS))
+    unknown = _PLOTS if stage == "longtext" else _CHECKS
+    found = (GUIDE[check.id].remedy if check.id in GUIDE else unknown for check in failed)
+    texts = (say(text) for text in dict.fromkeys(found))
+    return say(" ").join(text if text[-1] in _ENDS else say("{text}.", text=text) for text in texts)
 
 
 def _lost_too_much(

@@ -204,6 +204,42 @@ CHECKS: dict[str, tuple[str, str]] = {
         message("Key-values"),
         message("Key-values that differ from those of the file made again."),
     ),
+    "derivation.link": (
+        message("Link made again"),
+        message("Files of a link that are not what its inputs and parameters make."),
+    ),
+    "attest.verdicts": (
+        message("Verdicts of the run"),
+        message("Stages whose own checks failed: the statement is true, and says so."),
+    ),
+    "statement.files": (
+        message("Files of the statement"),
+        message("Files that are not those of the statement, by SHA-256."),
+    ),
+    "statement.absent": (
+        message("Absent files"),
+        message("Files of the statement that are not here: it says what was not looked at."),
+    ),
+    "statement.strangers": (
+        message("Unknown files"),
+        message("Files in the model directory that the statement does not name."),
+    ),
+    "statement.verdicts": (
+        message("Stated verdicts"),
+        message("Links whose own checks failed when they were made."),
+    ),
+    "files.changed": (
+        message("Changed files"),
+        message("Files of the run that are not as its manifest says, by SHA-256."),
+    ),
+    "files.missing": (
+        message("Missing files"),
+        message("Files of the run that are gone."),
+    ),
+    "comparison.new_failures": (
+        message("New failures"),
+        message("Checks that fail in the second run and did not fail in the first."),
+    ),
     "choose.recipe": (
         message("Recipe of the choice"),
         message("The chosen file must hold the very tensors that were measured."),

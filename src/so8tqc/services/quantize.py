@@ -12,6 +12,7 @@ from so8tqc.config import QuantizeConfig
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import Quantizer
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
 from so8tqc.services.derivation import derivation
@@ -34,6 +35,7 @@ from so8tqc.sources.texts import data_paths
 AUTO = "auto"
 
 
+@exclusive(claim_folder)
 def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     """Quantize to every type asked for; each file appears complete or not at all.
 

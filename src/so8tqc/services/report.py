@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import file_ref, read_record, write_text
+from so8tqc.artifacts import file_ref, read_record, remove_leftovers, write_text
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
 from so8tqc.languages import Language
+from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, versions
 from so8tqc.reports.html import page
@@ -19,6 +21,16 @@ from so8tqc.reports.language import spoken
 from so8tqc.reports.markdown import run_markdown, stage_markdown
 from so8tqc.reports.sections import section, stage_tables
 from so8tqc.reports.summary import summarise_run
+
+_FOREIGN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+"""What drawing raises where a record's metrics are not of the expected form."""
+
+_FILES = {
+    "html": "report.html",
+    "markdown": "report.md",
+    "json": "report.json",
+    "junit": "junit.xml",
+}
 
 
 def report(
@@ -38,26 +50,21 @@ def report(
 
     Raises:
         InputError: the directory holds no stage's record, or one that cannot be read.
+        BusyError: a run is at work in the directory.
     """
+    with claim_folder(directory) if directory.is_dir() else nullcontext():
+        return _report(directory, progress, language)
+
+
+def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
-    run = _run_record(directory)
-    name = str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
-    language = language or _configured_language(run)
+    language = language or _configured_language(_run_record(directory))
     out = directory / "report"
-    paths = {
-        "html": out / "report.html",
-        "markdown": out / "report.md",
-        "json": out / "report.json",
-        "junit": out / "junit.xml",
-    }
-    summary = summarise_run(name, records)
-    with progress.task("writing the report", total=len(paths)) as task:
-        texts = {
-            **_for_people(name, records, directory, language),
-            "json": _json(summary, records),
-            "junit": junit_xml(list(records.values())),
-        }
+    remove_leftovers(out)
+    with progress.task("writing the report", total=4) as task:
+        summary, texts = render(directory, records, language)
+        paths = {kind: out / name for kind, name in _FILES.items()}
         for kind, text in texts.items():
             write_text(paths[kind], text)
             task.advance(1, item=paths[kind].name)
@@ -66,7 +73,7 @@ def report(
         verdict=summary["verdict"],
         checks=tuple(check for record in records.values() for check in record.checks),
         metrics={
-            "name": name,
+            "name": summary["name"],
             "language": language,
             "stages": {row["name"]: row for row in summary["stages"]},
         },
@@ -75,6 +82,31 @@ def report(
         versions=versions("plotly", "jinja2"),
         run=watch.info(),
     )
+
+
+def render(
+    directory: Path, records: Mapping[str, Record], language: Language = Language.ENGLISH
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The summary of a run, and the text of each kind of report; nothing is written.
+
+    Raises:
+        InputError: a record's metrics are not those of its kind in this version.
+    """
+    name = _name(directory)
+    try:
+        summary = summarise_run(name, records)
+        return summary, {
+            **_for_people(name, records, directory, language),
+            "json": _json(summary, records),
+            "junit": junit_xml(list(records.values())),
+        }
+    except _FOREIGN as error:
+        raise InputError(
+            f"a stage's record holds what none of this version does "
+            f"({type(error).__name__}: {error})",
+            where=str(directory),
+            remedy="Run the stage again.",
+        ) from error
 
 
 def _for_people(
@@ -125,6 +157,14 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
+def _name(directory: Path) -> str:
+    """The run's name from its own record, else the directory's."""
+    run = _run_record(directory)
+    if run is not None:
+        return str(run.metrics.get("name", directory.name))
+    return directory.resolve().name
+
+
 def _run_record(directory: Path) -> Record | None:
     """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
@@ -134,7 +174,8 @@ def _run_record(directory: Path) -> Record | None:
 def _configured_language(run: Record | None) -> Language:
     options = run.config.get("report") if run else None
     code = options.get("language") if isinstance(options, dict) else None
-    return Language(str(code)) if code else Language.ENGLISH
+    known = [language for language in Language if language == code]
+    return known[0] if known else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:
