@@ -21,11 +21,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from so8tqc.errors import InputError, ToolError
+from so8tqc.files import read_whole
 from so8tqc.filesystem import disk_errors, fsync, fsync_tree, make_folder, publish, remove, umask
 from so8tqc.locks import LOCK_NAME, hold, is_at, lock_descriptor
 from so8tqc.records import FileRef, Record
 
 TEMPORARY_SUFFIX = ".so8tqc-partial"
+MANIFEST_NAME = "manifest.json"
 
 
 @contextmanager
@@ -186,10 +188,11 @@ def read_record(path: Path) -> Record:
     Raises:
         InputError: the file is missing or is not a record of this schema.
     """
+    if not path.exists():
+        raise InputError("no record here", where=str(path))
+    content = read_whole(path)
     try:
-        return Record.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError("no record here", where=str(path)) from None
+        return Record.model_validate_json(content)
     except ValidationError as error:
         raise InputError(
             f"not a record of this version: {error.errors()[0]['msg']}", where=str(path)
@@ -246,6 +249,28 @@ class Manifest(BaseModel):
     digests: dict[str, _CachedDigest] = Field(default_factory=dict)
 
 
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a run directory.
+
+    Raises:
+        InputError: there is none, or it is unreadable.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.exists():
+        raise InputError(
+            "no manifest here", where=str(directory), remedy="Give the run directory of so8tqc run."
+        )
+    content = read_whole(path)
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(
+            f"unreadable manifest: {error.errors()[0]['msg']}",
+            where=str(path),
+            remedy="Delete it to run every stage again.",
+        ) from None
+
+
 class RunDirectory:
     """A run's directory: where stages put their outputs, and what may be reused.
 
@@ -259,20 +284,11 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        self._path = root / "manifest.json"
+        self._path = root / MANIFEST_NAME
         self.manifest = self._load()
 
     def _load(self) -> Manifest:
-        if not self._path.exists():
-            return Manifest()
-        try:
-            return Manifest.model_validate_json(self._path.read_bytes())
-        except ValidationError as error:
-            raise InputError(
-                f"unreadable manifest: {error.errors()[0]['msg']}",
-                where=str(self._path),
-                remedy="Delete it to run every stage again.",
-            ) from None
+        return read_manifest(self.root) if self._path.exists() else Manifest()
 
     def save(self) -> None:
         """Write the manifest, atomically."""
@@ -300,7 +316,9 @@ class RunDirectory:
                 sha256=sha256_file(path),
             )
             self.manifest.digests[key] = known
-        return FileRef(path=str(path), sha256=known.sha256, bytes=stat.st_size)
+        return FileRef(
+            path=str(path), sha256=known.sha256, bytes=stat.st_size, source=hub_source(path)
+        )
 
     def reusable(self, stage: str, fingerprint: str) -> bool:
         """Whether ``stage`` was made from the same things and its outputs are unchanged."""
@@ -326,13 +344,37 @@ class RunDirectory:
             self.save()
 
 
+def hub_source(path: Path) -> str | None:
+    """``org/name@commit`` of what lies in huggingface_hub's cache, None elsewhere.
+
+    The cache keeps a commit's files in ``models--ORG--NAME/snapshots/COMMIT``.
+    """
+    parts = path.parts
+    for i, part in enumerate(parts[:-2]):
+        if part.startswith("models--") and parts[i + 1] == "snapshots":
+            return f"{part.removeprefix('models--').replace('--', '/', 1)}@{parts[i + 2]}"
+    return None
+
+
+def short_name(path: Path) -> str:
+    """A path's last part; of a snapshot in a hub's cache, which is a commit, the repository's."""
+    source = hub_source(path)
+    inside = source is not None and path.parent.name == "snapshots"
+    return source.partition("@")[0].rpartition("/")[2] if source and inside else path.name
+
+
 def file_ref(path: Path) -> FileRef:
     """Digest of a file or directory outside any run directory (nothing cached)."""
     if path.is_dir():
         return _directory_ref(path, file_ref)
     if not path.is_file():
         raise InputError("no such file", where=str(path))
-    return FileRef(path=str(path), sha256=sha256_file(path), bytes=path.stat().st_size)
+    return FileRef(
+        path=str(path),
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+        source=hub_source(path),
+    )
 
 
 def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
@@ -346,4 +388,5 @@ def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
         path=str(path),
         sha256=sha256_json({name: part.sha256 for name, part in parts.items()}),
         bytes=sum(part.bytes for part in parts.values()),
+        source=hub_source(path),
     )

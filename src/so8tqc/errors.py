@@ -19,7 +19,13 @@ class ExitCode(IntEnum):
     USAGE = 2
     BAD_INPUT = 3
     TOOL = 4
+    INTERNAL = 70
+    """A defect of this program (sysexits' EX_SOFTWARE), told apart from every planned code."""
     INTERRUPTED = 130
+
+
+_SHOWN_CHARACTERS = 1000
+"""Of a sentence or a place: names in hostile files may have a million."""
 
 
 class So8tqcError(Exception):
@@ -34,8 +40,8 @@ class So8tqcError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        self.what = what
-        self.where = where
+        self.what = _shortened(what)
+        self.where = _shortened(where) if where else where
         self.remedy = remedy
         super().__init__(str(self))
 
@@ -44,6 +50,10 @@ class So8tqcError(Exception):
         if text[-1:] not in ".!?":
             text += "."
         return f"{text} {self.remedy}" if self.remedy else text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
 class ConfigError(So8tqcError):
@@ -84,3 +94,18 @@ class BusyError(ToolError):
 
 class MissingToolError(ToolError):
     """An optional part is not installed; the remedy is the command that installs it."""
+
+
+def explained(error: Exception) -> tuple[str, ExitCode]:
+    """What to tell of any exception, and its exit code."""
+    if isinstance(error, So8tqcError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        # a full disk or a forbidden folder is no defect of ours (libraries' own have no errno)
+        names = ", ".join(str(name) for name in (error.filename, error.filename2) if name)
+        return f"{names}: {error.strerror}." if names else f"{error.strerror}.", ExitCode.TOOL
+    return (
+        f"Internal error: {type(error).__name__}: {error}. Run again with --debug for its trace "
+        "and please report it.",
+        ExitCode.INTERNAL,
+    )

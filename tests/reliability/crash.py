@@ -23,8 +23,8 @@ from disk_bench import Bench, Fault, Operation, Outcome
 Tree = dict[str, str]
 """Path under the root → SHA-256 of the file; temporaries and locks (hidden) are left out."""
 
-LOGS = (".gguf.log",)
-"""What an external program said is written as it comes."""
+LOGS = (".gguf.log", "so8tqc.log")
+"""Logs are written as things happen."""
 
 _RANDOM = re.compile(r"\.[a-z0-9_]{8}\.so8tqc-partial")
 _REMOVALS = ("unlink", "rmdir")

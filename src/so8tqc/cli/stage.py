@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import typer
 
@@ -81,11 +81,36 @@ def _recorded(
 ) -> Record:
     """Run a service with a progress display; write its record."""
     from so8tqc.artifacts import write_record
+
+    told = cast("BaseModel", config)  # a protocol cannot ask for a base class
+    record = work(lambda progress: service(config, progress), told, path, output)
+    write_record(path, record)
+    return record
+
+
+def work(
+    service: Callable[[Progress], Record],
+    config: BaseModel | None,
+    record_path: Path,
+    output: Output,
+) -> Record:
+    """Run a service with a progress display and a log.
+
+    Args:
+        service: told about the progress.
+        config: of the service, for the log; None if the service tells it itself.
+        record_path: where the record will be; the log lies beside it (see ``cli.log``).
+        output: how the command talks.
+    """
+    from so8tqc.cli.log import log_beside, log_record, logged
     from so8tqc.cli.terminal import terminal_progress
 
-    with terminal_progress(quiet=output.quiet) as progress:
-        record = service(config, progress)
-    write_record(path, record)
+    with (
+        terminal_progress(quiet=output.quiet) as shown,
+        logged(log_beside(record_path), config, shown) as progress,
+    ):
+        record = service(progress)
+        log_record(record)
     return record
 
 
@@ -130,9 +155,17 @@ def add_to_step_summary(report: Path) -> None:
 
 def finish(record: Record, output: Output, path: Path | None = None) -> None:
     """Show a record and exit: 1 if its verdict failed."""
-    from so8tqc.cli.terminal import show
     from so8tqc.errors import ExitCode
     from so8tqc.records import Verdict
+
+    present(record, output, path)
+    if record.verdict is Verdict.FAIL:
+        raise typer.Exit(ExitCode.VERDICT_FAILED)
+
+
+def present(record: Record, output: Output, path: Path | None = None) -> None:
+    """Show a record, as JSON, as tables or not at all."""
+    from so8tqc.cli.terminal import show
 
     try:
         if output.json:
@@ -142,5 +175,3 @@ def finish(record: Record, output: Output, path: Path | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has gone (`| head`); the verdict stands all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if record.verdict is Verdict.FAIL:
-        raise typer.Exit(ExitCode.VERDICT_FAILED)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from so8tqc.records import Check, Record, Verdict
+from so8tqc.reports.language import current, message, say
+from so8tqc.reports.tables import Table
 from so8tqc.reports.templating import render
 
 if TYPE_CHECKING:
@@ -31,17 +33,39 @@ class Section:
         name: heading and anchor.
         record: the stage it shows.
         plots: figures, in order.
-        tables: (title, header, rows) of strings.
+        tables: the stage's results.
+        closeups: tables below the plots.
         folded: tables of detail, shown when asked for.
+        notes: sentences above everything, beside the record's own notices.
         links: (text, relative path) of other files of the run.
     """
 
     name: str
     record: Record
     plots: Sequence[Plot] = ()
-    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
-    folded: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
+    tables: Sequence[Table] = ()
+    closeups: Sequence[Table] = ()
+    folded: Sequence[Table] = ()
     links: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """Heading for people."""
+        return say(_TITLES[self.name]) if self.name in _TITLES else self.name.capitalize()
+
+
+_TITLES = {
+    "bake": message("Bake"),
+    "export": message("Export"),
+    "quantize": message("Quantization"),
+    "choose": message("Choice of a file"),
+    "calibrate": message("Calibration"),
+    "qc": message("Quality control"),
+    "longtext": message("Long text"),
+}
+_ORDER = ("bake", "export", "qc", "quantize", "choose", "calibrate", "longtext")
+"""What is asked first stands first: is the bake right, which file, how does it behave."""
 
 
 def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
@@ -49,7 +73,7 @@ def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
 
     Args:
         summary: see ``reports.summary.summarise_run``.
-        sections: in order.
+        sections: in any order.
     """
     from plotly.offline import get_plotlyjs
 
@@ -58,12 +82,17 @@ def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
     return render(
         "page.html.j2",
         summary=summary,
-        sections=sections,
+        sections=sorted(sections, key=_place),
+        language=current(),
         plotlyjs=get_plotlyjs() if with_plots else "",
         draw=lambda plot: _draw(plot, f"plot-{next(numbers)}"),
         groups=check_groups,
         columns=check_columns,
     )
+
+
+def _place(section: Section) -> int:
+    return _ORDER.index(section.name) if section.name in _ORDER else len(_ORDER)
 
 
 def check_groups(checks: Sequence[Check]) -> dict[str, list[Check]]:
@@ -76,11 +105,10 @@ def check_groups(checks: Sequence[Check]) -> dict[str, list[Check]]:
 
 
 def check_columns(checks: Sequence[Check]) -> list[str]:
-    """The optional columns that at least one check fills."""
-    names = {"ci95": "95 % interval", "noise_floor": "noise floor", "target": "absolute target"}
+    """The optional columns (fields of ``Check``) that at least one check fills."""
     return [
-        name
-        for field, name in names.items()
+        field
+        for field in ("ci95", "noise_floor", "target")
         if any(getattr(check, field) is not None for check in checks)
     ]
 
