@@ -2,7 +2,7 @@
 
 A row is one kind of disturbance of one command: ``{"kind", "tried", "count", "outcome",
 "planted"}``: what was done to it, how often, what came out, and the fault of ours that turns the
-test red (each was planted once by hand). A row is written only when its test has passed.
+test red (each was planted by hand, once). A row is written only when its test has passed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _OUTCOMES = {
     "gone where anything could be deleted; the same command then ended with the same bytes.",
     "random": "No output was half there; the run went on, and ended with the same bytes.",
 }
-PLANTED = {
-    "killed": "A file written in place instead of renamed; an fsync before the rename left out.",
-    "refused": "Temporaries that an error leaves behind; an OSError that reaches the user.",
-    "random": "A stage remembered as done before its outputs are.",
+_PLANTED = {
+    "killed": "A file written in place instead of renamed; the fsync before a rename left out; a "
+    "stage remembered as done before its outputs are.",
+    "refused": "Temporaries that an error leaves behind.",
+    "random": "None of its own; those of a killed command are found at their operations.",
 }
 
 
@@ -51,7 +52,7 @@ class Results:
             tried = f"{command}: {how}"
             rows[(kind, tried)] = {
                 "kind": kind, "tried": tried, "count": count, "outcome": _OUTCOMES[kind],
-                "planted": PLANTED[kind],
+                "planted": _PLANTED[kind],
             }  # fmt: skip
         ordered = [rows[key] for key in sorted(rows)]
         text = json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
