@@ -15,6 +15,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from so8tqc.errors import ConfigError
+from so8tqc.languages import Language
 from so8tqc.paths import anchored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
@@ -413,6 +414,14 @@ class LongTextConfig(LongTextOptions):
     out: Path
 
 
+class ReportOptions(Options):
+    """The report of a run."""
+
+    language: Language = Field(
+        Language.ENGLISH, description="Language of the report: en, or ja (Japanese)."
+    )
+
+
 STAGES = ("bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report")
 StageName = Literal["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report"]
 
@@ -442,6 +451,7 @@ class RunConfig(Options):
     qc: QCOptions = QCOptions()
     choose: ChoiceOptions = ChoiceOptions()
     longtext: LongTextOptions = LongTextOptions()
+    report: ReportOptions = ReportOptions()
 
     @model_validator(mode="after")
     def _calibrates_what_is_made(self) -> RunConfig:

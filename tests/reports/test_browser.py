@@ -13,6 +13,7 @@ import browser as driver
 import pytest
 from browser import Browser
 
+from so8tqc.languages import Language
 from so8tqc.services.report import report
 
 pytestmark = [
@@ -75,6 +76,21 @@ def test_the_page_is_quiet_asks_for_nothing_and_fits(
     asked = [address for address in browser.requests if urlsplit(address).scheme != "data"]
     assert asked == [page.as_uri()]
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [1280, PHONE])
+def test_a_japanese_page_is_as_good(
+    browser: Browser, real_run: Path, tmp_path: Path, width: int
+) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(real_run, copied, ignore=shutil.ignore_patterns("*.gguf", "baked_model"))
+    report(copied, language=Language.JAPANESE)
+    browser.show(copied / "report" / "report.html", width=width)
+    assert browser.complaints == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert "品質検査" in browser.evaluate("document.querySelector('#qc h2').innerText")
+    lines = "[...document.querySelectorAll('#qc .verdict')].map(v => v.getClientRects().length)"
+    assert set(browser.evaluate(lines)) == {1}  # no verdict is broken into single letters
 
 
 @pytest.mark.parametrize("width", [1280, PHONE])

@@ -8,6 +8,9 @@ import sys
 from so8tqc.errors import ExitCode, So8tqcError, explained
 from so8tqc.paths import anchored
 
+_EVERYWHERE = ("--debug", "--no-color")
+"""Options of every command, at any place."""
+
 
 def main() -> None:
     """Console script ``so8tqc``."""
@@ -17,7 +20,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the app with these arguments; return the exit code."""
     debug = "--debug" in arguments
-    arguments = [_explicit(argument) for argument in arguments if argument != "--debug"]
+    if "--no-color" in arguments:
+        os.environ["NO_COLOR"] = "1"  # what rich and the processes we start go by
+    arguments = [_explicit(argument) for argument in arguments if argument not in _EVERYWHERE]
     # not threads that spin while they wait: two processes of matrix products on two cores would
     # take three times as long as with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -9,6 +9,7 @@ import typer
 
 from so8tqc.cli.options import JsonOption, QuietOption
 from so8tqc.cli.stage import Output, add_to_step_summary, finish
+from so8tqc.languages import Language
 
 
 def report(
@@ -31,6 +32,10 @@ def report(
         bool,
         typer.Option("--model-card", help="Also write report/model-card.md, for a hub's README."),
     ] = False,
+    lang: Annotated[
+        Language | None,
+        typer.Option(help="Language; default: the run's, which is en.", show_default=False),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -43,6 +48,8 @@ def report(
     Examples:
 
         so8tqc report out/demo
+
+        so8tqc report out/demo --lang ja
 
         so8tqc report --verify out/demo
 
@@ -70,7 +77,7 @@ def report(
     else:
         if model_card:
             _model_card(directory, output)
-        _report(directory, output)
+        _report(directory, output, lang)
 
 
 def _model_card(directory: Path, output: Output) -> None:
@@ -81,14 +88,16 @@ def _model_card(directory: Path, output: Output) -> None:
         typer.echo(f"model card: {path}")
 
 
-def _report(directory: Path, output: Output) -> None:
+def _report(directory: Path, output: Output, lang: Language | None) -> None:
     from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.reports.language import spoken
     from so8tqc.services.report import report as service
 
     with terminal_progress(quiet=output.quiet) as progress:
-        record = service(directory, progress)
+        record = service(directory, progress, language=lang)
     add_to_step_summary(directory / "report" / "report.md")
-    finish(record, output)
+    with spoken(Language(str(record.metrics["language"]))):
+        finish(record, output)
 
 
 def _verify(directory: Path, output: Output) -> None:

@@ -10,6 +10,7 @@ from so8tqc.check_guide import GUIDE
 from so8tqc.records import Check, Diagnosis, Record, Verdict
 from so8tqc.reports import commands
 from so8tqc.reports import format as fmt
+from so8tqc.reports.diagnoses import finding
 from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import entries
 
@@ -66,7 +67,7 @@ def _is_loss(diagnosis: Diagnosis, stage: str, records: Mapping[str, Record]) ->
 
 def _mend(diagnosis: Diagnosis, records: Mapping[str, Record]) -> NextStep:
     """A diagnosis with its remedy; what is wrong in the weights is mended by another bake."""
-    text = f"{diagnosis.text} {say(diagnosis.remedy)}"
+    text = say(" ").join((finding(diagnosis), say(diagnosis.remedy)))
     in_weights = diagnosis.layers or diagnosis.code in _WEIGHT_CODES
     extra = _BAKE_FLAGS.get(diagnosis.code, ())
     return NextStep(text, commands.bake_again(records, *extra) if in_weights else "")
@@ -75,7 +76,7 @@ def _mend(diagnosis: Diagnosis, records: Mapping[str, Record]) -> NextStep:
 def _failed(stage: str, records: Mapping[str, Record], failed: list[Check]) -> NextStep:
     """Checks of one file that failed, and nothing explains."""
     said = say("{checks} failed.", checks=_named(failed, failed[0].subject))
-    return NextStep(f"{said} {_remedies(stage, failed)}", _again(stage, records))
+    return NextStep(say(" ").join((said, _remedies(stage, failed))), _again(stage, records))
 
 
 def _again(stage: str, records: Mapping[str, Record]) -> str:
@@ -145,7 +146,7 @@ def _remedies(stage: str, failed: Iterable[Check]) -> str:
     unknown = _PLOTS if stage == "longtext" else _CHECKS
     found = (GUIDE[check.id].remedy if check.id in GUIDE else unknown for check in failed)
     texts = (say(text) for text in dict.fromkeys(found))
-    return " ".join(text if text[-1] in ".)。" else f"{text}." for text in texts)
+    return say(" ").join(text if text[-1] in ".)。" else f"{text}." for text in texts)
 
 
 def _lost_too_much(
@@ -165,7 +166,7 @@ def _lost_too_much(
         parts.append(
             say("There is no finer type to try: do not ship it, or judge by limits of your own.")
         )
-    return NextStep(" ".join(parts), command)
+    return NextStep(say(" ").join(parts), command)
 
 
 def _finer_type(records: Mapping[str, Record], subject: str) -> str:

@@ -196,6 +196,10 @@ CHECKS: dict[str, tuple[str, str]] = {
         message("Made again"),
         message("Tensors that come out differently when the recipe is run again."),
     ),
+    "derivation.link": (
+        message("Link made again"),
+        message("Files of a link that are not what its stated inputs and parameters make."),
+    ),
     "derivation.identical": (
         message("Bit for bit"),
         message("Whether every tensor made again is identical, or only within rounding."),

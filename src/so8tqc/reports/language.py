@@ -14,31 +14,27 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
-ENGLISH = "en"
+from so8tqc.languages import Language
+
 _FOLDER = Path(__file__).parent / "languages"
 
 # The one thing that every line of a report depends on: handed through sixty functions it would
 # hide what they do. It is set around a whole report, and nowhere else.
-_language: ContextVar[str] = ContextVar("language", default=ENGLISH)
-
-
-def languages() -> tuple[str, ...]:
-    """Codes of the languages there are, English first."""
-    return (ENGLISH, *sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+_language: ContextVar[Language] = ContextVar("language", default=Language.ENGLISH)
 
 
 @contextmanager
-def spoken(code: str) -> Iterator[None]:
+def spoken(language: Language) -> Iterator[None]:
     """Say everything in this language within the block."""
-    token = _language.set(code)
+    token = _language.set(language)
     try:
         yield
     finally:
         _language.reset(token)
 
 
-def current() -> str:
-    """Code of the language in use."""
+def current() -> Language:
+    """The language in use."""
     return _language.get()
 
 
@@ -54,17 +50,12 @@ def say(text: str, /, **values: object) -> str:
 
 
 @cache
-def catalogue(code: str) -> Mapping[str, str]:
-    """English → this language; empty for English.
-
-    Raises:
-        KeyError: there is no such language.
-    """
-    if code == ENGLISH:
+def catalogue(language: Language) -> Mapping[str, str]:
+    """English → this language; empty for English."""
+    if language is Language.ENGLISH:
         return {}
-    if code not in languages():
-        raise KeyError(code)
     import yaml
 
-    found: dict[str, str] = yaml.safe_load((_FOLDER / f"{code}.yaml").read_text(encoding="utf-8"))
+    path = _FOLDER / f"{language}.yaml"
+    found: dict[str, str] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return found

@@ -71,9 +71,9 @@ def _tested(records: Mapping[str, Record]) -> dict[str, str]:
         candidates = entries(qc, "candidates")
         # without a model run (level files) the checks alone know the candidates
         named = candidates or dict.fromkeys(check.subject for check in qc.checks if check.subject)
-        tested[say("under test")] = ", ".join(named)
+        tested[say("under test")] = say(", ").join(named)
     elif quantized := records.get("quantize"):
-        tested[say("under test")] = ", ".join(entries(quantized, "files"))
+        tested[say("under test")] = say(", ").join(entries(quantized, "files"))
     elif calibrated := _input(records, "gguf", "model"):
         tested[say("under test")] = _file(calibrated)
     text = []
@@ -84,7 +84,7 @@ def _tested(records: Mapping[str, Record]) -> dict[str, str]:
         cases = entries(long, "cases")
         tokens = sum(int(case.get("tokens", 0)) for case in cases.values())
         text += [_extent(len(cases), "long text", tokens)] if cases else []
-    tested[say("text")] = "; ".join(text)
+    tested[say("text")] = say("; ").join(text)
     if qc and (profile := qc.config.get("profile")):
         tested[say("limits")] = say("profile {profile}", profile=profile)
     return {label: value for label, value in tested.items() if value}
@@ -100,11 +100,11 @@ def _input(records: Mapping[str, Record], *names: str) -> FileRef | None:
 
 
 def _extent(texts: int, noun: str, tokens: int) -> str:
-    return f"{fmt.counted(texts, noun)}, {fmt.counted(tokens, 'token')}"
+    return say(", ").join((fmt.counted(texts, noun), fmt.counted(tokens, "token")))
 
 
 def _file(ref: FileRef) -> str:
-    return f"{Path(ref.path).name}, {fmt.size(ref.bytes)}"
+    return say(", ").join((Path(ref.path).name, fmt.size(ref.bytes)))
 
 
 def _blocks(records: Mapping[str, Record]) -> str:
@@ -184,7 +184,7 @@ def _furthest_card(checks: list[Check], files: int, qc: Record) -> dict[str, str
             parts.append(say("same top token {share}", share=fmt.percent(top.value)))
     failed = _failed(qc, furthest.subject)
     if failed:
-        parts.append(say("failed: {checks}", checks=", ".join(check.id for check in failed)))
+        parts.append(say("failed: {checks}", checks=say(", ").join(check.id for check in failed)))
     elif files > 1:
         parts.append(say("the furthest of {files}", files=fmt.counted(files, "file")))
     return _divergence_card(furthest, parts, Verdict.FAIL if failed else furthest.verdict)

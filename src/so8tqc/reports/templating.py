@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from so8tqc.reports import checks
+from so8tqc.reports import checks, diagnoses
 from so8tqc.reports import format as fmt
 from so8tqc.reports.language import say
 
@@ -46,6 +46,7 @@ def _environment() -> Any:
         "say": say,
         "check_title": checks.title,
         "check_meaning": checks.meaning,
+        "finding": diagnoses.finding,
     }
     return environment
 

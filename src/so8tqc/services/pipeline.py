@@ -50,6 +50,8 @@ from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
 _log = logging.getLogger(__name__)
+_BEGINNING = 200
+"""Characters of a page that hold its language."""
 
 _NEED_LIBLLAMA = ("quantize", "calibrate", "qc", "choose")
 
@@ -112,11 +114,14 @@ def run(
         if only is not None and stage.name != only:
             continue
         forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
-        records[stage.name] = _perform(stage, directory, progress, forced or only is not None)
+        record = _perform(stage, directory, progress, forced or only is not None)
+        records[stage.name] = record
+        if stage.reports and not (record.run.reused and _told_in(config, stage.name)):
+            write_stage_reports(record, config.out / stage.name, config.report.language)
     summary = _summary(config, records, watch)
     write_record(config.out / "record.json", summary)
     if only is None or only == "report":
-        page = report(config.out, progress)
+        page = report(config.out, progress, language=config.report.language)
         return summary.model_copy(update={"outputs": {**summary.outputs, **page.outputs}})
     return summary
 
@@ -242,12 +247,19 @@ def _perform(stage: Stage, directory: RunDirectory, progress: Progress, forced: 
     progress.message(f"{stage.name}:")
     record = stage.service(progress)
     write_record(path, record)
-    if stage.reports:
-        write_stage_reports(record, folder)
     written = [Path(reference.path) for reference in record.outputs.values()]
     directory.commit(stage.name, fingerprint, [path, *dict.fromkeys([*stage.outputs, *written])])
     _log.info("end stage %s: %s, %.1f s", stage.name, record.verdict, record.run.seconds)
     return record
+
+
+def _told_in(config: RunConfig, stage: str) -> bool:
+    """Whether the stage's page is there, in the language asked for."""
+    path = config.out / stage / "report.html"
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as stream:
+        return f'lang="{config.report.language}"' in stream.read(_BEGINNING)
 
 
 def _fingerprint(stage: Stage, directory: RunDirectory) -> str:

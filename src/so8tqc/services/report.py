@@ -11,11 +11,13 @@ from typing import Any
 from so8tqc.artifacts import file_ref, read_record, remove_leftovers, write_text
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
+from so8tqc.languages import Language
 from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, versions
 from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml
+from so8tqc.reports.language import spoken
 from so8tqc.reports.markdown import run_markdown, stage_markdown
 from so8tqc.reports.model_card import model_card
 from so8tqc.reports.sections import section, stage_tables
@@ -32,8 +34,16 @@ _FILES = {
 }
 
 
-def report(directory: Path, progress: Progress = SILENT) -> Record:
+def report(
+    directory: Path, progress: Progress = SILENT, *, language: Language | None = None
+) -> Record:
     """Write ``report/report.{html,md,json}`` and ``report/junit.xml`` of a run directory.
+
+    Args:
+        directory: what ``run`` wrote.
+        progress: told about each file.
+        language: of the page and the Markdown; None takes what the run was configured with.
+            JSON and JUnit, which machines read, are English always.
 
     Returns:
         Record of kind ``report``: the checks of all stages, the worst stage's verdict;
@@ -44,16 +54,18 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
         BusyError: a run is at work in the directory.
     """
     with claim_folder(directory) if directory.is_dir() else nullcontext():
-        return _report(directory, progress)
+        return _report(directory, progress, language)
 
 
-def _report(directory: Path, progress: Progress) -> Record:
+def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
+    run = _run_record(directory)
+    language = language or _configured_language(run)
     out = directory / "report"
     remove_leftovers(out)
-    with progress.task("writing the report", total=4) as task:
-        summary, texts = render(directory, records)
+    with progress.task("writing the report", total=len(_FILES)) as task:
+        summary, texts = render(directory, records, language)
         paths = {kind: out / name for kind, name in _FILES.items()}
         for kind, text in texts.items():
             write_text(paths[kind], text)
@@ -64,6 +76,7 @@ def _report(directory: Path, progress: Progress) -> Record:
         checks=tuple(check for record in records.values() for check in record.checks),
         metrics={
             "name": summary["name"],
+            "language": language,
             "stages": {row["name"]: row for row in summary["stages"]},
         },
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
@@ -73,28 +86,30 @@ def _report(directory: Path, progress: Progress) -> Record:
     )
 
 
-def render(directory: Path, records: Mapping[str, Record]) -> tuple[dict[str, Any], dict[str, str]]:
+def render(
+    directory: Path, records: Mapping[str, Record], language: Language = Language.ENGLISH
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The summary of a run, and the text of each kind of report; nothing is written.
 
     Raises:
         InputError: a record's metrics are not those of its kind in this version.
     """
-    name = _name(directory)
+    name = _run_name(directory)
     try:
         summary = summarise_run(name, records)
-        tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
-        sections = [
-            section(stage, record, records, directory / stage, f"../{stage}/")
-            for stage, record in records.items()
-        ]
         return summary, {
-            "html": page(summary, sections),
-            "markdown": run_markdown(records, tables, summary),
+            **_for_people(name, records, directory, language),
             "json": _json(summary, records),
             "junit": junit_xml(list(records.values())),
         }
     except _FOREIGN as error:
         raise _foreign(error, directory) from error
+
+
+def _run_name(directory: Path) -> str:
+    """The run's name from its own record, else the directory's."""
+    run = _run_record(directory)
+    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
 
 
 def _foreign(error: Exception, directory: Path) -> InputError:
@@ -121,7 +136,7 @@ def write_model_card(directory: Path) -> Path:
                 where=str(directory),
             )
         try:
-            text = model_card(_name(directory), records)
+            text = model_card(_run_name(directory), records)
         except _FOREIGN as error:
             raise _foreign(error, directory) from error
         path = directory / "report" / "model-card.md"
@@ -129,13 +144,32 @@ def write_model_card(directory: Path) -> Path:
         return path
 
 
-def write_stage_reports(record: Record, out: Path) -> None:
+def _for_people(
+    name: str, records: Mapping[str, Record], directory: Path, language: Language
+) -> dict[str, str]:
+    """The page and the Markdown of a run."""
+    with spoken(language):
+        summary = summarise_run(name, records)
+        tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
+        sections = [
+            section(stage, record, records, directory / stage, f"../{stage}/")
+            for stage, record in records.items()
+        ]
+        return {
+            "html": page(summary, sections),
+            "markdown": run_markdown(records, tables, summary),
+        }
+
+
+def write_stage_reports(record: Record, out: Path, language: Language = Language.ENGLISH) -> None:
     """``report.md``, ``report.html`` and ``junit.xml`` of one stage, beside its record."""
     records = {record.kind: record}
-    summary = summarise_run(record.kind, records)
-    tables = stage_tables(record.kind, record)
-    write_text(out / "report.md", stage_markdown(record, tables, summary))
-    write_text(out / "report.html", page(summary, [section(record.kind, record, records, out, "")]))
+    with spoken(language):
+        summary = summarise_run(record.kind, records)
+        tables = stage_tables(record.kind, record)
+        write_text(out / "report.md", stage_markdown(record, tables, summary))
+        sections = [section(record.kind, record, records, out, "")]
+        write_text(out / "report.html", page(summary, sections))
     write_text(out / "junit.xml", junit_xml([record]))
 
 
@@ -158,12 +192,16 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
-def _name(directory: Path) -> str:
-    """The run's name from its own record, else the directory's."""
+def _run_record(directory: Path) -> Record | None:
+    """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
-    if path.is_file():
-        return str(read_record(path).metrics.get("name", directory.name))
-    return directory.resolve().name
+    return read_record(path) if path.is_file() else None
+
+
+def _configured_language(run: Record | None) -> Language:
+    options = run.config.get("report") if run else None
+    code = options.get("language") if isinstance(options, dict) else None
+    return Language(str(code)) if code else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:
