@@ -28,14 +28,14 @@ def report(
         bool,
         typer.Option("--verify", help="Hash every file of the run again; write nothing."),
     ] = False,
-    model_card: Annotated[
-        bool,
-        typer.Option("--model-card", help="Also write report/model-card.md, for a hub's README."),
-    ] = False,
     lang: Annotated[
         Language | None,
         typer.Option(help="Language; default: the run's, which is en.", show_default=False),
     ] = None,
+    model_card: Annotated[
+        bool,
+        typer.Option("--model-card", help="Also write report/model-card.md, for a hub's README."),
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -66,6 +66,8 @@ def report(
         raise ConfigError("--model-card is for the report of one run directory")
     if verify and (other or out):
         raise ConfigError("--verify is for one run directory")
+    if lang is not None and (verify or other):
+        raise ConfigError("--lang is for the report of one run")
     if other is not None:
         _compare(directory, other, out or other / "comparison", output)
     elif out is not None:

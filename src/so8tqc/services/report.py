@@ -60,8 +60,7 @@ def report(
 def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
-    run = _run_record(directory)
-    language = language or _configured_language(run)
+    language = language or _configured_language(_run_record(directory))
     out = directory / "report"
     remove_leftovers(out)
     with progress.task("writing the report", total=len(_FILES)) as task:
@@ -94,7 +93,7 @@ def render(
     Raises:
         InputError: a record's metrics are not those of its kind in this version.
     """
-    name = _run_name(directory)
+    name = _name(directory)
     try:
         summary = summarise_run(name, records)
         return summary, {
@@ -104,12 +103,6 @@ def render(
         }
     except _FOREIGN as error:
         raise _foreign(error, directory) from error
-
-
-def _run_name(directory: Path) -> str:
-    """The run's name from its own record, else the directory's."""
-    run = _run_record(directory)
-    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
 
 
 def _foreign(error: Exception, directory: Path) -> InputError:
@@ -136,7 +129,7 @@ def write_model_card(directory: Path) -> Path:
                 where=str(directory),
             )
         try:
-            text = model_card(_run_name(directory), records)
+            text = model_card(_name(directory), records)
         except _FOREIGN as error:
             raise _foreign(error, directory) from error
         path = directory / "report" / "model-card.md"
@@ -192,6 +185,14 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
+def _name(directory: Path) -> str:
+    """The run's name from its own record, else the directory's."""
+    run = _run_record(directory)
+    if run is not None:
+        return str(run.metrics.get("name", directory.name))
+    return directory.resolve().name
+
+
 def _run_record(directory: Path) -> Record | None:
     """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
@@ -201,7 +202,8 @@ def _run_record(directory: Path) -> Record | None:
 def _configured_language(run: Record | None) -> Language:
     options = run.config.get("report") if run else None
     code = options.get("language") if isinstance(options, dict) else None
-    return Language(str(code)) if code else Language.ENGLISH
+    known = [language for language in Language if language == code]
+    return known[0] if known else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:
