@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessor
 
 from so8tqc.errors import DataError
+from so8tqc.files import read_whole
 
 
 class AdaptiveTemperature(LogitsProcessor):  # type: ignore[misc]
@@ -96,9 +97,12 @@ def _finite(value: float) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise DataError("there is no temperature configuration", where=str(path))
+    content = read_whole(path, DataError)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"no readable temperature configuration: {error}", where=str(path)
         ) from None

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from so8tqc.errors import ConfigError
+from so8tqc.languages import Language
+from so8tqc.paths import anchored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 QUALITY_TEXTS = "builtin:validation"
@@ -26,6 +28,21 @@ class Options(BaseModel):
     """Base: closed, immutable, checked on assignment of defaults too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explicit_paths(cls, values: object) -> object:
+        """``./x/y`` stays a path: without the dot it may be the name of a model on a hub."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: anchored(value)
+            if isinstance(value, str)
+            else [anchored(v) if isinstance(v, str) else v for v in value]
+            if isinstance(value, list)
+            else value
+            for name, value in values.items()
+        }
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:
@@ -129,15 +146,49 @@ class QuantizeConfig(QuantizeOptions):
     out: Path
 
 
-class VerifyConfig(Options):
-    """Making a quantized file again, to compare it."""
+class AttestConfig(Options):
+    """Writing the statement about a run's files."""
 
-    file: Path
+    directory: Path
+    out: Path | None = Field(None, description="The statement; default DIR/attestation.json.")
+
+
+class VerifyConfig(Options):
+    """Making files again, to compare them: one quantized file, or all that a statement names."""
+
+    file: Path = Field(description="A quantized GGUF, or the statement that attest wrote.")
+    base: Path | None = Field(None, description="Of a statement: the base model.")
+    rotations: Path | None = Field(None, description="Of a statement: the rotations.")
+    files: Path | None = Field(
+        None, description="Of a statement: where its files are; default beside it."
+    )
+    level: Literal["files", "full"] = Field(
+        "full", description="Of a statement: files: check digests alone; full: make links again."
+    )
+    scratch: Path | None = Field(
+        None, description="Of a statement: where files are made again; default the system's place."
+    )
     record: Path | None = Field(
         None, description="What quantize wrote; default record.json beside the file."
     )
     input: Path | None = Field(None, description="The GGUF it was made from, if it has moved.")
     imatrix: Path | None = Field(None, description="The importance matrix, if it has moved.")
+
+    @property
+    def is_statement(self) -> bool:
+        """Whether ``file`` is a statement rather than a GGUF."""
+        return self.file.suffix == ".json"
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> VerifyConfig:
+        others = ("record", "input") if self.is_statement else _OF_A_STATEMENT
+        if given := [name for name in others if getattr(self, name) is not None]:
+            kind = "a GGUF file" if self.is_statement else "a statement"
+            raise ValueError(f"{', '.join(given)}: only for {kind}")
+        return self
+
+
+_OF_A_STATEMENT = ("base", "rotations", "files", "scratch")
 
 
 class ChoiceOptions(Options):
@@ -363,6 +414,14 @@ class LongTextConfig(LongTextOptions):
     out: Path
 
 
+class ReportOptions(Options):
+    """The report of a run."""
+
+    language: Language = Field(
+        Language.ENGLISH, description="Language of the report: en, or ja (Japanese)."
+    )
+
+
 STAGES = ("bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report")
 StageName = Literal["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report"]
 
@@ -392,6 +451,7 @@ class RunConfig(Options):
     qc: QCOptions = QCOptions()
     choose: ChoiceOptions = ChoiceOptions()
     longtext: LongTextOptions = LongTextOptions()
+    report: ReportOptions = ReportOptions()
 
     @model_validator(mode="after")
     def _calibrates_what_is_made(self) -> RunConfig:
@@ -418,6 +478,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "capture": CaptureConfig,
     "qc": QCConfig,
     "longtext": LongTextConfig,
+    "attest": AttestConfig,
     "verify": VerifyConfig,
 }
 """What ``--config`` of a command reads; choose is ``quantize --compare``."""

@@ -17,6 +17,11 @@ _MAX_BYTES = 1 << 20
 _MAX_VALUES = 10_000
 """Values of a file, aliases expanded: forty short lines of aliases can stand for 2^40 values."""
 
+_MAX_DIGITS = 100
+"""Characters of a number: to convert a million digits takes minutes."""
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
 Key = tuple[str, ...]
 
 
@@ -28,9 +33,11 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Key, int]]:
             alias inside itself, more than 10,000 values, or not a mapping.
     """
     try:
-        if file.stat().st_size > _MAX_BYTES:
+        with file.open("rb") as stream:  # which may be a pipe, and then has no size
+            content = stream.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
             raise ConfigError("larger than 1 MiB", where=str(file))
-        text = file.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError("no such config file", where=str(file)) from None
     except UnicodeDecodeError as error:
@@ -67,6 +74,8 @@ def _lines(root: yaml.Node, path: Key, file: Path) -> Iterator[tuple[Key, int]]:
             raise ConfigError(f"more than {_MAX_VALUES:,} values, aliases expanded", where=where)
         if id(node) in open_nodes:
             raise ConfigError("an alias stands inside what it names", where=where)
+        if len(node.value) > _MAX_DIGITS and node.tag in _NUMBERS:
+            raise ConfigError(f"a number of {len(node.value):,} characters", where=where)
         open_nodes.add(id(node))
         if isinstance(node, yaml.MappingNode):
             _refuse_repeated_keys(node, file)

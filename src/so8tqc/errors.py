@@ -24,6 +24,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+_SHOWN_CHARACTERS = 1000
+"""Of a sentence or a place: names in hostile files may have a million."""
+
+
 class So8tqcError(Exception):
     """Base of all errors raised on purpose.
 
@@ -36,8 +40,8 @@ class So8tqcError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        self.what = what
-        self.where = where
+        self.what = _shortened(what)
+        self.where = _shortened(where) if where else where
         self.remedy = remedy
         super().__init__(str(self))
 
@@ -46,6 +50,10 @@ class So8tqcError(Exception):
         if text[-1:] not in ".!?":
             text += "."
         return f"{text} {self.remedy}" if self.remedy else text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
 class ConfigError(So8tqcError):
@@ -78,6 +86,10 @@ class ToolError(So8tqcError):
     """Something outside this package failed: libllama, converter, Chrome, disk."""
 
     exit_code = ExitCode.TOOL
+
+
+class BusyError(ToolError):
+    """Another process is writing where this one was told to."""
 
 
 class MissingToolError(ToolError):

@@ -170,7 +170,7 @@ def test_a_forbidden_folder_is_no_defect_of_ours(
     (tmp_path / "report").write_text("a file where a folder is to be made")
     assert run_main(["report", str(tmp_path), "--quiet"]) == 4
     message = capfd.readouterr().err
-    assert f"{tmp_path / 'report'}: File exists." in message
+    assert f"{tmp_path / 'report'}: cannot write here: File exists." in message
     assert "Traceback" not in message
 
 

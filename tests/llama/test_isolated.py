@@ -60,7 +60,7 @@ def test_a_file_that_is_none_is_bad_input(tmp_path: Path) -> None:
         IsolatedModel(tmp_path / "bad.gguf")
 
 
-@pytest.mark.parametrize("when", ["open", "decode"])
+@pytest.mark.parametrize("when", ["open", "decode", "tokenize"])
 def test_an_abort_of_libllama_is_a_message(
     when: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +75,8 @@ def test_an_abort_of_libllama_is_a_message(
         "    def die(*_):\n"
         "        os.write(2, b'ggml.c:1: GGML_ASSERT(x) failed\\n'); os.abort()\n"
         f"    LlamaModel.{method} = lambda *a, **b: die()\n"
+        "    from so8tqc.llama import libllama\n"
+        f"    if {when == 'tokenize'}: libllama.tokenize = lambda *a: die()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     said = r"SIGABRT.*GGML_ASSERT\(x\) failed"
@@ -82,11 +84,31 @@ def test_an_abort_of_libllama_is_a_message(
         with pytest.raises(ModelError, match=said):
             IsolatedModel(file)
         return
+    if when == "tokenize":
+        with pytest.raises(ModelError, match=said):
+            isolated.tokenize(file, "one")
+        return
     model = IsolatedModel(file)
     model.begin(2)
     with pytest.raises(ToolError, match=said):
         model.decode(np.array([1, 2]), 0)
     model.close()
+
+
+def test_an_illegal_instruction_is_not_the_files_fault(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if any('model_worker' in argument for argument in sys.orig_argv):\n"
+        "    from so8tqc.llama.libllama import LlamaModel\n"
+        "    LlamaModel.__init__ = lambda *a, **b: os.kill(os.getpid(), signal.SIGILL)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(ToolError, match=r"SIGILL.*CMAKE_ARGS='-DGGML_NATIVE=OFF'"):
+        IsolatedModel(file)
 
 
 def test_no_worker_and_no_memory_is_left_behind(file: Path) -> None:
@@ -98,7 +120,7 @@ def test_no_worker_and_no_memory_is_left_behind(file: Path) -> None:
     model.begin(1)
     model.decode(np.array([1]), 0)
     assert left() == before
-    worker = model._process.pid
+    worker = model._worker._process.pid
     model.close()
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
@@ -113,7 +135,7 @@ def test_the_worker_ends_with_us(file: Path) -> None:
         "import sys, os, signal\nfrom pathlib import Path\n"
         "from so8tqc.llama.isolated import IsolatedModel\n"
         "model = IsolatedModel(Path(sys.argv[1]))\n"
-        "print(model._process.pid, flush=True)\n"
+        "print(model._worker._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from so8tqc.artifacts import write_text
 from so8tqc.errors import ModelError
+from so8tqc.files import read_whole
 from so8tqc.records import Frozen
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
@@ -53,8 +54,9 @@ def read_provenance(directory: Path) -> Provenance | None:
     path = directory / PROVENANCE_NAME
     if not path.is_file():
         return None
+    content = read_whole(path, ModelError)
     try:
-        return Provenance.model_validate_json(path.read_bytes())
+        return Provenance.model_validate_json(content)
     except ValidationError as error:
         raise ModelError(
             f"malformed provenance: {error.errors()[0]['msg']}", where=str(path)

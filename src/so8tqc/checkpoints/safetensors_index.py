@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.errors import ModelError
+from so8tqc.files import read_whole, require_safetensors_header
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _ALIGNMENT = 8
+_SHOWN = 80  # characters of a name that may be anything
 
 ITEM_BYTES = {
     "F64": 8,
@@ -112,18 +114,17 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
     """Entries of one safetensors file, by position.
 
     Raises:
-        ModelError: the file is missing, truncated or malformed.
+        ModelError: the file is missing, truncated or malformed, or its header larger than 16 MiB.
     """
     from safetensors import SafetensorError, safe_open
 
+    require_safetensors_header(file, ModelError)
     try:
         with safe_open(str(file), framework="np"):
             pass
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise ModelError("no such file", where=str(file)) from None
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise ModelError(f"not a valid safetensors file: {error}", where=str(file)) from None
     base = 8 + length
@@ -208,7 +209,7 @@ def _shards(directory: Path) -> tuple[Path, ...]:
         for name in names:
             if Path(name).name != name or name in (".", ".."):
                 raise ModelError(
-                    f"the index names {name!r}, which is outside the model directory",
+                    f"the index names {name[:_SHOWN]!r}, which is outside the model directory",
                     where=str(index),
                 )
         return tuple(directory / name for name in names)
@@ -252,13 +253,12 @@ def _check_index(directory: Path, tensors: Mapping[str, TensorEntry]) -> None:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ModelError(f"not a model directory: {path.name} is missing", where=str(path.parent))
+    content = read_whole(path, ModelError)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"not a model directory: {path.name} is missing", where=str(path.parent)
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"cannot be read as JSON: {error}", where=str(path)) from None
     if not isinstance(value, dict):
         raise ModelError("expected a JSON object", where=str(path))

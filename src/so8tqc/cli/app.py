@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from so8tqc.cli.attest import attest
 from so8tqc.cli.bake import bake
 from so8tqc.cli.calibrate import calibrate
 from so8tqc.cli.capture import capture
@@ -45,8 +46,8 @@ def _root(
 
 
 for command in (
-    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, verify, doctor,
-    vendor, data,
+    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, attest, verify,
+    doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

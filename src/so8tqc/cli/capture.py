@@ -18,7 +18,7 @@ from so8tqc.cli.options import (
     given,
     reads_rotations,
 )
-from so8tqc.cli.stage import Output, configure, run_stage
+from so8tqc.cli.stage import Output, configure, run_single_output
 
 
 @reads_rotations
@@ -69,9 +69,8 @@ def capture(
         rotation_options=rotation_options, model=model, out=out, rotations=rotations, data=data,
         tokenizer=tokenizer, dtype=dtype, max_tokens=max_tokens, threads=threads,
     )  # fmt: skip
-    run_stage(
+    run_single_output(
         service,
         configure(CaptureConfig, flags, config, set_),
         Output(json, quiet),
-        lambda c: c.out.with_name(c.out.name + ".record.json"),
     )

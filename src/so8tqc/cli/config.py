@@ -49,13 +49,14 @@ def schema(
 
         so8tqc config schema --out configs/so8tqc.schema.json
     """
+    from so8tqc.artifacts import write_text
     from so8tqc.config_schema import schema_text
 
     text = schema_text(stage)
     if out is None:
         typer.echo(text, nl=False)
         return
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
 
 
 @config.command()

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from so8tqc.artifacts import make_directory
 from so8tqc.config import COMMAND_CONFIGS
 from so8tqc.errors import So8tqcError
+from so8tqc.filesystem import disk_errors, make_folder
 from so8tqc.progress import Progress, Task
 from so8tqc.records import Record, versions
 
@@ -48,8 +48,9 @@ def logged(path: Path, config: BaseModel | None, progress: Progress) -> Iterator
     Raises:
         ToolError: the directory cannot be made.
     """
-    make_directory(path.parent)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    with disk_errors(path):
+        make_folder(path.parent)
+        handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_formatter())
     level = _logger.level
     _logger.addHandler(handler)

@@ -173,5 +173,4 @@ def quantize(
         service,
         configure(QuantizeConfig, flags, config, set_),
         Output(json, quiet),
-        lambda c: c.out / "record.json",
     )

@@ -48,6 +48,7 @@ def run(
     import os
 
     from so8tqc.config_batch import Batch, load_runs
+    from so8tqc.reports.language import spoken
     from so8tqc.services.batch import BATCH_REPORT, run_batch
     from so8tqc.services.pipeline import run as run_one
 
@@ -68,4 +69,5 @@ def run(
     one = runs
     record = work(lambda p: run_one(one, p, only=only, from_stage=from_), one, path, output)
     add_to_step_summary(one.out / "report" / "report.md")
-    finish(record, output)
+    with spoken(one.report.language):
+        finish(record, output)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import typer
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from so8tqc.progress import Progress
     from so8tqc.records import Record
 
+    class _HasOut(Protocol):
+        @property
+        def out(self) -> Path: ...
+
     _Config = TypeVar("_Config", bound=BaseModel)
+    _StageConfig = TypeVar("_StageConfig", bound=_HasOut)
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,42 @@ def configure(
 
 
 def run_stage(
-    service: Callable[[_Config, Progress], Record],
-    config: _Config,
-    output: Output,
-    record_path: Callable[[_Config], Path],
+    service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
 ) -> None:
-    """Run a service with a progress display; write its record; show it; exit by its verdict."""
+    """Run a service that writes into a directory, its record beside its files, and exit."""
+    from so8tqc.locks import claim_folder
+
+    path = config.out / "record.json"
+    with claim_folder(config.out):
+        record = _recorded(service, config, output, path)
+    finish(record, output, path)
+
+
+def run_single_output(
+    service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
+) -> None:
+    """As :func:`run_stage`, for a service that makes one file, or one directory, as a whole."""
+    from so8tqc.locks import claim_output
+
+    path = config.out.with_name(config.out.name + ".record.json")
+    with claim_output(config.out):
+        record = _recorded(service, config, output, path)
+    finish(record, output, path)
+
+
+def _recorded(
+    service: Callable[[_StageConfig, Progress], Record],
+    config: _StageConfig,
+    output: Output,
+    path: Path,
+) -> Record:
+    """Run a service with a progress display; write its record."""
     from so8tqc.artifacts import write_record
 
-    path = record_path(config)
-    record = work(lambda progress: service(config, progress), config, path, output)
+    told = cast("BaseModel", config)  # a protocol cannot ask for a base class
+    record = work(lambda progress: service(config, progress), told, path, output)
     write_record(path, record)
-    finish(record, output, path)
+    return record
 
 
 def work(
@@ -86,8 +115,8 @@ def work(
 
 
 def run_reported_stage(
-    service: Callable[[_Config, Progress], Record],
-    config: _Config,
+    service: Callable[[_StageConfig, Progress], Record],
+    config: _StageConfig,
     out: Path,
     output: Output,
     shown: str,
@@ -100,17 +129,18 @@ def run_reported_stage(
     Args:
         shown: name of the report whose path is printed.
     """
-    from so8tqc.artifacts import write_record
+    from so8tqc.artifacts import remove_leftovers
+    from so8tqc.locks import claim_folder
     from so8tqc.services.report import write_stage_reports
     from so8tqc.sources import ranks
 
     if not ranks.is_first():
         finish(service(config, SILENT), Output(json=False, quiet=True))
         return
-    path = out / "record.json"
-    record = work(lambda progress: service(config, progress), config, path, output)
-    write_record(path, record)
-    write_stage_reports(record, out)
+    with claim_folder(out):
+        remove_leftovers(out)
+        record = _recorded(service, config, output, out / "record.json")
+        write_stage_reports(record, out)
     add_to_step_summary(out / "report.md")
     finish(record, output, out / shown)
 

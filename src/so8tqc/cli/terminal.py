@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from so8tqc.cli.checks_table import MARKS, print_checks
+from so8tqc.cli.checks_table import mark, print_checks
 from so8tqc.progress import SILENT, Progress, Task
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
@@ -31,12 +31,24 @@ from so8tqc.reports.batch import batch_tables
 from so8tqc.reports.choices import terminal_tables
 from so8tqc.reports.comparison import comparison_tables
 from so8tqc.reports.comparison import sentence as comparison_sentence
+from so8tqc.reports.diagnoses import finding
+from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import Table as ReportTable
 
 PIPE_INTERVAL_SECONDS = 5.0
 _LEAST_WAIT_SECONDS = 0.05
 _TABLES = {"batch": batch_tables, "comparison": comparison_tables}
 """Records that are tables all through; of others, ``terminal_tables`` has the narrow ones."""
+_STAGE_COLUMNS = (
+    message("stage"),
+    message("verdict"),
+    message("passed"),
+    message("failed"),
+    message("skipped"),
+    message("seconds"),
+)
+_STAGE_WORDS = 2
+"""Columns that are words; the others are numbers and stand right."""
 
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -183,7 +195,7 @@ def show(record: Record, path: Path | None = None) -> None:
         _show_stages(console, record)
         failed = [check for check in record.checks if check.failed]
         if failed:
-            print_checks(console, failed, "Failed checks")
+            print_checks(console, failed, say("Failed checks"))
     elif record.checks:
         print_checks(console, record.checks, record.kind)
     for shown in _TABLES.get(record.kind, terminal_tables)(record):
@@ -191,16 +203,16 @@ def show(record: Record, path: Path | None = None) -> None:
     for notice in record.notices:
         console.print(f"[yellow]·[/] {escape(notice)}")
     for diagnosis in record.diagnosis:
-        console.print(f"\n[bold red]{diagnosis.code}[/]  {escape(diagnosis.text)}")
+        console.print(f"\n[bold red]{say(diagnosis.code)}[/]  {escape(finding(diagnosis))}")
         if diagnosis.layers:
-            console.print(f"  layers: {fmt.ranges(diagnosis.layers)}")
-        console.print(f"  [bold]{escape(diagnosis.remedy)}[/]")
+            console.print("  " + say("layers {layers}", layers=fmt.ranges(diagnosis.layers)))
+        console.print(f"  [bold]{escape(say(diagnosis.remedy))}[/]")
     for name, output in record.outputs.items():
         console.print(f"[dim]{escape(name)}:[/] {escape(output.path)}", soft_wrap=True)
     if path is not None:
-        kind = "record" if path.suffix == ".json" else "report"
+        kind = say("record") if path.suffix == ".json" else say("report")
         console.print(f"[dim]{kind}:[/] {escape(str(path))}", soft_wrap=True)
-    console.print(f"\n{record.kind}: {MARKS[record.verdict]}")
+    console.print(f"\n{record.kind}: {mark(record.verdict)}")
 
 
 def _show_table(console: Console, shown: ReportTable) -> None:
@@ -248,14 +260,14 @@ def show_plan(record: Record) -> None:
 
 
 def _show_stages(console: Console, record: Record) -> None:
-    table = Table(title="Stages", title_justify="left", box=None, pad_edge=False)
-    for column in ("stage", "verdict", "passed", "failed", "skipped", "seconds"):
-        table.add_column(column, justify="left" if column in ("stage", "verdict") else "right")
+    table = Table(title=say("Stages"), title_justify="left", box=None, pad_edge=False)
+    for i, column in enumerate(_STAGE_COLUMNS):
+        table.add_column(say(column), justify="left" if i < _STAGE_WORDS else "right")
     stages = record.metrics.get("stages", {})
     assert isinstance(stages, dict)
     for name, row in stages.items():
         assert isinstance(row, dict)
-        seconds = "reused" if row["reused"] else f"{row['seconds']:.1f}"
+        seconds = say("reused") if row["reused"] else f"{row['seconds']:.1f}"
         counts = [str(row[key]) for key in ("passed", "failed", "skipped")]
-        table.add_row(name, MARKS[Verdict(str(row["verdict"]))], *counts, seconds)
+        table.add_row(name, mark(Verdict(str(row["verdict"]))), *counts, seconds)
     console.print(table)

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from so8tqc.artifacts import write_text
 from so8tqc.errors import DataError
+from so8tqc.files import read_whole
 from so8tqc.records import Frozen
 from so8tqc.resources import data_file
 
@@ -173,9 +174,7 @@ def read_manifest(path: Path | None = None) -> Manifest:
     """
     path = path or manifest_path()
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        return Manifest.model_validate_json(read_whole(path, DataError))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

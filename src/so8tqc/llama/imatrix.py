@@ -101,6 +101,8 @@ def _means(file: GGUFFile, name: str) -> tuple[Means, int]:
 
 
 def _require_squares(values: Means, where: str) -> None:
+    if not values.size:
+        raise ModelError("there are no importances", where=where)
     if not np.isfinite(values).all() or values.min() < 0:
         raise ModelError("an importance is negative or not finite", where=where)
     if not values.any():

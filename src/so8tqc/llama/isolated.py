@@ -20,11 +20,71 @@ import numpy.typing as npt
 
 from so8tqc import errors
 from so8tqc.errors import ModelError, So8tqcError, ToolError
-from so8tqc.llama.child import QUIET_ABORT, ending, reason
+from so8tqc.llama.child import QUIET_ABORT, ending, reason, remedy
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  a file made there is random and ours alone
 _SAID_BYTES = 1 << 16
 _GRACE_SECONDS = 5.0
+
+
+class _Worker:
+    """The process and the conversation with it.
+
+    Args:
+        path: the GGUF file, to name in errors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "so8tqc.llama.model_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            encoding="utf-8",
+            env={**os.environ, **QUIET_ABORT},
+            start_new_session=True,  # Ctrl-C is this process's to handle
+        )
+
+    def ask(self, do: str, **arguments: object) -> Any:
+        """Send one request and wait for its answer."""
+        answer = ""
+        with suppress(BrokenPipeError):
+            _pipe(self._process.stdin).write(json.dumps({"do": do, **arguments}) + "\n")
+            _pipe(self._process.stdin).flush()
+            answer = _pipe(self._process.stdout).readline()
+        if not answer:
+            raise self._death(do)
+        message = json.loads(answer)
+        if "error" in message:
+            raise _rebuilt(**message["error"])
+        return message["answer"]
+
+    def _death(self, do: str) -> So8tqcError:
+        status = self._process.wait()
+        self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - _SAID_BYTES))
+        said = self._said.read().decode("utf-8", "replace").splitlines()
+        lines = [line for line in said if line.strip()]
+        why = f": {reason(lines)}" if lines else ""
+        mended, where = remedy(status), str(self._path)
+        if do in ("open", "tokenize") and mended is None:
+            return ModelError(f"libllama dies of this file ({ending(status)}){why}", where=where)
+        return ToolError(f"libllama died ({ending(status)}){why}", where=where, remedy=mended)
+
+    def close(self) -> None:
+        """End the worker. Safe to call twice."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._said.close()
 
 
 class IsolatedModel:
@@ -48,18 +108,9 @@ class IsolatedModel:
     def __init__(self, path: Path, *, threads: int | None = None, context: int = 512) -> None:
         self.path = path
         self._logits: npt.NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "so8tqc.llama.model_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            encoding="utf-8",
-            env={**os.environ, **QUIET_ABORT},
-            start_new_session=True,  # Ctrl-C is this process's to handle
-        )
+        self._worker = _Worker(path)
         try:
-            facts = self._ask("open", path=str(path), threads=threads, context=context)
+            facts = self._worker.ask("open", path=str(path), threads=threads, context=context)
             self.vocab_size = int(facts["vocab_size"])
             self.trained_context = int(facts["trained_context"])
             self.file_type = str(facts["file_type"])
@@ -69,7 +120,7 @@ class IsolatedModel:
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a generation."""
-        return bool(self._ask("ends", token=token))
+        return bool(self._worker.ask("ends", token=token))
 
     def begin(self, length: int) -> None:
         """Forget the text so far and make room for ``length`` tokens.
@@ -77,7 +128,7 @@ class IsolatedModel:
         Raises:
             DataError: longer than the model's trained context.
         """
-        self._ask("begin", length=length)
+        self._worker.ask("begin", length=length)
 
     def decode(
         self, tokens: npt.NDArray[np.int64], position: int, first: int = 0
@@ -94,7 +145,7 @@ class IsolatedModel:
         wanted = int(tokens.size) - first
         if wanted > self._logits.shape[0]:
             self._logits = self._share(wanted)
-        self._ask("decode", tokens=tokens.tolist(), position=position, first=first)
+        self._worker.ask("decode", tokens=tokens.tolist(), position=position, first=first)
         return self._logits[:wanted]
 
     def time(self, tokens: npt.NDArray[np.int64], position: int) -> float:
@@ -104,21 +155,11 @@ class IsolatedModel:
             DataError: a token is not in the vocabulary.
             ToolError: libllama reports an error, or dies.
         """
-        return float(self._ask("time", tokens=tokens.tolist(), position=position))
+        return float(self._worker.ask("time", tokens=tokens.tolist(), position=position))
 
     def close(self) -> None:
         """End the worker. Safe to call twice."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            with suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._said.close()
+        self._worker.close()
 
     def _share(self, rows: int) -> npt.NDArray[np.float32]:
         """Map memory for ``rows`` rows of logits in both processes; no name of it remains."""
@@ -127,35 +168,11 @@ class IsolatedModel:
             logits: npt.NDArray[np.float32] = np.memmap(
                 file, np.float32, mode="r+", shape=(rows, self.vocab_size)
             )
-            self._ask("share", file=str(file), rows=rows)
+            self._worker.ask("share", file=str(file), rows=rows)
         finally:
             with suppress(OSError):  # where open files cannot be unlinked, it stays until later
                 file.unlink()
         return logits
-
-    def _ask(self, do: str, **arguments: object) -> Any:
-        """Send one request and wait for its answer."""
-        answer = ""
-        with suppress(BrokenPipeError):
-            _pipe(self._process.stdin).write(json.dumps({"do": do, **arguments}) + "\n")
-            _pipe(self._process.stdin).flush()
-            answer = _pipe(self._process.stdout).readline()
-        if not answer:
-            raise self._death(do)
-        message = json.loads(answer)
-        if "error" in message:
-            raise _rebuilt(**message["error"])
-        return message["answer"]
-
-    def _death(self, do: str) -> So8tqcError:
-        status = ending(self._process.wait())
-        self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - _SAID_BYTES))
-        said = self._said.read().decode("utf-8", "replace").splitlines()
-        lines = [line for line in said if line.strip()]
-        why = f": {reason(lines)}" if lines else ""
-        if do == "open":
-            return ModelError(f"libllama dies of this file ({status}){why}", where=str(self.path))
-        return ToolError(f"libllama died ({status}){why}", where=str(self.path))
 
 
 def first_logits(path: Path, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -170,6 +187,21 @@ def first_logits(path: Path, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.fl
         return model.decode(tokens, 0).copy()
     finally:
         model.close()
+
+
+def tokenize(path: Path, text: str) -> tuple[npt.NDArray[np.int64], int | None]:
+    """Token ids of a text by a GGUF file's own vocabulary, and its BOS: ``libllama.tokenize``.
+
+    Raises:
+        ModelError: not a loadable GGUF, one without a vocabulary, or one that kills libllama.
+        MissingToolError: no libllama.
+    """
+    worker = _Worker(path)
+    try:
+        ids, bos = worker.ask("tokenize", path=str(path), text=text)
+    finally:
+        worker.close()
+    return np.array(ids, dtype=np.int64), bos
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from so8tqc.errors import So8tqcError
-from so8tqc.llama.libllama import LlamaModel
+from so8tqc.llama.libllama import LlamaModel, tokenize
 
 
 class Worker:
@@ -58,6 +58,11 @@ class Worker:
         self.model.decode(fed, position, fed.size - 1)
         return time.perf_counter() - started
 
+    def tokenize(self, path: str, text: str) -> tuple[list[int], int | None]:
+        """See ``libllama.tokenize``; no model needs to be open."""
+        ids, bos = tokenize(Path(path), text)
+        return ids.tolist(), bos
+
     def ends(self, token: int) -> bool:
         """See ``LlamaModel.ends``."""
         return self.model.ends(token)
@@ -78,6 +83,7 @@ class Worker:
             "decode": self.decode,
             "time": self.time,
             "ends": self.ends,
+            "tokenize": self.tokenize,
         }
         try:
             return {"answer": actions[request.pop("do")](**request)}

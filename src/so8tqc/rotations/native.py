@@ -21,6 +21,7 @@ from pydantic import JsonValue
 
 from so8tqc.artifacts import atomic_file
 from so8tqc.errors import RotationError
+from so8tqc.files import require_safetensors_header
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import Target
@@ -94,6 +95,7 @@ def read_native(path: Path) -> RawRotations:
     """
     from safetensors import SafetensorError, safe_open
 
+    require_safetensors_header(path, RotationError)
     tensors: dict[str, npt.NDArray[np.float64]] = {}
     try:
         with safe_open(str(path), framework="pt") as handle:

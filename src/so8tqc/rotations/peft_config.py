@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from so8tqc.errors import RotationError
+from so8tqc.files import read_whole
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -37,9 +38,10 @@ def read_config(directory: Path) -> dict[str, Any]:
             that are not understood, by name.
     """
     path = directory / CONFIG_NAME
+    content = read_whole(path, RotationError)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise RotationError(f"cannot be read as JSON: {error}", where=str(path)) from None
     if not isinstance(config, dict):
         raise RotationError("expected a JSON object", where=str(path))

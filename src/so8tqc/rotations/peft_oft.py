@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from so8tqc.errors import RotationError
+from so8tqc.files import require_safetensors_header
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Convention, Parametrization, Site
@@ -110,6 +111,7 @@ def neumann_series(q: FloatArray, terms: int, last_term_halved: bool) -> FloatAr
 def _vectors(path: Path) -> dict[Target, FloatArray]:
     from safetensors import SafetensorError, safe_open
 
+    require_safetensors_header(path, RotationError)
     vectors: dict[Target, FloatArray] = {}
     try:
         with safe_open(str(path), framework="pt") as handle:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from so8tqc.errors import RotationError
+from so8tqc.files import require_plain_file
+from so8tqc.rotations.pickle_scan import CostlyPickleError, scan_legacy, scan_pickle
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import FloatArray, Target
 from so8tqc.rotations.towers import in_other_tower
@@ -35,9 +38,9 @@ def read_pt(path: Path) -> RawRotations:
     buffers, are not read; a notice names them.
 
     Raises:
-        RotationError: unreadable; a pickle that asks for code; no gates; two for one layer;
-            a gate elsewhere than at the attention of a text layer; a value that is no
-            dense float tensor [N, b, b].
+        RotationError: unreadable; a pickle that asks for code, or for more memory than its bytes;
+            no gates; two for one layer; a gate elsewhere than at the attention of a text layer; a
+            value that is no dense float tensor [N, b, b] of its own numbers.
     """
     entries = list(_entries(_load(path)))
     theta: dict[Target, FloatArray] = {}
@@ -76,6 +79,7 @@ def _some(keys: list[str]) -> str:
 def _load(path: Path) -> Any:
     import torch
 
+    _refuse_costly(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -93,6 +97,39 @@ def _load(path: Path) -> Any:
             f"not a readable torch checkpoint: {reason[0] if reason else type(error).__name__}",
             where=str(path),
         ) from None
+
+
+def _refuse_costly(path: Path) -> None:
+    """Refuse what would take far more memory or time to load than the file is large."""
+    size = require_plain_file(path, RotationError)
+    try:
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                stream.seek(0)
+                scan_legacy(stream)
+                return
+            with zipfile.ZipFile(stream) as archive:
+                _scan_members(archive, size)
+    except CostlyPickleError as error:
+        raise RotationError(
+            f"no checkpoint of gates: {error}",
+            where=str(path),
+            remedy="Save the state_dict alone, with torch.save(model.state_dict(), path).",
+        ) from None
+    except (OSError, *_DAMAGED, zipfile.BadZipFile):
+        return  # torch says what is wrong with it
+
+
+def _scan_members(archive: zipfile.ZipFile, size: int) -> None:
+    """torch stores members as they are, so that they take no more room than the file."""
+    members = archive.infolist()
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > size:
+        raise CostlyPickleError("it is packed, which torch.save does not do")
+    for member in members:
+        if member.filename.endswith("data.pkl"):
+            with archive.open(member) as stream:
+                scan_pickle(stream)
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
@@ -118,6 +155,12 @@ def _array(value: Any, where: str) -> FloatArray:
         raise RotationError(
             f"theta is {list(value.shape)} of {value.dtype}, expected a float tensor [N, 8, 8]",
             where=where,
+        )
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise RotationError(
+            f"theta is {list(value.shape)}, of which most elements share their memory",
+            where=where,
+            remedy="Save theta.contiguous().",
         )
     array: FloatArray = value.detach().double().numpy()
     return array

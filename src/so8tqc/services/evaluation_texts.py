@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from so8tqc.config import QCConfig
 from so8tqc.llama.gguf_file import is_gguf
-from so8tqc.llama.libllama import tokenize
+from so8tqc.llama.isolated import tokenize
 from so8tqc.sources.protocol import EncodedText, TokenIds
 from so8tqc.sources.texts import concatenated, encode, encode_plain, load_texts
 from so8tqc.sources.windows import llama_perplexity_windows, overlapping_windows

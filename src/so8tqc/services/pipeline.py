@@ -32,6 +32,7 @@ from so8tqc.config import (
 from so8tqc.errors import ConfigError
 from so8tqc.llama.libllama import library
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.reports.summary import stage_row
@@ -49,6 +50,9 @@ from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
 _log = logging.getLogger(__name__)
+
+_BEGINNING = 200
+"""Characters of a page that hold its language."""
 
 _NEED_LIBLLAMA = ("quantize", "calibrate", "qc", "choose")
 
@@ -76,6 +80,7 @@ class Stage:
     after: tuple[str, ...] = ()
 
 
+@exclusive(claim_folder)
 def run(
     config: RunConfig,
     progress: Progress = SILENT,
@@ -97,6 +102,7 @@ def run(
 
     Raises:
         ConfigError: unknown stage name.
+        BusyError: another run is at work in this directory.
         So8tqcError: whatever a stage raises; what was finished before it stays.
     """
     watch = Stopwatch()
@@ -109,11 +115,14 @@ def run(
         if only is not None and stage.name != only:
             continue
         forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
-        records[stage.name] = _perform(stage, directory, progress, forced or only is not None)
+        record = _perform(stage, directory, progress, forced or only is not None)
+        records[stage.name] = record
+        if stage.reports and not (record.run.reused and _told_in(config, stage.name)):
+            write_stage_reports(record, config.out / stage.name, config.report.language)
     summary = _summary(config, records, watch)
     write_record(config.out / "record.json", summary)
     if only is None or only == "report":
-        page = report(config.out, progress)
+        page = report(config.out, progress, language=config.report.language)
         return summary.model_copy(update={"outputs": {**summary.outputs, **page.outputs}})
     return summary
 
@@ -140,7 +149,7 @@ def prepare(
     if only is None or only in _NEED_LIBLLAMA:
         library()
     base = resolve_model(config.base, progress)
-    rotations = resolve_rotations(config.rotations)
+    rotations = resolve_rotations(config.rotations, progress)
     converter: tuple[Path, ...] = ()
     if only is None or only == "export":
         if config.llama_cpp is None and not is_vendored():
@@ -239,11 +248,19 @@ def _perform(stage: Stage, directory: RunDirectory, progress: Progress, forced: 
     progress.message(f"{stage.name}:")
     record = stage.service(progress)
     write_record(path, record)
-    if stage.reports:
-        write_stage_reports(record, folder)
-    directory.commit(stage.name, fingerprint, [path, *stage.outputs])
+    written = [Path(reference.path) for reference in record.outputs.values()]
+    directory.commit(stage.name, fingerprint, [path, *dict.fromkeys([*stage.outputs, *written])])
     _log.info("end stage %s: %s, %.1f s", stage.name, record.verdict, record.run.seconds)
     return record
+
+
+def _told_in(config: RunConfig, stage: str) -> bool:
+    """Whether the stage's page is there, in the language asked for."""
+    path = config.out / stage / "report.html"
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as stream:
+        return f'lang="{config.report.language}"' in stream.read(_BEGINNING)
 
 
 def _fingerprint(stage: Stage, directory: RunDirectory) -> str:

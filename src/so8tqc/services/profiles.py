@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from so8tqc.config_yaml import read_yaml
 from so8tqc.errors import ConfigError
 
 BUILTIN_PROFILES = Path(__file__).parent.parent / "profiles.yaml"
-_MAX_BYTES = 1 << 20
 
 
 class Limit(BaseModel):
@@ -83,17 +82,11 @@ def _locate(name: str) -> tuple[Path, str]:
 
 
 def _load(file: Path) -> dict[str, Profile]:
+    content, _ = read_yaml(file)
+    if not content:
+        raise ConfigError("expected a mapping of profiles", where=str(file))
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ConfigError("larger than 1 MiB", where=str(file))
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not content:
-            raise ConfigError("expected a mapping of profiles", where=str(file))
         return {str(name): Profile.model_validate(value) for name, value in content.items()}
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(file)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {error}", where=str(file)) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

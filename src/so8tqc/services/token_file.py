@@ -11,9 +11,13 @@ import numpy.typing as npt
 
 from so8tqc.artifacts import atomic_file
 from so8tqc.errors import InputError
+from so8tqc.files import require_plain_file
 from so8tqc.metrics.divergence import COLUMNS, TokenTable
 
 TOKENS_FILE = "tokens.npz"
+
+_MAX_BYTES = 512 << 20
+"""Of the unpacked arrays: two and a half million tokens."""
 
 
 def write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
@@ -27,25 +31,48 @@ def write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
+def _require_small(archive: zipfile.ZipFile) -> None:
+    if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
+        raise ValueError(f"unpacks to more than {_MAX_BYTES >> 20} MiB")
+
+
+def _require_rows(table: TokenTable) -> None:
+    """See that every column has a number for every token, and every token a text."""
+    indices = (table.text, table.position)
+    shapes = {values.shape for values in indices} | {c.shape for c in table.columns.values()}
+    if len(shapes) != 1 or len(shapes.pop()) != 1 or not table.text.size:
+        raise ValueError("columns of different lengths")
+    if any(values.dtype.kind != "i" for values in indices):
+        raise ValueError("an index that is no integer")
+    if any(values.dtype != np.float64 for values in table.columns.values()):
+        raise ValueError("a column of another type")
+    if table.text.min() < 0 or table.text.max() >= len(table.texts) or table.vocab_size < 1:
+        raise ValueError("a token of no text")
+
+
 def read_tokens(path: Path) -> dict[str, TokenTable]:
     """Candidate → table, as :func:`write_tokens` wrote them.
 
     Raises:
         InputError: no such file, or not one of this version.
     """
+    require_plain_file(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            _require_small(archive)
         with np.load(path, allow_pickle=False) as stored:
             names = dict.fromkeys(key.rpartition("/")[0] for key in stored if "/" in key)
             text, position, vocab = stored["text"], stored["position"], int(stored["vocab"])
             texts = tuple(map(str, stored["texts"]))
-            return {
+            tables = {
                 name: TokenTable(
                     {column: stored[f"{name}/{column}"] for column in COLUMNS},
                     text, position, vocab, texts,
                 )
                 for name in names
             }  # fmt: skip
-    except FileNotFoundError:
-        raise InputError("no token table here", where=str(path)) from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+            for table in tables.values():
+                _require_rows(table)
+            return tables
+    except Exception:  # noqa: BLE001  numpy, zipfile and zlib each fail in their own ways
         raise InputError("not a token table of this version", where=str(path)) from None

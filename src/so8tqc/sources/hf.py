@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from so8tqc.checkpoints.plausible import require_plausible_config
+from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.memory import BlockMemory
 from so8tqc.sources.placement import execution_device
@@ -77,6 +79,7 @@ class HFModel:
 
         if not (path / "config.json").is_file():
             raise ModelError("not a model directory: config.json is missing", where=str(path))
+        require_plausible_config(open_checkpoint(path))
         cuda = torch.cuda.is_available()
         compute = dtype or ("bfloat16" if cuda else "float32")
         options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
@@ -100,7 +103,7 @@ class HFModel:
                     output_loading_info=True,
                     **options,
                 )
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        except Exception as error:  # noqa: BLE001  each architecture fails in its own way
             reason = str(error).strip().splitlines()
             raise ModelError(
                 f"transformers cannot load it: {reason[0] if reason else type(error).__name__}",

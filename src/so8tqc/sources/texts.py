@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import numpy as np
 from so8tqc.config import CALIBRATION_TEXTS, LONG_TEXTS, QUALITY_TEXTS
 from so8tqc.corpus.store import calibration_file
 from so8tqc.errors import DataError, ModelError
+from so8tqc.files import MAX_JSON_BYTES, read_whole
 from so8tqc.resources import data_file
+from so8tqc.sources.dataset_texts import PREFIX, dataset_file
 from so8tqc.sources.protocol import EncodedText, TokenIds
 
 if TYPE_CHECKING:
@@ -23,6 +26,14 @@ BUILTIN_FILES = {
     QUALITY_TEXTS: ("validation_en.json", "validation_ja.json"),
     LONG_TEXTS: ("longtext_en.json",),
 }
+_MAX_FILE_BYTES = 128 << 20
+"""A text of these may be four times as large in memory; models are evaluated on far less."""
+
+_MAX_TEXTS = 500_000
+"""Of one file."""
+
+_SHOWN = 300  # characters of another library's message
+
 _PARALLEL_KEYS = ("ids", "prompts", "descriptions", "categories", "languages")
 
 
@@ -53,16 +64,19 @@ class Text:
 
 
 def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
-    """The files that a list of ``builtin:NAME`` and paths stands for.
+    """The files that a list of paths, ``builtin:NAME`` and ``datasets:NAME`` stands for.
 
     Raises:
         DataError: an unknown builtin name, or a file that does not exist.
-        MissingToolError: ``builtin:calibration`` has not been built.
+        MissingToolError: ``builtin:calibration`` has not been built, or no ``datasets``.
+        ToolError: a data set cannot be fetched.
     """
     paths: list[Path] = []
     for spec in specs:
         if spec == CALIBRATION_TEXTS:
             paths.append(calibration_file())
+        elif spec.startswith(PREFIX):
+            paths.append(dataset_file(spec))
         elif spec.startswith("builtin:"):
             if spec not in BUILTIN_FILES:
                 raise DataError(
@@ -91,30 +105,49 @@ def load_texts(specs: Sequence[str]) -> tuple[Text, ...]:
     """
     texts: list[Text] = []
     for path in data_paths(specs):
-        texts += _read(path)
+        for text in _read(path):
+            _require_unicode(text, path)
+            texts.append(text)
     if not texts:
         raise DataError("there is no text in the data", where=", ".join(specs))
     counts: dict[str, int] = {}
+    names: set[str] = set()
     unique: list[Text] = []
     for text in texts:
-        seen = counts[text.id] = counts.get(text.id, 0) + 1
-        unique.append(text if seen == 1 else _renamed(text, f"{text.id}#{seen}"))
+        name = text.id
+        while name in names:
+            counts[text.id] = counts.get(text.id, 1) + 1
+            name = f"{text.id}#{counts[text.id]}"
+        names.add(name)
+        unique.append(text if name == text.id else replace(text, id=name))
     return tuple(unique)
 
 
-def _renamed(text: Text, name: str) -> Text:
-    return Text(name, text.text, text.prompt, text.language, text.category, text.description)
+def _require_unicode(text: Text, path: Path) -> None:
+    r"""JSON can write half a character ("\ud800"), which no tokenizer and no file takes.
+
+    Raises:
+        DataError: the text, or what is known of it, holds one.
+    """
+    for value in (text.id, text.prompt, text.text, text.language, text.category, text.description):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"character {error.start} is half of a surrogate pair, and so no text",
+                where=f"{path}, {text.id.encode('utf-8', 'replace').decode()}",
+            ) from None
 
 
 def _read(path: Path) -> list[Text]:
+    is_json = path.suffix.lower() == ".json"  # whose objects are all in memory at once
+    raw = read_whole(path, DataError, MAX_JSON_BYTES if is_json else _MAX_FILE_BYTES)
     try:
-        content = path.read_bytes().decode("utf-8-sig")  # line ends as they are
+        content = raw.decode("utf-8-sig")  # line ends as they are
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8 text: byte {error.start} cannot be decoded", where=str(path)
         ) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
     match path.suffix.lower():
         case ".json":
             return _from_json(content, path)
@@ -127,7 +160,7 @@ def _read(path: Path) -> list[Text]:
 def _from_json(content: str, path: Path) -> list[Text]:
     try:
         value = json.loads(content)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=str(path)) from None
     if isinstance(value, list):
         value = {"texts": value}
@@ -163,13 +196,14 @@ def _strings(value: Any) -> bool:
 
 def _from_jsonl(content: str, path: Path) -> list[Text]:
     texts: list[Text] = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    # not splitlines: JSON's strings may hold U+2028 and others that end a line elsewhere
+    for number, line in enumerate(io.StringIO(content, newline="\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
             item = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}", where=where) from None
         if not isinstance(item, dict) or not isinstance(item.get("text"), str):
             raise DataError("expected an object with a string 'text'", where=where)
@@ -177,6 +211,8 @@ def _from_jsonl(content: str, path: Path) -> list[Text]:
             key: str(item.get(key, "") or "")
             for key in ("prompt", "language", "category", "description")
         }
+        if len(texts) == _MAX_TEXTS:
+            raise DataError(f"more than {_MAX_TEXTS:,} texts", where=where)
         texts.append(Text(str(item.get("id") or f"{path.stem}-{number}"), item["text"], **fields))
     return texts
 
@@ -197,13 +233,30 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"no usable tokenizer: {reason[0] if reason else type(error).__name__}",
-            where=str(path),
-            remedy="Give --tokenizer MODEL_DIRECTORY.",
-        ) from None
+    except Exception as error:  # noqa: BLE001  tokenizers raises nothing more special
+        raise _unusable(error, str(path)) from None
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> TokenIds:
+    """[T] ids of a text.
+
+    Raises:
+        ModelError: the tokenizer fails, which shows it to be malformed.
+    """
+    try:
+        ids = tokenizer(text, verbose=False, **options)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+    except Exception as error:  # noqa: BLE001  tokenizers raises nothing more special
+        raise _unusable(error, str(tokenizer.name_or_path)) from None
+
+
+def _unusable(error: Exception, where: str) -> ModelError:
+    reason = str(error).strip().splitlines()
+    return ModelError(
+        f"no usable tokenizer: {reason[0][:_SHOWN] if reason else type(error).__name__}",
+        where=where,
+        remedy="Give --tokenizer MODEL_DIRECTORY.",
+    )
 
 
 def encode(
@@ -216,7 +269,7 @@ def encode(
     """
     encoded: list[EncodedText] = []
     for text in texts:
-        ids = np.asarray(tokenizer(text.full, verbose=False)["input_ids"], dtype=np.int64)
+        ids = _token_ids(tokenizer, text.full)
         if ids.size < 2:
             raise DataError(
                 f"has {ids.size} token(s); next-token statistics need at least two", where=text.id
@@ -239,7 +292,6 @@ def encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenId
     Returns:
         [T] ids; the BOS id, None if the tokenizer does not put one in front.
     """
-    ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
-    tokens = np.asarray(ids, dtype=np.int64)
+    tokens = _token_ids(tokenizer, text, split_special_tokens=True)
     bos = tokenizer.bos_token_id
     return tokens, bos if tokens.size and tokens[0] == bos else None

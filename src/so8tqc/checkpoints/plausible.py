@@ -1,0 +1,57 @@
+"""Whether a config.json may belong to the weights beside it, before a model is built from it.
+
+transformers builds what the config says, layer by layer, and only then looks for the weights: a
+config of 10^9 layers, or of a vocabulary of 10^12, would never be found wanting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from so8tqc.checkpoints.safetensors_index import Checkpoint
+from so8tqc.checkpoints.sites import text_layers
+from so8tqc.errors import ModelError
+
+_LAYERS = frozenset({"num_hidden_layers", "n_layer", "num_layers", "n_layers"})
+_WIDTHS = frozenset(
+    {
+        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "n_embd", "n_inner", "n_head", "d_model", "ffn_dim",
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size",
+    }
+)  # fmt: skip
+"""Each is at most the longest side of some tensor."""
+
+
+def require_plausible_config(checkpoint: Checkpoint) -> None:
+    """Compare the config's counts and widths with the weights.
+
+    Raises:
+        ModelError: it has more layers than the weights, or a width that no tensor has.
+    """
+    layers = len(text_layers(checkpoint.tensors.keys()))
+    widest = max((max(entry.shape, default=1) for entry in checkpoint.tensors.values()), default=1)
+    text = checkpoint.config.get("text_config")
+    for name, value in _numbers(text if isinstance(text, dict) else checkpoint.config, _LAYERS):
+        if value > layers:
+            raise _implausible(checkpoint, name, value, f"{layers} layers")
+    for name, value in _numbers(checkpoint.config, _WIDTHS):
+        if value > widest:
+            raise _implausible(checkpoint, name, value, f"no side longer than {widest}")
+
+
+def _numbers(config: Mapping[str, Any], names: frozenset[str]) -> Iterator[tuple[str, float]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, names)
+        elif name in names and isinstance(value, int | float):
+            yield name, value
+
+
+def _implausible(checkpoint: Checkpoint, name: str, value: float, weights: str) -> ModelError:
+    return ModelError(
+        f"{name} is {value:.6g}, but the weights have {weights}",
+        where=str(checkpoint.directory / "config.json"),
+        remedy="The config belongs to another model.",
+    )
