@@ -316,7 +316,9 @@ class RunDirectory:
                 sha256=sha256_file(path),
             )
             self.manifest.digests[key] = known
-        return FileRef(path=str(path), sha256=known.sha256, bytes=stat.st_size)
+        return FileRef(
+            path=str(path), sha256=known.sha256, bytes=stat.st_size, source=hub_source(path)
+        )
 
     def reusable(self, stage: str, fingerprint: str) -> bool:
         """Whether ``stage`` was made from the same things and its outputs are unchanged."""
@@ -342,13 +344,37 @@ class RunDirectory:
             self.save()
 
 
+def hub_source(path: Path) -> str | None:
+    """``org/name@commit`` of what lies in huggingface_hub's cache, None elsewhere.
+
+    The cache keeps a commit's files in ``models--ORG--NAME/snapshots/COMMIT``.
+    """
+    parts = path.parts
+    for i, part in enumerate(parts[:-2]):
+        if part.startswith("models--") and parts[i + 1] == "snapshots":
+            return f"{part.removeprefix('models--').replace('--', '/', 1)}@{parts[i + 2]}"
+    return None
+
+
+def short_name(path: Path) -> str:
+    """A path's last part; of a snapshot in a hub's cache, which is a commit, the repository's."""
+    source = hub_source(path)
+    inside = source is not None and path.parent.name == "snapshots"
+    return source.partition("@")[0].rpartition("/")[2] if source and inside else path.name
+
+
 def file_ref(path: Path) -> FileRef:
     """Digest of a file or directory outside any run directory (nothing cached)."""
     if path.is_dir():
         return _directory_ref(path, file_ref)
     if not path.is_file():
         raise InputError("no such file", where=str(path))
-    return FileRef(path=str(path), sha256=sha256_file(path), bytes=path.stat().st_size)
+    return FileRef(
+        path=str(path),
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+        source=hub_source(path),
+    )
 
 
 def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
@@ -362,4 +388,5 @@ def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
         path=str(path),
         sha256=sha256_json({name: part.sha256 for name, part in parts.items()}),
         bytes=sum(part.bytes for part in parts.values()),
+        source=hub_source(path),
     )

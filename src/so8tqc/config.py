@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from so8tqc.errors import ConfigError
 from so8tqc.languages import Language
+from so8tqc.paths import anchored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 QUALITY_TEXTS = "builtin:validation"
@@ -27,6 +28,21 @@ class Options(BaseModel):
     """Base: closed, immutable, checked on assignment of defaults too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explicit_paths(cls, values: object) -> object:
+        """``./x/y`` stays a path: without the dot it may be the name of a model on a hub."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: anchored(value)
+            if isinstance(value, str)
+            else [anchored(v) if isinstance(v, str) else v for v in value]
+            if isinstance(value, list)
+            else value
+            for name, value in values.items()
+        }
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:

@@ -82,11 +82,15 @@ class Diagnosis(Frozen):
 
 
 class FileRef(Frozen):
-    """A named input or output: a file (sha256 of its bytes) or a directory (of its parts)."""
+    """A named input or output: a file (sha256 of its bytes) or a directory (of its parts).
+
+    ``source``: ``org/name@commit``, where it lies in the cache of a hub.
+    """
 
     path: str
     sha256: str
     bytes: int
+    source: str | None = None
 
 
 class RunInfo(Frozen):

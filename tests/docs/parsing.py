@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,18 @@ from typer.main import get_command
 from so8tqc.cli.app import app
 
 
+@functools.cache
+def _app() -> Any:
+    return get_command(app)
+
+
 def parse(arguments: Sequence[str]) -> None:
     """Parse a command line as ``so8tqc`` would.
 
     Raises:
         Exception: click's own, for an unknown command or option, or a value of the wrong kind.
     """
-    command: Any = get_command(app)
+    command: Any = _app()
     context = command.make_context("so8tqc", list(arguments))
     while hasattr(command, "resolve_command"):
         rest = [*context._protected_args, *context.args]
@@ -30,7 +36,7 @@ def options_of(words: Sequence[str]) -> set[str]:
     Raises:
         KeyError: there is no such command.
     """
-    command: Any = get_command(app)
+    command: Any = _app()
     for word in words:
         if not hasattr(command, "commands"):
             break

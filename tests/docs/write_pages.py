@@ -19,7 +19,8 @@ _COMMANDS_HEAD = """\
 # Commands
 
 Options may also come from a file (`--config`), from `--set KEY=VALUE` and from the environment: see
-[configuration](configuration.md).
+[configuration](configuration.md). A model may be a directory or a name on a hub: see
+[models and data](models-and-data.md).
 
 """
 
@@ -48,6 +49,10 @@ _GROUPS = {
     "choose": "The chosen file",
     "budget": "The budget",
     "derivation": "The file made again",
+    "statement": "A statement and its files",
+    "attest": "Attesting a run",
+    "files": "The files of a run, hashed again",
+    "comparison": "Two runs compared",
     "phase": "Attention over long text",
     "oscillation": "Oscillation and repetition",
     "pet": "Hidden states",
@@ -72,7 +77,7 @@ def checks_page() -> str:
             if check_id.split(".")[0] == group:
                 parts.append(
                     f"\n### `{check_id}`\n\n"
-                    f"*Measures:* {_plain(guide.measures)}.\n\n"
+                    f"*{guide.title}.* {_plain(guide.meaning)}\n\n"
                     f"*If it fails:* {_plain(guide.failure)}.\n\n"
                     f"*Then:* {_plain(guide.remedy)}\n"
                 )

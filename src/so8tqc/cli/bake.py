@@ -23,7 +23,9 @@ from so8tqc.cli.stage import Output, configure, finish, run_single_output
 
 
 def bake(
-    base: Annotated[Path, typer.Argument(help="Model directory (safetensors).")],
+    base: Annotated[
+        Path, typer.Argument(help="Model directory (safetensors), or org/name on a hub.")
+    ],
     rotations: Annotated[Path, typer.Argument(help="Gate file, checkpoint, or OFT adapter.")],
     out: Annotated[Path, typer.Option(help="Directory to write the baked model to.")],
     convention: ConventionOption = None,
@@ -64,6 +66,8 @@ def bake(
         so8tqc bake model/ gates.pt --convention row --parametrization cayley --out baked/
 
         so8tqc bake model/ oft-adapter/ --out baked/ --baked-dtype float32
+
+        so8tqc bake org/name@revision gates.safetensors --out baked/
 
         so8tqc bake model/ gates.safetensors --out baked/ --dry-run
     """

@@ -63,6 +63,7 @@ def schema(
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files.")],
     stage: StageOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Validate config files; every mistake is told with its file, line and key. Exit code 2 if any.
@@ -75,22 +76,28 @@ def check(
 
         so8tqc config check qc.yaml --stage qc
     """
+    import json as json_module
+
     from so8tqc.config import config_model
     from so8tqc.config_batch import check_file
     from so8tqc.errors import ConfigError, ExitCode
 
     config_model(stage)
-    wrong = False
+    errors: dict[Path, str | None] = dict.fromkeys(files)
     for file in files:
         try:
             check_file(file, stage)
         except ConfigError as error:
-            typer.echo(f"✗ {error}", err=True)
-            wrong = True
-        else:
-            if not quiet:
-                typer.echo(f"✓ {file}")
-    if wrong:
+            errors[file] = str(error)
+    if json:
+        rows = [{"file": str(f), "valid": e is None, "error": e} for f, e in errors.items()]
+        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
+    for file, text in errors.items():
+        if text is not None:
+            typer.echo(f"✗ {text}", err=True)
+        elif not (quiet or json):
+            typer.echo(f"✓ {file}")
+    if any(errors.values()):
         raise typer.Exit(ExitCode.USAGE)
 
 

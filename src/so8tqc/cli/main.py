@@ -6,6 +6,10 @@ import os
 import sys
 
 from so8tqc.errors import ExitCode, So8tqcError, explained
+from so8tqc.paths import anchored
+
+_EVERYWHERE = ("--debug", "--no-color")
+"""Options of every command, at any place."""
 
 
 def main() -> None:
@@ -16,9 +20,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the app with these arguments; return the exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    # models and data are local: a mistyped path must not be asked of a hub
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "--no-color" in arguments:
+        os.environ["NO_COLOR"] = "1"  # what rich and the processes we start go by
+    arguments = [_explicit(argument) for argument in arguments if argument not in _EVERYWHERE]
     # not threads that spin while they wait: two processes of matrix products on two cores would
     # take three times as long as with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -38,6 +42,14 @@ def run(arguments: list[str]) -> int:
     if code == ExitCode.INTERRUPTED:  # Typer turns most of Ctrl-C into this exit code itself
         _complain("Interrupted; run the same command again to go on where it stopped.")
     return code
+
+
+def _explicit(argument: str) -> str:
+    """``./x/y`` and ``--option=./x/y`` stay paths, whatever is there."""
+    if not argument.startswith("--"):
+        return anchored(argument)
+    name, equals, value = argument.partition("=")
+    return name + equals + anchored(value)
 
 
 def _other(error: Exception, debug: bool) -> int:

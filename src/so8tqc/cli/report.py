@@ -32,6 +32,10 @@ def report(
         Language | None,
         typer.Option(help="Language; default: the run's, which is en.", show_default=False),
     ] = None,
+    model_card: Annotated[
+        bool,
+        typer.Option("--model-card", help="Also write report/model-card.md, for a hub's README."),
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -49,6 +53,8 @@ def report(
 
         so8tqc report --verify out/demo
 
+        so8tqc report out/demo --model-card
+
         so8tqc report out/before out/after
 
         so8tqc report out/before out/after --out compared/ --json
@@ -56,10 +62,10 @@ def report(
     from so8tqc.errors import ConfigError
 
     output = Output(json, quiet)
+    if model_card and (verify or other):
+        raise ConfigError("--model-card is for the report of one run directory")
     if verify and (other or out):
         raise ConfigError("--verify is for one run directory")
-    if lang is not None and (verify or other):
-        raise ConfigError("--lang is for the report of one run")
     if other is not None:
         _compare(directory, other, out or other / "comparison", output)
     elif out is not None:
@@ -69,10 +75,20 @@ def report(
     elif verify:
         _verify(directory, output)
     else:
-        _report(directory, lang, output)
+        if model_card:
+            _model_card(directory, output)
+        _report(directory, output, lang)
 
 
-def _report(directory: Path, lang: Language | None, output: Output) -> None:
+def _model_card(directory: Path, output: Output) -> None:
+    from so8tqc.services.report import write_model_card
+
+    path = write_model_card(directory)
+    if not output.json and not output.quiet:
+        typer.echo(f"model card: {path}")
+
+
+def _report(directory: Path, output: Output, lang: Language | None) -> None:
     from so8tqc.cli.terminal import terminal_progress
     from so8tqc.reports.language import spoken
     from so8tqc.services.report import report as service

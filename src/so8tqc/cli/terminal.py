@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import Table as ReportTable
 
 PIPE_INTERVAL_SECONDS = 5.0
+_LEAST_WAIT_SECONDS = 0.05
 _TABLES = {"batch": batch_tables, "comparison": comparison_tables}
 """Records that are tables all through; of others, ``terminal_tables`` has the narrow ones."""
 _STAGE_COLUMNS = (
@@ -112,28 +114,43 @@ class _LiveProgress:
 
 
 class _PlainTask:
+    """Tells how far a task is every few seconds, also while nothing is counted."""
+
     def __init__(self, description: str, total: float | None, unit: str) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._done, self._started, self._last = 0.0, time.monotonic(), time.monotonic()
+        self._item: str | None = None
+        self._lock = threading.Lock()
 
     def advance(self, amount: float = 1.0, item: str | None = None) -> None:
-        self._done += amount
-        now = time.monotonic()
-        if now - self._last < PIPE_INTERVAL_SECONDS:
-            return
-        self._last = now
+        with self._lock:
+            self._done += amount
+            self._item = item or self._item
+        self.tell()
+
+    def tell(self) -> None:
+        """Print a line, unless one was printed just now."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < PIPE_INTERVAL_SECONDS:
+                return
+            self._last = now
+            line = self._line(now - self._started)
+        print(line, file=sys.stderr, flush=True)
+
+    def _line(self, elapsed: float) -> str:
         parts = [self._description]
         if self._total:
             share = self._done / self._total
-            left = (now - self._started) * (1 - share) / share if share else 0.0
-            parts.append(f"{share:.0%}, {left:.0f} s left")
-        else:
-            parts.append(f"{now - self._started:.0f} s")
-        if self._unit:
-            parts.append(f"{scaled(self._done / (now - self._started))} {self._unit}/s")
-        if item:
-            parts.append(item)
-        print(" · ".join(parts), file=sys.stderr, flush=True)
+            left = f", {elapsed * (1 - share) / share:.0f} s left" if share else ""
+            parts.append(f"{share:.0%}{left}")
+        if not self._total or not self._done:
+            parts.append(f"{elapsed:.0f} s")
+        if self._unit and elapsed:
+            parts.append(f"{scaled(self._done / elapsed)} {self._unit}/s")
+        if self._item:
+            parts.append(self._item)
+        return " · ".join(parts)
 
 
 class _PlainProgress:
@@ -141,7 +158,20 @@ class _PlainProgress:
     def task(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
         started = time.monotonic()
         print(f"{description} …", file=sys.stderr, flush=True)
-        yield _PlainTask(description, total, unit)
+        task, over = _PlainTask(description, total, unit), threading.Event()
+
+        def remind() -> None:
+            while not over.wait(max(PIPE_INTERVAL_SECONDS, _LEAST_WAIT_SECONDS)):
+                task.tell()
+
+        # a library may work for minutes without a word, and a log that stands still looks hung
+        reminder = threading.Thread(target=remind, daemon=True)
+        reminder.start()
+        try:
+            yield task
+        finally:
+            over.set()
+            reminder.join()
         print(f"{description}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
     def message(self, text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from so8tqc.artifacts import (
     atomic_directory,
     file_ref,
+    hub_source,
     remove_leftovers,
     require_space,
     sha256_json,
@@ -49,6 +50,7 @@ from so8tqc.services.structure import (
     rotation_rows,
     structure_checks,
 )
+from so8tqc.sources.hub import with_local_paths
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
         ToolError: the disk has no room.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     ready = _prepare(config)
     require_space(config.out.parent, ready.size, "the baked model needs {}")
     remove_leftovers(config.out.parent)
@@ -159,6 +162,7 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
         InputError, ModelError: as :func:`bake`.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     ready = _prepare(config)
     summary = _summary(ready.rotations)
     progress.message(f"{len(ready.planned)} tensors would be folded; nothing was written")
@@ -219,10 +223,16 @@ def _inputs(config: BakeConfig, ready: _Prepared, fingerprint: str | None) -> di
         path=str(config.rotations),
         sha256=ready.rotations.fingerprint,
         bytes=file_ref(config.rotations).bytes,
+        source=hub_source(config.rotations),
     )
     if fingerprint is None:
         return {"rotations": rotations}
-    base = FileRef(path=str(config.base), sha256=fingerprint, bytes=ready.checkpoint.bytes)
+    base = FileRef(
+        path=str(config.base),
+        sha256=fingerprint,
+        bytes=ready.checkpoint.bytes,
+        source=hub_source(config.base),
+    )
     return {"base": base, "rotations": rotations}
 
 
@@ -306,9 +316,9 @@ def _provenance(
 ) -> Provenance:
     fingerprint = sha256_json({"config": dict(ready.checkpoint.config), "tensors": before})
     return Provenance(
-        base=str(config.base),
+        base=hub_source(config.base) or str(config.base),
         base_fingerprint=fingerprint if config.verify else None,
-        rotations=str(config.rotations),
+        rotations=hub_source(config.rotations) or str(config.rotations),
         rotations_fingerprint=ready.rotations.fingerprint,
         convention=ready.rotations.convention,
         parametrization=ready.rotations.parametrization,

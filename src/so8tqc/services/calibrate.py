@@ -38,6 +38,7 @@ from so8tqc.services.temperature_verdict import (
 )
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
@@ -72,6 +73,7 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
         ToolError: no libllama, or nothing can be written.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     _preflight(config)
     texts = encode(load_texts(config.data), load_tokenizer(config.tokenizer), config.max_tokens)
     split = split_texts(texts, config.holdout, config.seed)

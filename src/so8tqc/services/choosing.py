@@ -43,6 +43,7 @@ from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.quantize import quantize
 from so8tqc.services.quantize_recipe import stem
 from so8tqc.services.recommending import recommend, speeds, verdicts
+from so8tqc.sources.hub import with_local_paths
 
 
 @exclusive(claim_folder)
@@ -66,6 +67,7 @@ def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
         ToolError: no libllama, it failed, or the disk is full.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     evaluation = Evaluation(config)
     try:
         return _choose(config, evaluation, watch, progress)

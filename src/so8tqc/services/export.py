@@ -35,6 +35,7 @@ from so8tqc.services.kept_tensors import (
     kept_notices,
     refuse_unbaked,
 )
+from so8tqc.sources.hub import with_local_paths
 
 _BYTES_PER_WEIGHT: dict[ExportType, float] = {
     "f32": 4, "f16": 2, "bf16": 2, "auto": 2, "q8_0": 34 / 32,
@@ -58,6 +59,7 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
         ToolError: no converter, it failed, or the disk has no room.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     ready = _prepare(config)
     pool = ThreadPoolExecutor(max_workers=1)
     try:

@@ -45,6 +45,7 @@ from so8tqc.services.longtext_pet import changes_from_base
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
@@ -79,6 +80,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         InputError: the models do not fit together.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     texts = load_texts(config.data)
     cases = _encode(config, texts)
     models = _load(config)

@@ -50,7 +50,6 @@ from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
 _log = logging.getLogger(__name__)
-
 _BEGINNING = 200
 """Characters of a page that hold its language."""
 
@@ -149,7 +148,7 @@ def prepare(
     if only is None or only in _NEED_LIBLLAMA:
         library()
     base = resolve_model(config.base, progress)
-    rotations = resolve_rotations(config.rotations)
+    rotations = resolve_rotations(config.rotations, progress)
     converter: tuple[Path, ...] = ()
     if only is None or only == "export":
         if config.llama_cpp is None and not is_vendored():

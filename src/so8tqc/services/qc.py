@@ -65,6 +65,7 @@ from so8tqc.services.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.worst_tokens import worst_tokens
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
+from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.texts import data_paths
 
 _UNRUNNABLE = (
@@ -130,6 +131,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         ToolError: a GGUF is given and libllama is missing.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     profile = load_profile(config.profile)
     names = names_of(config.candidates)
     capture = capture_if_one(config.reference)

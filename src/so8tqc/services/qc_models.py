@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from so8tqc.artifacts import short_name
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
@@ -124,8 +125,9 @@ def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
     """A short distinct name for each candidate."""
     names: dict[str, Path] = {}
     for path in candidates:
-        taken = path.name in names or path.name in _RESERVED
-        short = str(path) if taken else path.name
+        name = short_name(path)
+        taken = name in names or name in _RESERVED
+        short = str(path) if taken else name
         if short in names:
             raise InputError("the same candidate is given twice", where=str(path))
         names[short] = path

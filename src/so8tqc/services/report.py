@@ -19,6 +19,7 @@ from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml
 from so8tqc.reports.language import spoken
 from so8tqc.reports.markdown import run_markdown, stage_markdown
+from so8tqc.reports.model_card import model_card
 from so8tqc.reports.sections import section, stage_tables
 from so8tqc.reports.summary import summarise_run
 
@@ -59,10 +60,11 @@ def report(
 def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
-    language = language or _configured_language(_run_record(directory))
+    run = _run_record(directory)
+    language = language or _configured_language(run)
     out = directory / "report"
     remove_leftovers(out)
-    with progress.task("writing the report", total=4) as task:
+    with progress.task("writing the report", total=len(_FILES)) as task:
         summary, texts = render(directory, records, language)
         paths = {kind: out / name for kind, name in _FILES.items()}
         for kind, text in texts.items():
@@ -101,12 +103,39 @@ def render(
             "junit": junit_xml(list(records.values())),
         }
     except _FOREIGN as error:
-        raise InputError(
-            f"a stage's record holds what none of this version does "
-            f"({type(error).__name__}: {error})",
-            where=str(directory),
-            remedy="Run the stage again.",
-        ) from error
+        raise _foreign(error, directory) from error
+
+
+def _foreign(error: Exception, directory: Path) -> InputError:
+    return InputError(
+        f"a stage's record holds what none of this version does ({type(error).__name__}: {error})",
+        where=str(directory),
+        remedy="Run the stage again.",
+    )
+
+
+def write_model_card(directory: Path) -> Path:
+    """Write ``report/model-card.md``, a section for a README, from a run's records.
+
+    Raises:
+        InputError: the directory holds no stage's record, no GGUF file was made, or a record is
+            not of this version.
+        BusyError: a run is at work in the directory.
+    """
+    with claim_folder(directory) if directory.is_dir() else nullcontext():
+        records = read_stages(directory)
+        if not any(name in records for name in ("export", "quantize", "choose")):
+            raise InputError(
+                "there is no file for a model card: nothing was exported or quantized",
+                where=str(directory),
+            )
+        try:
+            text = model_card(_name(directory), records)
+        except _FOREIGN as error:
+            raise _foreign(error, directory) from error
+        path = directory / "report" / "model-card.md"
+        write_text(path, text)
+        return path
 
 
 def _for_people(
@@ -157,25 +186,22 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
-def _name(directory: Path) -> str:
-    """The run's name from its own record, else the directory's."""
-    run = _run_record(directory)
-    if run is not None:
-        return str(run.metrics.get("name", directory.name))
-    return directory.resolve().name
-
-
 def _run_record(directory: Path) -> Record | None:
     """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
     return read_record(path) if path.is_file() else None
 
 
+def _name(directory: Path) -> str:
+    """The run's name from its own record, else the directory's."""
+    run = _run_record(directory)
+    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
+
+
 def _configured_language(run: Record | None) -> Language:
     options = run.config.get("report") if run else None
     code = options.get("language") if isinstance(options, dict) else None
-    known = [language for language in Language if language == code]
-    return known[0] if known else Language.ENGLISH
+    return Language(str(code)) if code else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:
