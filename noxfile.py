@@ -1,23 +1,56 @@
-"""Tasks: `nox -s demo`, `nox -s tests`, `nox -s lint types`, `nox -s bench`.
+"""Tasks: `nox -s demo`, `nox -s tests`, `nox -s lint types docs`, `nox -s bench`.
 
 Every session installs with constraints.txt, which pins torch: an unpinned torch
-pulls gigabytes of CUDA.
+pulls gigabytes of CUDA. With SO8TQC_LOCKED set, as in CI, it installs exactly what
+requirements.lock names, by SHA-256 (`nox -s lock` writes that file).
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "tests"]
 
-# libllama is compiled without the image tools, which nothing here uses
-BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")}
+# libllama is compiled without the image tools, which nothing here uses, and without AMX: GCC before
+# 14 drops most of the tile configuration that ggml writes, and its kernels then die (SIGILL)
+CMAKE_ARGS = ["-DLLAVA_BUILD=OFF"]
+if sys.platform == "linux" and platform.machine() == "x86_64":
+    CMAKE_ARGS += ["-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"]
+BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", " ".join(CMAKE_ARGS))}
+
+
+LOCK = Path("requirements.lock")
+LOCKED = "SO8TQC_LOCKED" in os.environ
+TOOLS = ("ruff", "mypy", "types-PyYAML")
+LLAMA = ("llama-cpp-python",)
+
+
+def install_locked(
+    session: nox.Session, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> None:
+    """Install what the lock names, or only some of it; a file with another digest is refused."""
+    requirements = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8"))
+
+    def wanted(requirement: str) -> bool:
+        name = requirement.split("==", maxsplit=1)[0]
+        return name not in without and (not only or name in only)
+
+    chosen = Path(session.create_tmp()) / "requirements.txt"
+    chosen.write_text("\n".join(filter(wanted, requirements)), encoding="utf-8")
+    session.install("--require-hashes", "--no-deps", "-r", str(chosen), env=BUILD)
+    if not only:
+        session.install("--no-deps", "-e", ".")
 
 
 def install(session: nox.Session, extras: str) -> None:
@@ -29,6 +62,9 @@ def install(session: nox.Session, extras: str) -> None:
         "llama-cpp-python is compiled from source unless pip has its wheel in the cache: "
         "6 to 9 minutes on two cores, once."
     )
+    if LOCKED:
+        install_locked(session)
+        return
     # torch first and by its pin: resolved on its own it would be a CUDA build
     session.install("-c", "constraints.txt", "torch")
     session.install("-c", "constraints.txt", "-e", f".[{extras}]", env=BUILD)
@@ -68,9 +104,23 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Every stage killed and refused by the disk at every operation; writes crash.json."""
+    install(session, "test")
+    session.run("so8tqc", "vendor", "--quiet")
+    session.run(
+        "pytest", "tests/reliability", "-m", "", "--crash-results", *session.posargs,
+        env={"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and lint."""
-    session.install("-c", "constraints.txt", "ruff")
+    if LOCKED:
+        install_locked(session, only=["ruff"])
+    else:
+        session.install("-c", "constraints.txt", "ruff")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
 
@@ -78,9 +128,25 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict on src/."""
-    session.install("-c", "constraints.txt", "torch")
-    session.install("-c", "constraints.txt", "-e", ".", "mypy", "types-PyYAML")
+    if LOCKED:
+        install_locked(session, without=LLAMA)
+    else:
+        session.install("-c", "constraints.txt", "torch")
+        session.install("-c", "constraints.txt", "-e", ".", "mypy", "types-PyYAML")
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The pages, as a site in site/; any warning fails."""
+    if LOCKED:
+        install_locked(session, without=LLAMA)
+    else:
+        session.install("-c", "constraints.txt", "torch")
+        session.install("-c", "constraints.txt", "-e", ".[docs]")
+    session.run("python", "tests/docs/write_pages.py")
+    session.run("zensical", "build", "--clean", "--strict")
+    session.run("python", "tests/docs/foreign_assets.py", "site")
 
 
 @nox.session
@@ -93,3 +159,17 @@ def bench(session: nox.Session) -> None:
     ]  # fmt: skip
     for script in scripts:
         session.run("python", f"benchmarks/{script}")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write requirements.lock: all that lint, types, docs and tests need, by SHA-256."""
+    session.install("pip-tools")
+    tools = Path(session.create_tmp()) / "tools.in"
+    tools.write_text("\n".join(("torch", *TOOLS)), encoding="utf-8")
+    session.run(
+        "pip-compile", "--quiet", "--generate-hashes", "--strip-extras", "--allow-unsafe",
+        "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links",
+        "--constraint", "constraints.txt", "--extra", "demo", "--extra", "test", "--extra", "docs",
+        "--output-file", str(LOCK), "pyproject.toml", str(tools), *session.posargs,
+    )  # fmt: skip

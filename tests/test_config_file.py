@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from so8tqc.config import QCConfig, QCOptions, RunConfig
+from so8tqc.config_batch import Batch, load_runs
 from so8tqc.config_file import load_options
 from so8tqc.errors import ConfigError, ExitCode
 from so8tqc.services.demo import demo_config
@@ -22,7 +23,8 @@ def write(tmp_path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path: Path) -> None:
-    assert load_options(RunConfig, file=path).base
+    runs = load_runs(file=path)
+    assert runs.combinations if isinstance(runs, Batch) else runs.base
 
 
 def test_the_demo_command_and_its_config_file_are_the_same() -> None:

@@ -48,8 +48,14 @@ def test_shipped_configs_name_the_schema_and_agree_with_it(path: Path) -> None:
         ("base: m\nrotations: r\nexport: {type: f64}\n", ["export", "type"]),
         ("base: m\nrotations: r\nname: ../x\n", ["name"]),
         ("rotations: r\n", []),
+        ("matrix: {base: m}\n", ["matrix", "base"]),
+        ("matrix: {quantize.types: [Q8_0]}\n", ["matrix", "quantize.types", 0]),
+        ("matrix: {qc.seed: [0, many]}\n", ["matrix", "qc.seed", 1]),
+        ("matrix: {qc.sed: [0]}\n", ["matrix"]),
+        ("matrix: {base: [m], include: [{export.type: f64}]}\n",
+         ["matrix", "include", 0, "export.type"]),
     ],
-)
+)  # fmt: skip
 def test_the_schema_refuses_what_the_tool_refuses(text: str, path: list[str]) -> None:
     errors = list(validator().iter_errors(yaml.safe_load(text)))
     assert [list(error.absolute_path) for error in errors] == [path]

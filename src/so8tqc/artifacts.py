@@ -22,9 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from so8tqc.errors import InputError, ToolError
 from so8tqc.files import read_whole
+from so8tqc.filesystem import disk_errors, fsync, fsync_tree, make_folder, publish, remove, umask
+from so8tqc.locks import LOCK_NAME, hold, is_at, lock_descriptor
 from so8tqc.records import FileRef, Record
 
 TEMPORARY_SUFFIX = ".so8tqc-partial"
+MANIFEST_NAME = "manifest.json"
 
 
 @contextmanager
@@ -33,62 +36,93 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     On any exception, interruption included, the temporary is removed and
     ``path`` is as it was.
+
+    Raises:
+        ToolError: the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _fsync(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_errors(path):
+        make_folder(path.parent)
+        with temporary_file(path) as temporary:
+            yield temporary
+            fsync(temporary)
+            temporary.chmod(0o666 & ~umask())
+            publish(temporary, path)
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling directory; on success it replaces ``path``.
+    """Yield a temporary directory; on success it replaces ``path``.
 
     An existing ``path`` is moved aside first and deleted after the rename, so
     at no moment is a half-written directory found under its name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(
-        tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
-    )
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(suffix=TEMPORARY_SUFFIX, dir=path.parent))
-            path.replace(old / path.name)
-            temporary.replace(path)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(path)
-        _fsync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def make_directory(directory: Path) -> None:
-    """Make a directory to write to.
 
     Raises:
-        ToolError: it cannot be made.
+        ToolError: the disk refuses.
     """
+    with disk_errors(path):
+        make_folder(path.parent)
+        with temporary_directory(path) as folder:
+            made = folder / path.name
+            made.mkdir()
+            yield made
+            fsync_tree(made)
+            if path.exists():
+                path.replace(folder / f"{path.name}.replaced")
+            publish(made, path)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Yield an empty file beside ``path`` that :func:`remove_leftovers` leaves alone.
+
+    It is locked for as long as it is in use, so that it outlives no process, and no process
+    deletes another's. It is deleted in the end, unless it was renamed.
+    """
+    descriptor, temporary = -1, path
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolError(f"cannot write here: {error.strerror}", where=str(directory)) from None
+        while True:
+            descriptor, name = tempfile.mkstemp(
+                prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
+            )
+            temporary = Path(name)
+            if lock_descriptor(descriptor) and is_at(descriptor, temporary):
+                break
+            os.close(descriptor)  # a sweeper was faster than the lock
+            descriptor = -1
+        yield temporary
+    finally:
+        if descriptor >= 0:
+            remove(temporary)
+            os.close(descriptor)
+
+
+@contextmanager
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """As :func:`temporary_file`, for a directory; the file ``LOCK_NAME`` in it is its lock."""
+    while True:
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+        )
+        try:
+            descriptor = _hold_directory(temporary)
+        except BaseException:
+            remove(temporary)
+            raise
+        if descriptor is not None:
+            break
+    try:
+        yield temporary
+    finally:
+        remove(temporary)
+        os.close(descriptor)
+
+
+def _hold_directory(directory: Path) -> int | None:
+    """Lock a temporary directory; None if another process has it, or has deleted it."""
+    try:
+        return hold(directory / LOCK_NAME)
+    except FileNotFoundError:
+        return None
 
 
 def require_space(directory: Path, need: float, sentence: str) -> None:
@@ -102,7 +136,7 @@ def require_space(directory: Path, need: float, sentence: str) -> None:
     Raises:
         ToolError: it cannot be made, or the disk has no room.
     """
-    make_directory(directory)
+    make_folder(directory)
     free = shutil.disk_usage(directory).free
     if free < need:
         wanted = sentence.format(f"{need / 1e9:.2f} GB")
@@ -110,18 +144,31 @@ def require_space(directory: Path, need: float, sentence: str) -> None:
 
 
 def remove_leftovers(directory: Path) -> list[Path]:
-    """Delete temporaries that a killed run left in ``directory``; return what was deleted."""
-    if not directory.is_dir():
-        return []
-    leftovers = sorted(directory.glob(f"*{TEMPORARY_SUFFIX}")) + sorted(
+    """Delete temporaries that a killed run left in ``directory``; return what was deleted.
+
+    Those of a process that lives are locked, and stay; so does what this user may not delete.
+    """
+    found = set(directory.glob(f"*{TEMPORARY_SUFFIX}")) | set(
         directory.glob(f".*{TEMPORARY_SUFFIX}")
     )
-    for leftover in dict.fromkeys(leftovers):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-    return list(dict.fromkeys(leftovers))
+    return [leftover for leftover in sorted(found) if _removed(leftover)]
+
+
+def _removed(leftover: Path) -> bool:
+    """Delete a temporary unless a process holds it; whether it is gone."""
+    try:
+        descriptor = (
+            _hold_directory(leftover) if leftover.is_dir() else hold(leftover, create=False)
+        )
+    except OSError:
+        return False
+    if descriptor is None:
+        return False
+    try:
+        remove(leftover)
+    finally:
+        os.close(descriptor)
+    return not leftover.exists()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -202,6 +249,28 @@ class Manifest(BaseModel):
     digests: dict[str, _CachedDigest] = Field(default_factory=dict)
 
 
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a run directory.
+
+    Raises:
+        InputError: there is none, or it is unreadable.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.exists():
+        raise InputError(
+            "no manifest here", where=str(directory), remedy="Give the run directory of so8tqc run."
+        )
+    content = read_whole(path)
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(
+            f"unreadable manifest: {error.errors()[0]['msg']}",
+            where=str(path),
+            remedy="Delete it to run every stage again.",
+        ) from None
+
+
 class RunDirectory:
     """A run's directory: where stages put their outputs, and what may be reused.
 
@@ -215,21 +284,11 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        self._path = root / "manifest.json"
+        self._path = root / MANIFEST_NAME
         self.manifest = self._load()
 
     def _load(self) -> Manifest:
-        if not self._path.exists():
-            return Manifest()
-        content = read_whole(self._path)
-        try:
-            return Manifest.model_validate_json(content)
-        except ValidationError as error:
-            raise InputError(
-                f"unreadable manifest: {error.errors()[0]['msg']}",
-                where=str(self._path),
-                remedy="Delete it to run every stage again.",
-            ) from None
+        return read_manifest(self.root) if self._path.exists() else Manifest()
 
     def save(self) -> None:
         """Write the manifest, atomically."""
@@ -257,7 +316,9 @@ class RunDirectory:
                 sha256=sha256_file(path),
             )
             self.manifest.digests[key] = known
-        return FileRef(path=str(path), sha256=known.sha256, bytes=stat.st_size)
+        return FileRef(
+            path=str(path), sha256=known.sha256, bytes=stat.st_size, source=hub_source(path)
+        )
 
     def reusable(self, stage: str, fingerprint: str) -> bool:
         """Whether ``stage`` was made from the same things and its outputs are unchanged."""
@@ -283,13 +344,37 @@ class RunDirectory:
             self.save()
 
 
+def hub_source(path: Path) -> str | None:
+    """``org/name@commit`` of what lies in huggingface_hub's cache, None elsewhere.
+
+    The cache keeps a commit's files in ``models--ORG--NAME/snapshots/COMMIT``.
+    """
+    parts = path.parts
+    for i, part in enumerate(parts[:-2]):
+        if part.startswith("models--") and parts[i + 1] == "snapshots":
+            return f"{part.removeprefix('models--').replace('--', '/', 1)}@{parts[i + 2]}"
+    return None
+
+
+def short_name(path: Path) -> str:
+    """A path's last part; of a snapshot in a hub's cache, which is a commit, the repository's."""
+    source = hub_source(path)
+    inside = source is not None and path.parent.name == "snapshots"
+    return source.partition("@")[0].rpartition("/")[2] if source and inside else path.name
+
+
 def file_ref(path: Path) -> FileRef:
     """Digest of a file or directory outside any run directory (nothing cached)."""
     if path.is_dir():
         return _directory_ref(path, file_ref)
     if not path.is_file():
         raise InputError("no such file", where=str(path))
-    return FileRef(path=str(path), sha256=sha256_file(path), bytes=path.stat().st_size)
+    return FileRef(
+        path=str(path),
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+        source=hub_source(path),
+    )
 
 
 def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
@@ -303,19 +388,5 @@ def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
         path=str(path),
         sha256=sha256_json({name: part.sha256 for name, part in parts.items()}),
         bytes=sum(part.bytes for part in parts.values()),
+        source=hub_source(path),
     )
-
-
-def _fsync(path: Path) -> None:
-    flags = os.O_RDONLY
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

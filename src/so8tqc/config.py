@@ -7,6 +7,7 @@ line holds a config. Unknown keys are errors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from so8tqc.errors import ConfigError
+from so8tqc.languages import Language
+from so8tqc.paths import anchored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 QUALITY_TEXTS = "builtin:validation"
@@ -26,11 +29,34 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _explicit_paths(cls, values: object) -> object:
+        """``./x/y`` stays a path: without the dot it may be the name of a model on a hub."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: anchored(value)
+            if isinstance(value, str)
+            else [anchored(v) if isinstance(v, str) else v for v in value]
+            if isinstance(value, list)
+            else value
+            for name, value in values.items()
+        }
+
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:
     """The model that a field holds, or None: it holds a value."""
     inner = field.annotation
     return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def option_paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """The path of every field of a model, and of the fields inside it."""
+    for name, field in model.model_fields.items():
+        yield (name,)
+        if inner := nested_model(field):
+            yield from ((name, *path) for path in option_paths(inner))
 
 
 class RotationOptions(Options):
@@ -120,15 +146,49 @@ class QuantizeConfig(QuantizeOptions):
     out: Path
 
 
-class VerifyConfig(Options):
-    """Making a quantized file again, to compare it."""
+class AttestConfig(Options):
+    """Writing the statement about a run's files."""
 
-    file: Path
+    directory: Path
+    out: Path | None = Field(None, description="The statement; default DIR/attestation.json.")
+
+
+class VerifyConfig(Options):
+    """Making files again, to compare them: one quantized file, or all that a statement names."""
+
+    file: Path = Field(description="A quantized GGUF, or the statement that attest wrote.")
+    base: Path | None = Field(None, description="Of a statement: the base model.")
+    rotations: Path | None = Field(None, description="Of a statement: the rotations.")
+    files: Path | None = Field(
+        None, description="Of a statement: where its files are; default beside it."
+    )
+    level: Literal["files", "full"] = Field(
+        "full", description="Of a statement: files: check digests alone; full: make links again."
+    )
+    scratch: Path | None = Field(
+        None, description="Of a statement: where files are made again; default the system's place."
+    )
     record: Path | None = Field(
         None, description="What quantize wrote; default record.json beside the file."
     )
     input: Path | None = Field(None, description="The GGUF it was made from, if it has moved.")
     imatrix: Path | None = Field(None, description="The importance matrix, if it has moved.")
+
+    @property
+    def is_statement(self) -> bool:
+        """Whether ``file`` is a statement rather than a GGUF."""
+        return self.file.suffix == ".json"
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> VerifyConfig:
+        others = ("record", "input") if self.is_statement else _OF_A_STATEMENT
+        if given := [name for name in others if getattr(self, name) is not None]:
+            kind = "a GGUF file" if self.is_statement else "a statement"
+            raise ValueError(f"{', '.join(given)}: only for {kind}")
+        return self
+
+
+_OF_A_STATEMENT = ("base", "rotations", "files", "scratch")
 
 
 class ChoiceOptions(Options):
@@ -354,6 +414,14 @@ class LongTextConfig(LongTextOptions):
     out: Path
 
 
+class ReportOptions(Options):
+    """The report of a run."""
+
+    language: Language = Field(
+        Language.ENGLISH, description="Language of the report: en, or ja (Japanese)."
+    )
+
+
 STAGES = ("bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report")
 StageName = Literal["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext", "report"]
 
@@ -375,19 +443,30 @@ class RunConfig(Options):
     export: ExportOptions = ExportOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     calibrate: CalibrateOptions = CalibrateOptions()
-    calibrate_type: str = Field("Q5_K_M", description="Which quantized file is calibrated.")
+    calibrate_type: str | None = Field(
+        None,
+        description="Which quantized file is calibrated; default Q5_K_M, or the first type where "
+        "that is not made.",
+    )
     qc: QCOptions = QCOptions()
     choose: ChoiceOptions = ChoiceOptions()
     longtext: LongTextOptions = LongTextOptions()
+    report: ReportOptions = ReportOptions()
 
     @model_validator(mode="after")
     def _calibrates_what_is_made(self) -> RunConfig:
-        if self.calibrate_type not in self.quantize.types:
+        if self.calibrate_type not in (None, *self.quantize.types):
             raise ValueError(
                 f"calibrate_type {self.calibrate_type} is not among quantize.types "
                 f"({', '.join(self.quantize.types)})"
             )
         return self
+
+    @property
+    def calibrated_type(self) -> str:
+        """The type whose file is calibrated."""
+        usual, made = "Q5_K_M", self.quantize.types
+        return self.calibrate_type or (usual if usual in made else made[0])
 
 
 COMMAND_CONFIGS: dict[str, type[Options]] = {
@@ -399,6 +478,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "capture": CaptureConfig,
     "qc": QCConfig,
     "longtext": LongTextConfig,
+    "attest": AttestConfig,
     "verify": VerifyConfig,
 }
 """What ``--config`` of a command reads; choose is ``quantize --compare``."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-from so8tqc.config import COMMAND_CONFIGS, RunConfig, nested_model
+from so8tqc.config import COMMAND_CONFIGS, RunConfig, option_paths
 from so8tqc.config_yaml import Key
 from so8tqc.errors import ConfigError
 
@@ -30,7 +30,7 @@ def environment_values(
         for name, text in sorted(environment.items())
         if name.startswith(ENVIRONMENT_PREFIX) and text
     }
-    of_model = set(_paths(model))
+    of_model = set(option_paths(model))
     of_command = {
         (command, *path)
         for command, config in COMMAND_CONFIGS.items()
@@ -52,14 +52,7 @@ def environment_values(
 
 def _known() -> set[Key]:
     """The paths that some command takes."""
-    known = set(_paths(RunConfig))
+    known = set(option_paths(RunConfig))
     for command, config in COMMAND_CONFIGS.items():
-        known |= {path for own in _paths(config) for path in (own, (command, *own))}
+        known |= {path for own in option_paths(config) for path in (own, (command, *own))}
     return known
-
-
-def _paths(model: type[BaseModel]) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        yield (name,)
-        if inner := nested_model(field):
-            yield from ((name, *path) for path in _paths(inner))

@@ -13,9 +13,10 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from so8tqc.config import config_model, nested_model
+from so8tqc.config import nested_model
 from so8tqc.config_environment import environment_values
 from so8tqc.config_extends import read_layers
+from so8tqc.config_matrix import MATRIX
 from so8tqc.config_yaml import Key
 from so8tqc.errors import ConfigError
 
@@ -52,21 +53,6 @@ def load_options(
     return validated(model, values, origins, file)
 
 
-def check_file(file: Path, command: str | None = None) -> None:
-    """Validate a run file, or what a command's ``--config`` reads, by itself.
-
-    A command's file may leave out what its flags give: no path has to be in it.
-
-    Raises:
-        ConfigError: as :func:`load_options`; or no such command.
-    """
-    model = config_model(command)
-    values, origins = given_values(model, file=file)
-    if command is not None:
-        values = {**placeholders(model), **values}
-    validated(model, values, origins, file)
-
-
 def placeholders(model: type[BaseModel]) -> dict[str, Any]:
     """Something valid for every field without a default: each is a path, or a list of them."""
     required = {name: field for name, field in model.model_fields.items() if field.is_required()}
@@ -96,15 +82,15 @@ def given_values(
     if file is not None:
         values, origins = read_layers(file)
     for path, text, name in environment_values(model, environment or {}):
-        _put(values, path, _parse(text, name), origins, name)
+        put(values, path, _parse(text, name), origins, name)
     for override in overrides:
         name, separator, text = override.partition("=")
         where = f"--set {override}"
         if not separator or not name:
             raise ConfigError("expected KEY=VALUE", where=where)
-        _put(values, tuple(name.split(".")), _parse(text, where), origins, where)
+        put(values, _override_path(name), _parse(text, where), origins, where)
     for path, value in _leaves(flags or {}):
-        _put(values, path, value, origins, COMMAND_LINE)
+        put(values, path, value, origins, COMMAND_LINE)
     return values, origins
 
 
@@ -130,6 +116,12 @@ def _leaves(flags: Mapping[str, object], path: Key = ()) -> Iterator[tuple[Key, 
             yield (*path, name), value
 
 
+def _override_path(name: str) -> Key:
+    """The keys of a dotted name; the axes of a matrix are dotted themselves."""
+    first, separator, rest = name.partition(".")
+    return (first, rest) if separator and first == MATRIX else tuple(name.split("."))
+
+
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -137,10 +129,10 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{text!r} is not a YAML value", where=where) from None
 
 
-def _put(
+def put(
     values: dict[str, Any], path: Key, value: Any, origins: dict[Key, str], origin: str
 ) -> None:
-    """Set a nested value and its origin."""
+    """Set a nested value and its origin; what it hides has none any more."""
     inner = values
     for part in path[:-1]:
         if not isinstance(inner.get(part), dict):

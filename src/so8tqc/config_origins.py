@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from so8tqc.config import nested_model
-from so8tqc.config_file import given_values, origin_of, placeholders, validated
+from so8tqc.config import RunConfig, nested_model
+from so8tqc.config_batch import Batch, load_runs
+from so8tqc.config_file import given_values, origin_of, placeholders, put, validated
+from so8tqc.config_matrix import MATRIX
 from so8tqc.config_yaml import Key
 
 DEFAULT = "default"
@@ -23,12 +26,15 @@ class Setting(NamedTuple):
         key: its name, dotted.
         value: as JSON holds it.
         origin: ``command line``, ``--set KEY=VALUE``, the variable's name, ``FILE:LINE``,
-            ``default``, or ``not given`` for what has no default.
+            ``default``, ``not given`` for what has no default, or ``matrix`` for what every
+            combination has a value of its own for.
+        combination: name of the combination that has it; "" for a value that all share.
     """
 
     key: str
     value: Any
     origin: str
+    combination: str = ""
 
 
 def settings(
@@ -41,6 +47,8 @@ def settings(
 ) -> tuple[Setting, ...]:
     """Every option of a model with its value and its origin, in the order of the model.
 
+    Of a run file with a matrix what all combinations share, then what each is given.
+
     Arguments as of :func:`so8tqc.config_file.load_options`.
 
     Raises:
@@ -49,12 +57,38 @@ def settings(
     given, origins = given_values(
         model, file=file, overrides=overrides, flags=flags, environment=environment
     )
+    if model is RunConfig and MATRIX in given:
+        runs = load_runs(file=file, overrides=overrides, flags=flags, environment=environment)
+        assert isinstance(runs, Batch)  # there is a matrix
+        return _of_batch(runs, given, origins, file)
     stand_ins = {key: value for key, value in placeholders(model).items() if key not in given}
     config = validated(model, {**stand_ins, **given}, origins, file)
     return tuple(
-        Setting(key, None, NOT_GIVEN) if key in stand_ins else Setting(key, value, origin)
-        for key, value, origin in _walk(model, config.model_dump(mode="json"), given, origins, ())
+        row._replace(value=None, origin=NOT_GIVEN) if row.key in stand_ins else row
+        for row in _walk(model, config.model_dump(mode="json"), given, origins, ())
     )
+
+
+def _of_batch(
+    batch: Batch, given: Mapping[str, Any], origins: Mapping[Key, str], file: Path | None
+) -> tuple[Setting, ...]:
+    first, *others = batch.combinations
+    everywhere = [key for key in first.values if all(key in other.values for other in others)]
+    common = {key: deepcopy(value) for key, value in given.items() if key != MATRIX}
+    found = dict(origins)
+    for key in everywhere:
+        put(common, tuple(key.split(".")), first.values[key], found, MATRIX)
+    config = validated(RunConfig, common, found, file)
+    rows = [
+        row._replace(value=None) if row.key in everywhere else row
+        for row in _walk(RunConfig, config.model_dump(mode="json"), common, found, ())
+    ]
+    for combination in batch.combinations:
+        rows += [
+            Setting(key, value, combination.origins[key], combination.name)
+            for key, value in combination.values.items()
+        ]
+    return tuple(rows)
 
 
 def _walk(

@@ -19,6 +19,8 @@ class ExitCode(IntEnum):
     USAGE = 2
     BAD_INPUT = 3
     TOOL = 4
+    INTERNAL = 70
+    """A defect of this program (sysexits' EX_SOFTWARE), told apart from every planned code."""
     INTERRUPTED = 130
 
 
@@ -86,5 +88,24 @@ class ToolError(So8tqcError):
     exit_code = ExitCode.TOOL
 
 
+class BusyError(ToolError):
+    """Another process is writing where this one was told to."""
+
+
 class MissingToolError(ToolError):
     """An optional part is not installed; the remedy is the command that installs it."""
+
+
+def explained(error: Exception) -> tuple[str, ExitCode]:
+    """What to tell of any exception, and its exit code."""
+    if isinstance(error, So8tqcError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        # a full disk or a forbidden folder is no defect of ours (libraries' own have no errno)
+        names = ", ".join(str(name) for name in (error.filename, error.filename2) if name)
+        return f"{names}: {error.strerror}." if names else f"{error.strerror}.", ExitCode.TOOL
+    return (
+        f"Internal error: {type(error).__name__}: {error}. Run again with --debug for its trace "
+        "and please report it.",
+        ExitCode.INTERNAL,
+    )

@@ -95,6 +95,22 @@ def test_an_abort_of_libllama_is_a_message(
     model.close()
 
 
+def test_an_illegal_instruction_is_not_the_files_fault(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if any('model_worker' in argument for argument in sys.orig_argv):\n"
+        "    from so8tqc.llama.libllama import LlamaModel\n"
+        "    LlamaModel.__init__ = lambda *a, **b: os.kill(os.getpid(), signal.SIGILL)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(ToolError, match=r"SIGILL.*CMAKE_ARGS='-DGGML_NATIVE=OFF'"):
+        IsolatedModel(file)
+
+
 def test_no_worker_and_no_memory_is_left_behind(file: Path) -> None:
     def left() -> set[Path]:
         return set(isolated._SHARED_MEMORY.glob("so8tqc-logits-*"))

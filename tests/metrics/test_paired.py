@@ -105,3 +105,22 @@ def test_the_interval_of_a_quantile_resamples_whole_texts() -> None:
         quantiles.append(np.quantile(drawn, 0.9, method="inverted_cdf"))
     assert (low, high) == pytest.approx(percentile_interval(np.array(quantiles), 7))
     assert np.isnan(quantile_interval(values, text, 4, 0.9, resamples=200, seed=5)).all()
+
+
+def test_a_difference_in_few_texts_has_no_interval_and_spoils_no_other() -> None:
+    generator = np.random.default_rng(0)
+    counts = np.full(12, 50.0)
+    clear = generator.normal(5.0, 1.0, size=12)
+    rare = np.zeros(12)
+    rare[[2, 7]] = 1.0
+    alone = simultaneous_differences(clear[:, None], counts, resamples=500, seed=0)
+    both = simultaneous_differences(np.stack([clear, rare], 1), counts, resamples=500, seed=0)
+    assert both.critical == alone.critical
+    assert both.low[0] == alone.low[0] > 0
+    assert np.isnan([both.low[1], both.high[1], both.p[1]]).all()
+    assert both.values[1] == pytest.approx(2 / 600)
+    # five texts are enough, and then it is heard
+    rare[[0, 1, 4]] = 1.0
+    heard = simultaneous_differences(np.stack([clear, rare], 1), counts, resamples=500, seed=0)
+    assert np.isfinite(heard.low).all()
+    assert heard.critical > alone.critical

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from so8tqc.cli.app import app
 from so8tqc.records import Check, Diagnosis, FileRef, Record, RunInfo, judge, overall
 from so8tqc.reports.advice import NextStep, next_steps
 
@@ -61,8 +64,30 @@ def test_a_quantized_file_that_lost_too_much(
     assert step.command == command
 
 
-def test_a_run_that_passed_asks_for_nothing() -> None:
-    assert next_steps(run_of(Q8_0=0.01)) == []
+def test_a_run_that_passed_says_what_to_ship_and_how_others_prove_it() -> None:
+    (step,) = next_steps(run_of(Q8_0=0.01, Q4_K_M=0.05))
+    assert step.text.startswith("Ship m-Q4_K_M.gguf (the smallest file that passed)")
+    assert step.command == "so8tqc verify out/quantize/m-Q4_K_M.gguf"
+    chosen = {**run_of(Q8_0=0.01, Q4_K_M=0.05)}
+    chosen["choose"] = record("choose", metrics={"recommended": "Q8_0"})
+    (step,) = next_steps(chosen)
+    assert step.text.startswith("Ship m-Q8_0.gguf (recommended)")
+    assert next_steps({"bake": record("bake", judge("x.y", 0.0, 1.0, detail=""))}) == []
+
+
+def test_a_significant_temperature_is_to_be_applied_once() -> None:
+    config: dict[str, object] = {"gguf": "q/m-Q4_K_M.gguf", "tokenizer": "baked", "out": "cal"}
+    metrics = {"significant": True, "temperature": 1.086}
+    (step,) = next_steps({"calibrate": record("calibrate", config=config, metrics=metrics)})
+    assert "m-Q4_K_M.gguf at temperature 1.086" in step.text
+    assert step.command == (
+        "so8tqc calibrate q/m-Q4_K_M.gguf --tokenizer baked --apply metadata --out cal-again"
+    )
+    applied = {**config, "apply": "norm"}
+    (step,) = next_steps({"calibrate": record("calibrate", config=applied, metrics=metrics)})
+    assert step.command == ""
+    metrics["significant"] = False
+    assert next_steps({"calibrate": record("calibrate", config=config, metrics=metrics)}) == []
 
 
 def test_a_diagnosis_speaks_for_the_checks_it_explains() -> None:
@@ -70,6 +95,53 @@ def test_a_diagnosis_speaks_for_the_checks_it_explains() -> None:
     qc = record("qc", judge("algebra.exact", 9.0, 0.5, detail="", subject="baked"),
                 diagnosis=(found,))  # fmt: skip
     assert next_steps({"qc": qc}) == [NextStep("Rᵀ was folded. Use --convention row.")]
+
+
+@pytest.mark.parametrize(
+    ("code", "extra"),
+    [("transposed", ""), ("storage_rounding", " --baked-dtype float32"),
+     ("non_orthogonal", " --orthogonalize polar")],
+)  # fmt: skip
+def test_a_wrong_bake_is_made_again_as_the_reference_was_trained(code: str, extra: str) -> None:
+    """The bake was told column; what counts is what the qc believes the rotations to be."""
+    found = Diagnosis(code=code, layers=(0, 1), text="Wrong.", remedy="Bake again.")
+    told = {"convention": "row", "site": None, "orthogonalize": "as-trained"}
+    qc = record(
+        "qc", judge("algebra.exact", 9.0, 0.5, detail="", subject="baked"), diagnosis=(found,),
+        config={"reference": "my model", "rotations": "g.safetensors", "rotation_options": told,
+                "candidates": ["out/x.gguf", "out/baked/"]},
+    )  # fmt: skip
+    bake = record("bake", config={"base": "m", "rotations": "g", "convention": "column"})
+    (step,) = next_steps({"bake": bake, "qc": qc})
+    assert step.command == (
+        "so8tqc bake 'my model' g.safetensors --out out/baked-again --convention row" + extra
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "command"),
+    [
+        ("bake", {"base": "m", "rotations": "g", "out": "b", "site": "output"},
+         "bake m g --out b-again --site output"),
+        ("export", {"model": "b", "out": "x/m-F16.gguf", "type": "f16"},
+         "export b --out x/m-F16-again.gguf --type f16"),
+        ("quantize", {"gguf": "m.gguf", "out": "q", "types": ["Q8_0", "Q4_K_M"]},
+         "quantize m.gguf --type Q8_0 --type Q4_K_M --out q-again"),
+        ("calibrate", {"gguf": "m.gguf", "tokenizer": "b", "out": "c"},
+         "calibrate m.gguf --tokenizer b --data builtin:calibration --out c-again"),
+    ],
+)  # fmt: skip
+def test_the_command_of_a_stage_is_one_that_its_command_line_takes(
+    stage: str, config: dict[str, object], command: str
+) -> None:
+    failed = record(stage, judge("x.y", 2.0, 1.0, detail=""), config=config)
+    (step,) = next_steps({stage: failed})
+    assert step.command == f"so8tqc {command}"
+    line = get_command(app)
+    with line.make_context("so8tqc", shlex.split(command), resilient_parsing=False) as context:
+        name, sub, rest = line.resolve_command(context, shlex.split(command))
+        assert sub is not None
+        sub.make_context(name, rest, parent=context)  # raises on any option it does not know
 
 
 def test_a_failure_that_nothing_explains_names_its_checks() -> None:

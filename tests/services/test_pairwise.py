@@ -78,7 +78,7 @@ def test_too_few_texts_have_no_winner() -> None:
     assert pair["winner"] is None
     assert pair["kl"]["ci95"] is None
     assert found["critical"] is None
-    assert pair["sentence"] == "Fewer than 5 texts: a and b cannot be told apart."
+    assert pair["sentence"] == "Fewer than 5 texts differ: a and b cannot be told apart."
 
 
 def test_one_candidate_is_compared_with_none() -> None:

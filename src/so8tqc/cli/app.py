@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from so8tqc.cli.attest import attest
 from so8tqc.cli.bake import bake
 from so8tqc.cli.calibrate import calibrate
 from so8tqc.cli.capture import capture
@@ -25,7 +26,8 @@ app = typer.Typer(
     help="Bake SO(8) rotation gates into transformer weights, export, quantize, calibrate, "
     "and prove every step.",
     epilog="Exit codes: 0 passed · 1 a verdict failed · 2 usage or config · 3 bad input · "
-    "4 a tool is missing or failed · 130 interrupted. --debug shows tracebacks.",
+    "4 a tool is missing or failed · 70 a defect · 130 interrupted. Every command takes --debug, "
+    "which shows tracebacks, and --no-color, as the variable NO_COLOR.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -44,8 +46,8 @@ def _root(
 
 
 for command in (
-    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, verify, doctor,
-    vendor, data,
+    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, attest, verify,
+    doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

@@ -19,11 +19,13 @@ from so8tqc.cli.options import (
     SiteOption,
     given,
 )
-from so8tqc.cli.stage import Output, configure, finish, run_stage
+from so8tqc.cli.stage import Output, configure, finish, run_single_output
 
 
 def bake(
-    base: Annotated[Path, typer.Argument(help="Model directory (safetensors).")],
+    base: Annotated[
+        Path, typer.Argument(help="Model directory (safetensors), or org/name on a hub.")
+    ],
     rotations: Annotated[Path, typer.Argument(help="Gate file, checkpoint, or OFT adapter.")],
     out: Annotated[Path, typer.Option(help="Directory to write the baked model to.")],
     convention: ConventionOption = None,
@@ -65,6 +67,8 @@ def bake(
 
         so8tqc bake model/ oft-adapter/ --out baked/ --baked-dtype float32
 
+        so8tqc bake org/name@revision gates.safetensors --out baked/
+
         so8tqc bake model/ gates.safetensors --out baked/ --dry-run
     """
     from so8tqc.cli.terminal import show_plan, terminal_progress
@@ -87,7 +91,7 @@ def bake(
     )
     options, output = configure(BakeConfig, flags, config, set_), Output(json, quiet)
     if not dry_run:
-        run_stage(service, options, output, lambda c: c.out.with_name(c.out.name + ".record.json"))
+        run_single_output(service, options, output)
         return
     with terminal_progress(quiet=quiet) as progress:
         record = plan(options, progress)

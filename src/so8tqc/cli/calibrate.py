@@ -80,5 +80,4 @@ def calibrate(
         service,
         configure(CalibrateConfig, flags, config, set_),
         Output(json, quiet),
-        lambda c: c.out / "record.json",
     )

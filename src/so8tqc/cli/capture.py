@@ -20,7 +20,7 @@ from so8tqc.cli.options import (
     ThreadsOption,
     given,
 )
-from so8tqc.cli.stage import Output, configure, run_stage
+from so8tqc.cli.stage import Output, configure, run_single_output
 
 
 def capture(
@@ -78,9 +78,8 @@ def capture(
         rotation_options=rotation_options, model=model, out=out, rotations=rotations, data=data,
         tokenizer=tokenizer, dtype=dtype, max_tokens=max_tokens, threads=threads,
     )  # fmt: skip
-    run_stage(
+    run_single_output(
         service,
         configure(CaptureConfig, flags, config, set_),
         Output(json, quiet),
-        lambda c: c.out.with_name(c.out.name + ".record.json"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,13 +12,17 @@ from rich.text import Text
 
 from so8tqc.records import Check, Verdict
 from so8tqc.reports import format as fmt
+from so8tqc.reports.language import message, say
 
-MARKS = {
-    Verdict.PASS: "[green]pass[/]",
-    Verdict.FAIL: "[bold red]FAIL[/]",
-    Verdict.SKIP: "[yellow]skip[/]",
-}
-_HEADER = ("", "check", "value", "limit", "95 % interval", "target")
+_COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.SKIP: "yellow"}
+_HEADER = (
+    "",
+    message("check"),
+    message("value"),
+    message("limit"),
+    message("95 % interval"),
+    message("target"),
+)
 _LEFT = 2
 """Columns that are words; the others are numbers and stand right."""
 
@@ -29,14 +34,15 @@ def print_checks(console: Console, checks: Sequence[Check], title: str) -> None:
     the record has all.
     """
     rows = [(check, _row(check)) for check in checks]
-    used = [i for i, name in enumerate(_HEADER) if any(row[i] for _, row in rows)]
-    widths = [max(len(_HEADER[i]), *(len(row[i]) for _, row in rows)) for i in used]
+    header = [say(name) for name in _HEADER]
+    used = [i for i in range(len(header)) if any(row[i] for _, row in rows)]
+    widths = [max(cell_len(header[i]), *(cell_len(row[i]) for _, row in rows)) for i in used]
     fits = sum(widths) + len(widths) <= console.width
     for subject in dict.fromkeys(check.subject for check in checks):
         table = Table(box=None, pad_edge=False, collapse_padding=True)
         for i, width in zip(used, widths, strict=True):
             table.add_column(
-                _HEADER[i],
+                header[i],
                 justify="left" if i < _LEFT else "right",
                 min_width=width if fits else None,
             )
@@ -44,15 +50,23 @@ def print_checks(console: Console, checks: Sequence[Check], title: str) -> None:
             if check.subject == subject:
                 cells = [_mark(check), *(escape(cell) for cell in row[1:])]
                 table.add_row(*(cells[i] for i in used))
-        heading = f"{title}, {subject}" if subject else title
+        heading = f"{title}{say(', ')}{subject}" if subject else title
         console.print(f"\n[bold]{escape(heading)}[/]")
         console.print(table)
     _print_reasons(console, checks)
 
 
+def mark(verdict: Verdict) -> str:
+    """The verdict in its colour, a failure in capitals."""
+    word = say(verdict.value)
+    return f"[{_COLOURS[verdict]}]{word.upper() if verdict is Verdict.FAIL else word}[/]"
+
+
 def _mark(check: Check) -> str:
     """The verdict; one that does not count is yellow and says so."""
-    return f"[yellow]{check.verdict} (allowed)[/]" if check.allowed else MARKS[check.verdict]
+    if not check.allowed:
+        return mark(check.verdict)
+    return f"[yellow]{say('{verdict}, allowed', verdict=say(check.verdict.value))}[/]"
 
 
 def _row(check: Check) -> tuple[str, ...]:
@@ -76,6 +90,7 @@ def _print_reasons(console: Console, checks: Sequence[Check]) -> None:
             reasons.setdefault(key, []).append(check.id)
     if reasons:
         console.print()
-    for (mark, subject, detail), ids in reasons.items():
-        of = f" of {subject}" if subject else ""
-        console.print(f"{mark} {escape(', '.join(ids) + of)}: {escape(detail)}")
+    for (verdict, subject, detail), ids in reasons.items():
+        named = say(", ").join(ids)
+        named = say("{checks} of {name}", checks=named, name=subject) if subject else named
+        console.print(f"{verdict} {escape(named)}: {escape(detail)}")

@@ -49,19 +49,21 @@ def schema(
 
         so8tqc config schema --out configs/so8tqc.schema.json
     """
+    from so8tqc.artifacts import write_text
     from so8tqc.config_schema import schema_text
 
     text = schema_text(stage)
     if out is None:
         typer.echo(text, nl=False)
         return
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
 
 
 @config.command()
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files.")],
     stage: StageOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Validate config files; every mistake is told with its file, line and key. Exit code 2 if any.
@@ -74,22 +76,28 @@ def check(
 
         so8tqc config check qc.yaml --stage qc
     """
+    import json as json_module
+
     from so8tqc.config import config_model
-    from so8tqc.config_file import check_file
+    from so8tqc.config_batch import check_file
     from so8tqc.errors import ConfigError, ExitCode
 
     config_model(stage)
-    wrong = False
+    errors: dict[Path, str | None] = dict.fromkeys(files)
     for file in files:
         try:
             check_file(file, stage)
         except ConfigError as error:
-            typer.echo(f"✗ {error}", err=True)
-            wrong = True
-        else:
-            if not quiet:
-                typer.echo(f"✓ {file}")
-    if wrong:
+            errors[file] = str(error)
+    if json:
+        rows = [{"file": str(f), "valid": e is None, "error": e} for f, e in errors.items()]
+        typer.echo(json_module.dumps(rows, indent=2, ensure_ascii=False))
+    for file, text in errors.items():
+        if text is not None:
+            typer.echo(f"✗ {text}", err=True)
+        elif not (quiet or json):
+            typer.echo(f"✓ {file}")
+    if any(errors.values()):
         raise typer.Exit(ExitCode.USAGE)
 
 
@@ -106,7 +114,8 @@ def show(
 ) -> None:
     """Print the values in force and where each came from.
 
-    The order is flag, --set, environment (SO8TQC_KEY__SUBKEY), file, default.
+    The order is flag, --set, environment (SO8TQC_KEY__SUBKEY), file, default. Of a file with a
+    matrix what all runs share comes first, then what each is given.
 
     Examples:
 
@@ -140,5 +149,9 @@ def show(
         for row in rows
     ]
     key_width, value_width = max(len(row.key) for row in rows), max(map(len, texts))
+    combination = ""
     for row, text in zip(rows, texts, strict=True):
+        if row.combination != combination:
+            combination = row.combination
+            typer.echo(f"\n[{combination}]")
         typer.echo(f"{row.key:<{key_width}}  {text:<{value_width}}  {row.origin}")

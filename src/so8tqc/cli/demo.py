@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import JsonOption, QuietOption
-from so8tqc.cli.stage import Output, finish
+from so8tqc.cli.stage import Output, finish, work
 
 
 def demo(
@@ -29,10 +29,9 @@ def demo(
 
         so8tqc demo --out /tmp/demo
     """
-    from so8tqc.cli.terminal import terminal_progress
     from so8tqc.services.demo import demo_config
     from so8tqc.services.pipeline import run as service
 
-    with terminal_progress(quiet=quiet) as progress:
-        record = service(demo_config(out), progress)
-    finish(record, Output(json, quiet))
+    config, output = demo_config(out), Output(json, quiet)
+    record = work(lambda p: service(config, p), config, config.out / "record.json", output)
+    finish(record, output)

@@ -16,6 +16,9 @@ def doctor(
         typer.Argument(help="Model directory, GGUF, or rotations to describe."),
     ] = None,
     json: JsonOption = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only what is missing; of a file, nothing.")
+    ] = False,
 ) -> None:
     """Say what is installed, what is missing and how to get it; or describe a file.
 
@@ -24,12 +27,16 @@ def doctor(
         so8tqc doctor
 
         so8tqc doctor model-Q5_K_M.gguf
+
+        so8tqc doctor --quiet
     """
     import json as json_module
 
     from so8tqc.services.doctor import describe, examine
 
     findings = examine() if path is None else describe(path)
+    if quiet:
+        findings = [finding for finding in findings if finding.ok is False]
     if json:
         typer.echo(json_module.dumps([finding._asdict() for finding in findings], indent=2))
         return
@@ -44,4 +51,5 @@ def doctor(
     for finding in findings:
         remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
         table.add_row(marks[finding.ok], finding.name, escape(finding.value) + remedy)
-    Console().print(table)
+    if findings:
+        Console().print(table)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import ConfigOption, JsonOption, QuietOption, SetOption, given
-from so8tqc.cli.stage import Output, configure, run_stage
+from so8tqc.cli.stage import Output, configure, run_single_output
 
 
 def export(
@@ -49,9 +49,8 @@ def export(
     from so8tqc.services.export import export as service
 
     flags = given(model=model, out=out, type=type_, keep_f32=keep_f32, llama_cpp=llama_cpp)
-    run_stage(
+    run_single_output(
         service,
         configure(ExportConfig, flags, config, set_),
         Output(json, quiet),
-        lambda c: c.out.with_name(c.out.name + ".record.json"),
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from so8tqc.errors import ExitCode, So8tqcError
+from so8tqc.errors import ExitCode, So8tqcError, explained
+from so8tqc.paths import anchored
 
-INTERNAL_ERROR = 70
-"""sysexits' EX_SOFTWARE: a defect of this program, told apart from every planned exit code."""
+_EVERYWHERE = ("--debug", "--no-color")
+"""Options of every command, at any place."""
 
 
 def main() -> None:
@@ -19,9 +20,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the app with these arguments; return the exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    # models and data are local: a mistyped path must not be asked of a hub
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "--no-color" in arguments:
+        os.environ["NO_COLOR"] = "1"  # what rich and the processes we start go by
+    arguments = [_explicit(argument) for argument in arguments if argument not in _EVERYWHERE]
     # not threads that spin while they wait: two processes of matrix products on two cores would
     # take three times as long as with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -43,6 +44,14 @@ def run(arguments: list[str]) -> int:
     return code
 
 
+def _explicit(argument: str) -> str:
+    """``./x/y`` and ``--option=./x/y`` stay paths, whatever is there."""
+    if not argument.startswith("--"):
+        return anchored(argument)
+    name, equals, value = argument.partition("=")
+    return name + equals + anchored(value)
+
+
 def _other(error: Exception, debug: bool) -> int:
     """Exit code of what click raised, or of a defect."""
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own errors
@@ -50,16 +59,9 @@ def _other(error: Exception, debug: bool) -> int:
         return int(ExitCode.USAGE)
     if debug:
         raise error
-    if isinstance(error, OSError) and error.errno is not None:
-        # a full disk or a forbidden folder is no defect of ours (libraries' own have no errno)
-        names = ", ".join(str(name) for name in (error.filename, error.filename2) if name)
-        _complain(f"{names}: {error.strerror}." if names else f"{error.strerror}.")
-        return int(ExitCode.TOOL)
-    _complain(
-        f"Internal error: {type(error).__name__}: {error}. Run again with --debug for its trace "
-        "and please report it."
-    )
-    return INTERNAL_ERROR
+    text, code = explained(error)
+    _complain(text)
+    return int(code)
 
 
 def _complain(text: str) -> None:

@@ -185,5 +185,4 @@ def quantize(
         service,
         configure(QuantizeConfig, flags, config, set_),
         Output(json, quiet),
-        lambda c: c.out / "record.json",
     )

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import JsonOption, QuietOption, SetOption, given
-from so8tqc.cli.stage import Output, add_to_step_summary, configure, finish
+from so8tqc.cli.stage import Output, add_to_step_summary, finish, present, work
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML file of a pipeline.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of a pipeline, or of several.")],
     out: Annotated[
         Path | None,
         typer.Option(help="Run directory; overrides the file's `out`."),
@@ -29,24 +29,45 @@ def run(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a pipeline: bake, export, quantize, calibrate, qc, longtext, report.
+    """Run a pipeline: bake, export, quantize, calibrate, qc, choose, longtext, report.
 
-    A stage whose inputs, options and code are unchanged is reused.
+    A stage whose inputs, options and code are unchanged is reused. A file with a `matrix:` is a
+    batch: one run for each combination, in its own directory of --out; what fails does not stop
+    the others, and the exit code is the largest of all.
 
     Examples:
 
         so8tqc run configs/demo.yaml
 
-        so8tqc run configs/demo.yaml --set quantize.types=[Q4_K_M] --set calibrate_type=Q4_K_M
+        so8tqc run configs/demo.yaml --set quantize.types=[Q4_K_M]
 
         so8tqc run configs/demo.yaml --from qc
-    """
-    from so8tqc.cli.terminal import terminal_progress
-    from so8tqc.config import RunConfig
-    from so8tqc.services.pipeline import run as service
 
-    options = configure(RunConfig, given(out=out), config, set_)
-    with terminal_progress(quiet=quiet) as progress:
-        record = service(options, progress, only=only, from_stage=from_)
-    add_to_step_summary(options.out / "report" / "report.md")
-    finish(record, Output(json, quiet))
+        so8tqc run configs/batch.yaml --out out/batch
+    """
+    import os
+
+    from so8tqc.config_batch import Batch, load_runs
+    from so8tqc.reports.language import spoken
+    from so8tqc.services.batch import BATCH_REPORT, run_batch
+    from so8tqc.services.pipeline import run as run_one
+
+    runs = load_runs(
+        file=config, overrides=set_ or (), flags=given(out=out), environment=os.environ
+    )
+    output = Output(json, quiet)
+    path = runs.out / "record.json"
+    if isinstance(runs, Batch):
+        batch = runs
+        record = work(
+            lambda p: run_batch(batch, p, only=only, from_stage=from_),
+            None, path, output,
+        )  # fmt: skip
+        add_to_step_summary(batch.out / BATCH_REPORT)
+        present(record, output, batch.out / BATCH_REPORT)
+        raise typer.Exit(int(str(record.metrics["exit_code"])))
+    one = runs
+    record = work(lambda p: run_one(one, p, only=only, from_stage=from_), one, path, output)
+    add_to_step_summary(one.out / "report" / "report.md")
+    with spoken(one.report.language):
+        finish(record, output)

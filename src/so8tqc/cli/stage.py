@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import typer
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from so8tqc.progress import Progress
     from so8tqc.records import Record
 
+    class _HasOut(Protocol):
+        @property
+        def out(self) -> Path: ...
+
     _Config = TypeVar("_Config", bound=BaseModel)
+    _StageConfig = TypeVar("_StageConfig", bound=_HasOut)
 
 
 @dataclass(frozen=True)
@@ -45,25 +50,73 @@ def configure(
 
 
 def run_stage(
-    service: Callable[[_Config, Progress], Record],
-    config: _Config,
-    output: Output,
-    record_path: Callable[[_Config], Path],
+    service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
 ) -> None:
-    """Run a service with a progress display; write its record; show it; exit by its verdict."""
-    from so8tqc.artifacts import write_record
-    from so8tqc.cli.terminal import terminal_progress
+    """Run a service that writes into a directory, its record beside its files, and exit."""
+    from so8tqc.locks import claim_folder
 
-    with terminal_progress(quiet=output.quiet) as progress:
-        record = service(config, progress)
-    path = record_path(config)
-    write_record(path, record)
+    path = config.out / "record.json"
+    with claim_folder(config.out):
+        record = _recorded(service, config, output, path)
     finish(record, output, path)
 
 
+def run_single_output(
+    service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
+) -> None:
+    """As :func:`run_stage`, for a service that makes one file, or one directory, as a whole."""
+    from so8tqc.locks import claim_output
+
+    path = config.out.with_name(config.out.name + ".record.json")
+    with claim_output(config.out):
+        record = _recorded(service, config, output, path)
+    finish(record, output, path)
+
+
+def _recorded(
+    service: Callable[[_StageConfig, Progress], Record],
+    config: _StageConfig,
+    output: Output,
+    path: Path,
+) -> Record:
+    """Run a service with a progress display; write its record."""
+    from so8tqc.artifacts import write_record
+
+    told = cast("BaseModel", config)  # a protocol cannot ask for a base class
+    record = work(lambda progress: service(config, progress), told, path, output)
+    write_record(path, record)
+    return record
+
+
+def work(
+    service: Callable[[Progress], Record],
+    config: BaseModel | None,
+    record_path: Path,
+    output: Output,
+) -> Record:
+    """Run a service with a progress display and a log.
+
+    Args:
+        service: told about the progress.
+        config: of the service, for the log; None if the service tells it itself.
+        record_path: where the record will be; the log lies beside it (see ``cli.log``).
+        output: how the command talks.
+    """
+    from so8tqc.cli.log import log_beside, log_record, logged
+    from so8tqc.cli.terminal import terminal_progress
+
+    with (
+        terminal_progress(quiet=output.quiet) as shown,
+        logged(log_beside(record_path), config, shown) as progress,
+    ):
+        record = service(progress)
+        log_record(record)
+    return record
+
+
 def run_reported_stage(
-    service: Callable[[_Config, Progress], Record],
-    config: _Config,
+    service: Callable[[_StageConfig, Progress], Record],
+    config: _StageConfig,
     out: Path,
     output: Output,
     shown: str,
@@ -76,18 +129,18 @@ def run_reported_stage(
     Args:
         shown: name of the report whose path is printed.
     """
-    from so8tqc.artifacts import write_record
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.artifacts import remove_leftovers
+    from so8tqc.locks import claim_folder
     from so8tqc.services.report import write_stage_reports
     from so8tqc.sources import ranks
 
     if not ranks.is_first():
         finish(service(config, SILENT), Output(json=False, quiet=True))
         return
-    with terminal_progress(quiet=output.quiet) as progress:
-        record = service(config, progress)
-    write_record(out / "record.json", record)
-    write_stage_reports(record, out)
+    with claim_folder(out):
+        remove_leftovers(out)
+        record = _recorded(service, config, output, out / "record.json")
+        write_stage_reports(record, out)
     add_to_step_summary(out / "report.md")
     finish(record, output, out / shown)
 
@@ -102,9 +155,17 @@ def add_to_step_summary(report: Path) -> None:
 
 def finish(record: Record, output: Output, path: Path | None = None) -> None:
     """Show a record and exit: 1 if its verdict failed."""
-    from so8tqc.cli.terminal import show
     from so8tqc.errors import ExitCode
     from so8tqc.records import Verdict
+
+    present(record, output, path)
+    if record.verdict is Verdict.FAIL:
+        raise typer.Exit(ExitCode.VERDICT_FAILED)
+
+
+def present(record: Record, output: Output, path: Path | None = None) -> None:
+    """Show a record, as JSON, as tables or not at all."""
+    from so8tqc.cli.terminal import show
 
     try:
         if output.json:
@@ -114,5 +175,3 @@ def finish(record: Record, output: Output, path: Path | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has gone (`| head`); the verdict stands all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if record.verdict is Verdict.FAIL:
-        raise typer.Exit(ExitCode.VERDICT_FAILED)

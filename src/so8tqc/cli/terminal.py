@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +23,33 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from so8tqc.cli.checks_table import MARKS, print_checks
+from so8tqc.cli.checks_table import mark, print_checks
 from so8tqc.progress import SILENT, Progress, Task
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
+from so8tqc.reports.batch import batch_tables
 from so8tqc.reports.choices import terminal_tables
+from so8tqc.reports.comparison import comparison_tables
+from so8tqc.reports.comparison import sentence as comparison_sentence
+from so8tqc.reports.diagnoses import finding
+from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import Table as ReportTable
 
 PIPE_INTERVAL_SECONDS = 5.0
+_LEAST_WAIT_SECONDS = 0.05
+_TABLES = {"batch": batch_tables, "comparison": comparison_tables}
+"""Records that are tables all through; of others, ``terminal_tables`` has the narrow ones."""
+_STAGE_COLUMNS = (
+    message("stage"),
+    message("verdict"),
+    message("passed"),
+    message("failed"),
+    message("skipped"),
+    message("seconds"),
+)
+_STAGE_WORDS = 2
+"""Columns that are words; the others are numbers and stand right."""
+
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -94,28 +114,43 @@ class _LiveProgress:
 
 
 class _PlainTask:
+    """Tells how far a task is every few seconds, also while nothing is counted."""
+
     def __init__(self, description: str, total: float | None, unit: str) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._done, self._started, self._last = 0.0, time.monotonic(), time.monotonic()
+        self._item: str | None = None
+        self._lock = threading.Lock()
 
     def advance(self, amount: float = 1.0, item: str | None = None) -> None:
-        self._done += amount
-        now = time.monotonic()
-        if now - self._last < PIPE_INTERVAL_SECONDS:
-            return
-        self._last = now
+        with self._lock:
+            self._done += amount
+            self._item = item or self._item
+        self.tell()
+
+    def tell(self) -> None:
+        """Print a line, unless one was printed just now."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < PIPE_INTERVAL_SECONDS:
+                return
+            self._last = now
+            line = self._line(now - self._started)
+        print(line, file=sys.stderr, flush=True)
+
+    def _line(self, elapsed: float) -> str:
         parts = [self._description]
         if self._total:
             share = self._done / self._total
-            left = (now - self._started) * (1 - share) / share if share else 0.0
-            parts.append(f"{share:.0%}, {left:.0f} s left")
-        else:
-            parts.append(f"{now - self._started:.0f} s")
-        if self._unit:
-            parts.append(f"{scaled(self._done / (now - self._started))} {self._unit}/s")
-        if item:
-            parts.append(item)
-        print(" · ".join(parts), file=sys.stderr, flush=True)
+            left = f", {elapsed * (1 - share) / share:.0f} s left" if share else ""
+            parts.append(f"{share:.0%}{left}")
+        if not self._total or not self._done:
+            parts.append(f"{elapsed:.0f} s")
+        if self._unit and elapsed:
+            parts.append(f"{scaled(self._done / elapsed)} {self._unit}/s")
+        if self._item:
+            parts.append(self._item)
+        return " · ".join(parts)
 
 
 class _PlainProgress:
@@ -123,7 +158,20 @@ class _PlainProgress:
     def task(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
         started = time.monotonic()
         print(f"{description} …", file=sys.stderr, flush=True)
-        yield _PlainTask(description, total, unit)
+        task, over = _PlainTask(description, total, unit), threading.Event()
+
+        def remind() -> None:
+            while not over.wait(max(PIPE_INTERVAL_SECONDS, _LEAST_WAIT_SECONDS)):
+                task.tell()
+
+        # a library may work for minutes without a word, and a log that stands still looks hung
+        reminder = threading.Thread(target=remind, daemon=True)
+        reminder.start()
+        try:
+            yield task
+        finally:
+            over.set()
+            reminder.join()
         print(f"{description}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
     def message(self, text: str) -> None:
@@ -141,28 +189,30 @@ def scaled(value: float) -> str:
 def show(record: Record, path: Path | None = None) -> None:
     """Print a record for people: checks, notices, diagnosis, verdict."""
     console = Console()
+    if record.kind == "comparison":
+        console.print(escape(comparison_sentence(record)))
     if "stages" in record.metrics:
         _show_stages(console, record)
         failed = [check for check in record.checks if check.failed]
         if failed:
-            print_checks(console, failed, "Failed checks")
+            print_checks(console, failed, say("Failed checks"))
     elif record.checks:
         print_checks(console, record.checks, record.kind)
-    for shown in terminal_tables(record):
+    for shown in _TABLES.get(record.kind, terminal_tables)(record):
         _show_table(console, shown)
     for notice in record.notices:
         console.print(f"[yellow]·[/] {escape(notice)}")
     for diagnosis in record.diagnosis:
-        console.print(f"\n[bold red]{diagnosis.code}[/]  {escape(diagnosis.text)}")
+        console.print(f"\n[bold red]{say(diagnosis.code)}[/]  {escape(finding(diagnosis))}")
         if diagnosis.layers:
-            console.print(f"  layers: {fmt.ranges(diagnosis.layers)}")
-        console.print(f"  [bold]{escape(diagnosis.remedy)}[/]")
+            console.print("  " + say("layers {layers}", layers=fmt.ranges(diagnosis.layers)))
+        console.print(f"  [bold]{escape(say(diagnosis.remedy))}[/]")
     for name, output in record.outputs.items():
         console.print(f"[dim]{escape(name)}:[/] {escape(output.path)}", soft_wrap=True)
     if path is not None:
-        kind = "record" if path.suffix == ".json" else "report"
+        kind = say("record") if path.suffix == ".json" else say("report")
         console.print(f"[dim]{kind}:[/] {escape(str(path))}", soft_wrap=True)
-    console.print(f"\n{record.kind}: {MARKS[record.verdict]}")
+    console.print(f"\n{record.kind}: {mark(record.verdict)}")
 
 
 def _show_table(console: Console, shown: ReportTable) -> None:
@@ -210,14 +260,14 @@ def show_plan(record: Record) -> None:
 
 
 def _show_stages(console: Console, record: Record) -> None:
-    table = Table(title="Stages", title_justify="left", box=None, pad_edge=False)
-    for column in ("stage", "verdict", "passed", "failed", "skipped", "seconds"):
-        table.add_column(column, justify="left" if column in ("stage", "verdict") else "right")
+    table = Table(title=say("Stages"), title_justify="left", box=None, pad_edge=False)
+    for i, column in enumerate(_STAGE_COLUMNS):
+        table.add_column(say(column), justify="left" if i < _STAGE_WORDS else "right")
     stages = record.metrics.get("stages", {})
     assert isinstance(stages, dict)
     for name, row in stages.items():
         assert isinstance(row, dict)
-        seconds = "reused" if row["reused"] else f"{row['seconds']:.1f}"
+        seconds = say("reused") if row["reused"] else f"{row['seconds']:.1f}"
         counts = [str(row[key]) for key in ("passed", "failed", "skipped")]
-        table.add_row(name, MARKS[Verdict(str(row["verdict"]))], *counts, seconds)
+        table.add_row(name, mark(Verdict(str(row["verdict"]))), *counts, seconds)
     console.print(table)

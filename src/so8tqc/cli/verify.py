@@ -12,7 +12,7 @@ from so8tqc.cli.stage import Output, configure, finish
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="A quantized GGUF.")],
+    file: Annotated[Path, typer.Argument(help="A quantized GGUF, or a statement of attest.")],
     record: Annotated[
         Path | None,
         typer.Option(
@@ -30,25 +30,67 @@ def verify(
         Path | None,
         typer.Option(help="The importance matrix, if it has moved.", show_default=False),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Of a statement: the base model.", show_default=False),
+    ] = None,
+    rotations: Annotated[
+        Path | None,
+        typer.Option(help="Of a statement: the rotations.", show_default=False),
+    ] = None,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a statement: where its files are; default beside it.", show_default=False
+        ),
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a statement: files checks digests alone; full (default) makes links again.",
+            show_default=False,
+        ),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a statement: where files are made again (they need the room of the model); "
+            "default the system's temporary directory.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Quantize again as a file's record says, and compare tensor by tensor.
+    """Make files again from what they were made from, and compare.
+
+    Of a quantized GGUF: quantize again as its record says. Of a statement that attest wrote: check
+    the files that are here, and make again every link (bake, export, quantize, calibrate) whose
+    inputs are here. Each link is identical, within rounding, different or not checked.
 
     Examples:
 
         so8tqc verify quantized/model-Q5_K_M.gguf
 
         so8tqc verify model-Q5_K_M.gguf --record quantized/record.json --input model-F16.gguf
+
+        so8tqc verify out/demo/attestation.json --base model/ --rotations gates.safetensors
+
+        so8tqc verify attestation.json --level files
     """
     from so8tqc.cli.terminal import terminal_progress
     from so8tqc.config import VerifyConfig
-    from so8tqc.services.verify import verify as service
+    from so8tqc.services.verify import verify as verify_file
+    from so8tqc.services.verify_statement import verify_statement
 
-    flags = given(file=file, record=record, input=input_, imatrix=imatrix)
+    flags = given(
+        file=file, record=record, input=input_, imatrix=imatrix, base=base, rotations=rotations,
+        files=files, level=level, scratch=scratch,
+    )  # fmt: skip
     options = configure(VerifyConfig, flags, config, set_)
+    service = verify_statement if options.is_statement else verify_file
     with terminal_progress(quiet=quiet) as progress:
         result = service(options, progress)
     finish(result, Output(json, quiet))

@@ -93,3 +93,15 @@ def reason(lines: Iterable[str]) -> str:
         if telling := [line for line in said if pattern.search(line)]:
             return telling[-1].strip()
     return said[-1].strip()
+
+
+def remedy(status: int) -> str | None:
+    """What to do about a child that ended so, where its end alone says it."""
+    if -status != getattr(signal, "SIGILL", None):
+        return None
+    return (
+        "libllama was built with instructions that do not work on this CPU (the AMX kernels "
+        "of ggml, built by GCC 12, are one such case). Build it without: "
+        "CMAKE_ARGS='-DGGML_NATIVE=OFF' python -m pip install --force-reinstall --no-deps "
+        "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python."
+    )

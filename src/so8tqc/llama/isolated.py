@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from so8tqc import errors
 from so8tqc.errors import ModelError, So8tqcError, ToolError
-from so8tqc.llama.child import QUIET_ABORT, ending, reason
+from so8tqc.llama.child import QUIET_ABORT, ending, reason, remedy
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  a file made there is random and ours alone
 _SAID_BYTES = 1 << 16
@@ -62,14 +62,15 @@ class _Worker:
         return message["answer"]
 
     def _death(self, do: str) -> So8tqcError:
-        status = ending(self._process.wait())
+        status = self._process.wait()
         self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - _SAID_BYTES))
         said = self._said.read().decode("utf-8", "replace").splitlines()
         lines = [line for line in said if line.strip()]
         why = f": {reason(lines)}" if lines else ""
-        if do in ("open", "tokenize"):
-            return ModelError(f"libllama dies of this file ({status}){why}", where=str(self._path))
-        return ToolError(f"libllama died ({status}){why}", where=str(self._path))
+        mended, where = remedy(status), str(self._path)
+        if do in ("open", "tokenize") and mended is None:
+            return ModelError(f"libllama dies of this file ({ending(status)}){why}", where=where)
+        return ToolError(f"libllama died ({ending(status)}){why}", where=where, remedy=mended)
 
     def close(self) -> None:
         """End the worker. Safe to call twice."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from so8tqc.errors import InputError, ToolError
-from so8tqc.llama.child import KEPT_LINES, QUIET_ABORT, ending, reason, spawn
+from so8tqc.llama.child import KEPT_LINES, QUIET_ABORT, ending, reason, remedy, spawn
 from so8tqc.llama.libllama import library
 from so8tqc.llama.quantize_worker import DONE_MARK
 
@@ -214,10 +214,11 @@ class Quantizer:
                 return
             self._said.append(line.rstrip())
             yield line.rstrip("\n")
-        status = ending(self._process.wait())
+        status = self._process.wait()
         raise ToolError(
-            f"libllama cannot quantize ({status}): {reason(filter(None, self._said))}",
+            f"libllama cannot quantize ({ending(status)}): {reason(filter(None, self._said))}",
             where=str(job.source),
+            remedy=remedy(status),
         )
 
 

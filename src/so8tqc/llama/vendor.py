@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from so8tqc.artifacts import atomic_directory, atomic_file, sha256_file
 from so8tqc.errors import ConfigError, MissingToolError, ToolError
 from so8tqc.llama.pin import PIN, Pin
+from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
 from so8tqc.resources import repository_root
 
@@ -80,7 +81,12 @@ def fetch_converter(progress: Progress = SILENT, pin: Pin = PIN) -> Converter:
         ToolError: pip fails, or the package is not the pinned one.
     """
     directory = vendor_directory()
-    with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
+    with (
+        claim_folder(directory, wait=True),
+        tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch,
+    ):
+        if is_vendored(pin):  # by the process that was waited for
+            return find_converter()
         with progress.task(f"fetching {pin.name} {pin.version} (source, 77 MB)") as task:
             package = _download(pin, Path(scratch))
             task.advance(1)

@@ -13,6 +13,10 @@ the intervals θ_j ∓ c·se_j hold *all at once* with 95 % (the single-step max
 Young, Resampling-Based Multiple Testing, 1993; Romano and Wolf, Econometrica 73:4, 2005). That
 takes the place of Bonferroni's correction, which ignores how strongly such comparisons depend on
 each other.
+
+A difference that is zero in nearly every text (a top token that moved in two of them) has no such
+interval: many resamples hold none of the others, and there its t is infinite. It gets none, and
+takes no part in the largest |t*|, where it would take every other comparison's interval with it.
 """
 
 from __future__ import annotations
@@ -36,9 +40,10 @@ class Differences:
 
     Attributes:
         values: [k] differences of token-weighted means.
-        low, high: [k] ends of the intervals; NaN with fewer than LEAST_TEXTS texts.
+        low, high: [k] ends of the intervals; NaN where fewer than LEAST_TEXTS texts differ, unless
+            none does.
         p: [k] adjusted p-values of a difference of 0; NaN likewise.
-        critical: c, the factor of the standard errors; NaN likewise.
+        critical: c, the factor of the standard errors; NaN with fewer than LEAST_TEXTS texts.
     """
 
     values: FloatArray
@@ -66,17 +71,20 @@ def simultaneous_differences(
         return Differences(values, nothing, nothing, nothing, float("nan"))
     residuals = sums - values * counts[:, None]
     errors = _standard_errors(np.square(residuals).sum(axis=0), counts.sum(), texts)
-    varies = errors > 0
+    differing = np.count_nonzero(sums, axis=0)
+    few = (differing > 0) & (differing < LEAST_TEXTS)
+    varies = (errors > 0) & ~few
     largest = np.zeros(resamples)
     if varies.any():
         scaled = residuals[:, varies] / errors[varies]
         largest = _largest_t(scaled, counts, resample_weights(texts, resamples, seed))
     critical = float(np.quantile(largest, LEVEL, method="higher"))
-    half = np.where(varies, critical * errors, 0.0)
+    half = np.where(varies, critical * errors, np.where(few, np.nan, 0.0))
     # a difference that is the same in every text has no error to be judged by
     t = np.divide(np.abs(values), errors, out=np.where(values == 0, 0.0, np.inf), where=varies)
     exceeding = (largest[:, None] >= t[None, :]).sum(axis=0)
     p = np.where(values == 0, 1.0, (exceeding + 1) / (resamples + 1))
+    p[few] = np.nan
     return Differences(values, values - half, values + half, p, critical)
 
 

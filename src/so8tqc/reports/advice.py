@@ -6,47 +6,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from so8tqc.records import Check, Record, Verdict
+from so8tqc.check_guide import GUIDE
+from so8tqc.records import Check, Diagnosis, Record, Verdict
+from so8tqc.reports import commands
 from so8tqc.reports import format as fmt
+from so8tqc.reports.diagnoses import finding
+from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import entries
 
 _COARSE_TO_FINE = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 """llama.cpp's usual steps of quality; other types have no neighbour that could be advised."""
 
-_STAGE_REMEDIES = {
-    "bake": "Bake again from the base model.",
-    "export": "Read the converter's log beside the GGUF, then export again.",
-    "quantize": "Check disk and memory, then quantize again.",
-    "choose": "Allow more, or search more: other types (--type), more files (--max-evaluations).",
-    "calibrate": "Do not apply this temperature; fit it on more text (--data FILE).",
-}
-
-_PLOTS = "Open the plots of the failed case and compare both models' series."
-_LAYERS = "Look at the layers that pet.energy names."
-_REPEATING = "Read the generated texts: they repeat what the reference does not."
-_STIRRED = "That layer was stirred up after the training: bake again from the base model."
-
-_LONGTEXT_REMEDIES = {
-    "phase.layer0": "No fold can change layer 0's attention: compare RoPE base and scaling in both "
-    "config.json, the tokenizers and the embeddings.",
-    "phase.attention": "Queries, keys or positions are wrong from that layer on: was a rotation "
-    "applied to q_proj or k_proj? so8tqc qc names the fault in the weights.",
-    "phase.dips": "Open the case's entropy plot: a peak at a dotted line is a RoPE wavelength.",
-    "phase.position": "The error grows along the text: compare RoPE scaling, context length and "
-    "sliding window.",
-    "oscillation.index": "If von_neumann passed: a changed final norm, head or temperature.",
-    "oscillation.von_neumann": _LAYERS,
-    "oscillation.high_frequency": _LAYERS,
-    "oscillation.repetition": _REPEATING,
-    "oscillation.compression": _REPEATING,
-    "oscillation.loops": "Read the generated texts: they loop where the reference's do not.",
-    "pet.energy": _STIRRED,
-    "pet.high_frequency": _STIRRED,
-    "pet.effect": "The gates do not show what their PET record promises: check that the right file "
-    "was baked, or train with a stronger penalty.",
-}
-"""What to do about a check of the long texts; docs/longtext.md says more."""
+_PLOTS = message("Open the plots of the failed case and compare both models' series.")
+_CHECKS = message("See the failed checks.")
 _CHECKS_NAMED = 4
+_ENDS = ".)。）"
 
 
 class NextStep(NamedTuple):
@@ -56,44 +30,144 @@ class NextStep(NamedTuple):
     command: str = ""
 
 
+_WEIGHT_CODES = frozenset({"foreign_edit", "non_finite"})
+"""Faults of single tensors that are no layer's: baking again mends them, too."""
+
+_BAKE_FLAGS = {
+    "non_finite": ("--baked-dtype", "float32"),
+    "storage_rounding": ("--baked-dtype", "float32"),
+    "non_orthogonal": ("--orthogonalize", "polar"),
+}
+"""What a second bake must be told, by the diagnosis of the first."""
+
+
 def next_steps(records: Mapping[str, Record]) -> list[NextStep]:
-    """Remedies of diagnoses first; then what failed without one, by the file it failed for."""
+    """Remedies of diagnoses first, then what failed without one; if nothing did, what to ship."""
     steps: list[NextStep] = []
     for stage, record in records.items():
-        steps += [NextStep(f"{d.text} {d.remedy}") for d in record.diagnosis]
         failed = [check for check in record.checks if check.failed]
+        steps += [
+            _mend(diagnosis, records)
+            for diagnosis in record.diagnosis
+            if not _is_loss(diagnosis, stage, records)
+        ]
         for subject in dict.fromkeys(check.subject for check in failed):
             mine = [check for check in failed if check.subject == subject]
             if stage == "qc" and subject in _quantized(records):
                 steps.append(_lost_too_much(records, subject, mine))
             elif not record.diagnosis:
-                remedies = _remedies(stage, mine)
-                steps.append(NextStep(f"{_named(mine, subject)} failed. {remedies}"))
-    return list(dict.fromkeys(steps))
+                steps.append(_failed(stage, records, mine))
+    return list(dict.fromkeys(steps)) or _ship(records)
+
+
+def _is_loss(diagnosis: Diagnosis, stage: str, records: Mapping[str, Record]) -> bool:
+    """Whether it says that a quantized file lost too much, which a step of its own advises on."""
+    about = any(diagnosis.text.startswith(f"{name} ") for name in _quantized(records))
+    return stage == "qc" and about and diagnosis.code == "storage_rounding"
+
+
+def _mend(diagnosis: Diagnosis, records: Mapping[str, Record]) -> NextStep:
+    """A diagnosis with its remedy; what is wrong in the weights is mended by another bake."""
+    text = say(" ").join((finding(diagnosis), say(diagnosis.remedy)))
+    in_weights = diagnosis.layers or diagnosis.code in _WEIGHT_CODES
+    extra = _BAKE_FLAGS.get(diagnosis.code, ())
+    return NextStep(text, commands.bake_again(records, *extra) if in_weights else "")
+
+
+def _failed(stage: str, records: Mapping[str, Record], failed: list[Check]) -> NextStep:
+    """Checks of one file that failed, and nothing explains."""
+    said = say("{checks} failed.", checks=_named(failed, failed[0].subject))
+    return NextStep(say(" ").join((said, _remedies(stage, failed))), _again(stage, records))
+
+
+def _again(stage: str, records: Mapping[str, Record]) -> str:
+    """The command that does a stage's work once more, "" where that would not help."""
+    record = records[stage]
+    match stage:
+        case "bake":
+            return commands.bake_again({"bake": record})
+        case "export":
+            return commands.export_again(record)
+        case "quantize":
+            return commands.quantize_again(record)
+        case "calibrate":
+            return commands.calibrate_again(record, "--data", "builtin:calibration")
+        case _:
+            return ""
+
+
+def _ship(records: Mapping[str, Record]) -> list[NextStep]:
+    """Nothing failed: the file to take, how others can prove it, and its temperature."""
+    steps = []
+    files = _quantized(records)
+    recommended = str(records["choose"].metrics.get("recommended")) if "choose" in records else ""
+    sizes = _sizes(records)
+    passed = [name for name in files if _passes(records["qc"], name)]
+    named = [name for name in passed if recommended in (name, files[name].get("type"))]
+    chosen = (named or sorted(passed, key=sizes.__getitem__) or [""])[0]
+    if chosen:
+        why = say("recommended") if named else say("the smallest file that passed")
+        path = files[chosen].get("path", chosen)
+        steps.append(
+            NextStep(
+                say(
+                    "Ship {name} ({why}) with the record beside it: so it can be made again and "
+                    "compared, tensor by tensor.",
+                    name=chosen,
+                    why=why,
+                ),
+                commands.command("verify", path),
+            )
+        )
+    if (calibrate := records.get("calibrate")) and calibrate.metrics.get("significant"):
+        steps.append(_apply_temperature(calibrate))
+    return steps
+
+
+def _apply_temperature(record: Record) -> NextStep:
+    temperature = fmt.number(float(str(record.metrics["temperature"])))
+    name = Path(str(record.config.get("gguf", "the file"))).name
+    if record.config.get("apply", "none") != "none":
+        return NextStep(
+            say("Serve the copy of {name} that has temperature {temperature} applied.",
+                name=name, temperature=temperature)
+        )  # fmt: skip
+    return NextStep(
+        say(
+            "Serve {name} at temperature {temperature}, or write it into a copy of the file:",
+            name=name,
+            temperature=temperature,
+        ),
+        commands.calibrate_again(record, "--apply", "metadata"),
+    )
 
 
 def _remedies(stage: str, failed: Iterable[Check]) -> str:
     """What to do about the checks of one file that failed in one stage, each remedy once."""
-    if stage == "longtext":
-        return " ".join(dict.fromkeys(_LONGTEXT_REMEDIES.get(c.id, _PLOTS) for c in failed))
-    return _STAGE_REMEDIES.get(stage, "See the failed checks.")
+    unknown = _PLOTS if stage == "longtext" else _CHECKS
+    found = (GUIDE[check.id].remedy if check.id in GUIDE else unknown for check in failed)
+    texts = (say(text) for text in dict.fromkeys(found))
+    return say(" ").join(text if text[-1] in _ENDS else say("{text}.", text=text) for text in texts)
 
 
 def _lost_too_much(
     records: Mapping[str, Record], subject: str, failed: Iterable[Check]
 ) -> NextStep:
     """A quantized file failed: name a file of this run that passed, and a type worth a try."""
-    text = f"{_named(failed, subject)} failed."
+    parts = [say("{checks} failed.", checks=_named(failed, subject))]
     sizes = _sizes(records)
     passed = [name for name in sizes if _passes(records["qc"], name)]
     if passed:
-        text += f" {min(passed, key=lambda name: sizes[name])} of this run passed."
+        smallest = min(passed, key=lambda name: sizes[name])
+        parts.append(say("{name} of this run passed.", name=smallest))
     command = _finer_type(records, subject)
     if command:
-        text += " Try a finer type:"
+        parts.append(say("Try a finer type:"))
     elif not passed:
-        text += " There is no finer type to try: do not ship it, or judge by limits of your own."
-    return NextStep(text, command)
+        parts.append(
+            say("There is no finer type to try: do not ship it, or judge by limits of your own.")
+        )
+    return NextStep(say(" ").join(parts), command)
 
 
 def _finer_type(records: Mapping[str, Record], subject: str) -> str:
@@ -108,7 +182,7 @@ def _finer_type(records: Mapping[str, Record], subject: str) -> str:
     if not untried:
         return ""
     out = Path(str(files[subject].get("path", subject))).parent
-    return f"so8tqc quantize {source.path} --type {untried[0]} --out {out}"
+    return commands.command("quantize", source.path, "--type", untried[0], "--out", out)
 
 
 def _named(checks: Iterable[Check], subject: str) -> str:
@@ -116,8 +190,9 @@ def _named(checks: Iterable[Check], subject: str) -> str:
     listed = list(checks)
     parts = [f"{c.id} {fmt.number(c.value)} ({fmt.limit(c)})" for c in listed[:_CHECKS_NAMED]]
     if len(listed) > _CHECKS_NAMED:
-        parts.append(f"{len(listed) - _CHECKS_NAMED} more")
-    return ", ".join(parts) + (f" of {subject}" if subject else "")
+        parts.append(say("{count} more", count=len(listed) - _CHECKS_NAMED))
+    named = say(", ").join(parts)
+    return say("{checks} of {name}", checks=named, name=subject) if subject else named
 
 
 def _passes(qc: Record, subject: str) -> bool:

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
+from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import Table, entries
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_PURPOSES = {
+    "type": message("type"),
+    "sensitivity": message("sensitivity"),
+    "mixture": message("mixture"),
+}
 _RECOMMENDED = "→ "
-_PAIRS = "Pair by pair (intervals hold together with 95 %)"
+_PAIRS = message("Pair by pair (intervals hold together with 95 %)")
 
 
 def row_table(record: Record) -> Table | None:
@@ -22,7 +28,8 @@ def row_table(record: Record) -> Table | None:
     rows = entries(record, "rows")
     if not rows:
         return None
-    header = ["file", "size", "bits/weight", "KL mean", "KL 99 %", "same top", "PPL ratio"]
+    header = [say("file"), say("size"), say("bits/weight"), say("KL mean"), "KL 99 %",
+              say("same top"), say("PPL ratio")]  # fmt: skip
     gates = any("survives" in row for row in rows.values())
     body = []
     for name, row in rows.items():
@@ -37,9 +44,9 @@ def row_table(record: Record) -> Table | None:
             _with_interval(row, "ppl_ratio", _four),
         ]
         if gates:
-            cells.append("yes" if row.get("survives") else "no")
+            cells.append(say("yes") if row.get("survives") else say("no"))
         body.append(cells)
-    return Table("Files compared", [*header, *(["gate survives"] if gates else [])], body)
+    return Table(say("Files compared"), [*header, *([say("gate survives")] if gates else [])], body)
 
 
 def speed_table(record: Record) -> Table | None:
@@ -47,17 +54,18 @@ def speed_table(record: Record) -> Table | None:
     speed = _speed(record)
     if not speed:
         return None
-    threads = speed["threads"] or "libllama's default"
-    title = (
-        f"Tokens per second on this machine (prompt of {speed['prompt_tokens']}, "
-        f"{speed['new_tokens']} generated; median of {speed['repeats']}, slowest … fastest; "
-        f"threads: {threads} of {speed['cores']} cores)"
-    )
+    threads = speed["threads"] or say("libllama's default")
+    title = say(
+        "Tokens per second on this machine (prompt of {prompt}, {new} generated; median of "
+        "{repeats}, slowest … fastest; threads: {threads} of {cores} cores)",
+        prompt=speed["prompt_tokens"], new=speed["new_tokens"], repeats=speed["repeats"],
+        threads=threads, cores=speed["cores"],
+    )  # fmt: skip
     rows = [
         [name, *(_rate(rates[kind]) for kind in ("prompt", "generation"))]
         for name, rates in _by_rows(record, speed["files"]).items()
     ]
-    return Table(title, ["file", "prompt", "generation"], rows)
+    return Table(title, [say("file"), say("prompt"), say("generation")], rows)
 
 
 def pair_table(record: Record) -> Table | None:
@@ -74,7 +82,11 @@ def pair_table(record: Record) -> Table | None:
         ]
         for pair in pairs
     ]
-    return Table(_PAIRS, ["pair", "KL", "NLL", "same top", "nearer to the reference"], rows)
+    return Table(
+        say(_PAIRS),
+        [say("pair"), "KL", "NLL", say("same top"), say("nearer to the reference")],
+        rows,
+    )
 
 
 def tried_table(record: Record) -> Table | None:
@@ -85,16 +97,27 @@ def tried_table(record: Record) -> Table | None:
     rows = [
         [
             row["recipe"],
-            row["purpose"],
+            say(_PURPOSES.get(row["purpose"], row["purpose"])),
             fmt.size(row["bytes"]),
             _three(row["kl_mean"]),
             _share(row["top1"]),
-            "; ".join(row["missed"]) or "meets the budget",
+            "; ".join(row["missed"]) or say("meets the budget"),
         ]
         for row in tried
     ]
-    title = f"Search: {record.metrics.get('budget', '')}"
-    return Table(title, ["recipe", "tried as", "size", "KL mean", "same top", "verdict"], rows)
+    title = say("Search: {budget}", budget=record.metrics.get("budget", ""))
+    return Table(
+        title,
+        [
+            say("recipe"),
+            say("tried as"),
+            say("size"),
+            say("KL mean"),
+            say("same top"),
+            say("verdict"),
+        ],
+        rows,
+    )
 
 
 def sensitivity_table(record: Record) -> Table | None:
@@ -113,8 +136,15 @@ def sensitivity_table(record: Record) -> Table | None:
         ]
         for row in groups
     ]
-    title = f"Sensitivity: {search['low']} in one group of tensors, {search['high']} elsewhere"
-    return Table(title, ["group", "tensors", "saves", "KL cost", "KL cost per MB"], rows)
+    title = say(
+        "Sensitivity: {low} in one group of tensors, {high} elsewhere",
+        low=search["low"], high=search["high"],
+    )  # fmt: skip
+    return Table(
+        title,
+        [say("group"), say("tensors"), say("saves"), say("KL cost"), say("KL cost per MB")],
+        rows,
+    )
 
 
 def terminal_tables(record: Record) -> list[Table]:
@@ -134,7 +164,9 @@ def terminal_tables(record: Record) -> list[Table]:
 def quality_by_size(record: Record) -> go.Figure | None:
     """Mean KL against file size."""
     sizes = {name: row["bytes"] / 1e6 for name, row in entries(record, "rows").items()}
-    return _quality(record, {name: (size, size, size) for name, size in sizes.items()}, "size, MB")
+    return _quality(
+        record, {name: (size, size, size) for name, size in sizes.items()}, say("size, MB")
+    )
 
 
 def quality_by_speed(record: Record) -> go.Figure | None:
@@ -144,7 +176,7 @@ def quality_by_speed(record: Record) -> go.Figure | None:
         name: (r["generation"]["low"], r["generation"]["median"], r["generation"]["high"])
         for name, r in files.items()
     }
-    return _quality(record, rates, "tokens generated per second")
+    return _quality(record, rates, say("tokens generated per second"))
 
 
 def _quality(
@@ -185,7 +217,7 @@ def _quality(
     ends = [value for low, _, high in x for value in (low, high)]
     margin = 0.15 * (max(ends) - min(ends)) or 1.0
     figure.update_xaxes(title=title, range=[min(ends) - margin, max(ends) + margin])
-    figure.update_yaxes(title="mean KL, nats", type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(title=say("mean KL, nats"), type="log", dtick=1, exponentformat="power")
     return style(figure)
 
 
@@ -213,15 +245,16 @@ def _narrow_rows(record: Record) -> Table | None:
                 "" if row["kl_ci95"] is None else " … ".join(_three(v) for v in row["kl_ci95"]),
                 _share(row["top1"]),
                 _four(row["ppl_ratio"]),
-                {True: "yes", False: "no", None: ""}[row.get("survives")],
+                {True: say("yes"), False: say("no"), None: ""}[row.get("survives")],
                 f"{rates['prompt']['median']:.0f}" if rates else "",
                 f"{rates['generation']['median']:.1f}" if rates else "",
             ]
         )
-    header = ["file", "size", "bpw", "KL", "95 %", "top", "PPL ×", "gate", "pp/s", "tg/s"]
+    header = [say("file"), say("size"), "bpw", "KL", "95 %", say("top"), "PPL ×", say("gate"),
+              "pp/s", "tg/s"]  # fmt: skip
     kept = [i for i in range(len(header)) if any(row[i] for row in body)]
     return Table(
-        "Files compared", [header[i] for i in kept], [[row[i] for i in kept] for row in body]
+        say("Files compared"), [header[i] for i in kept], [[row[i] for i in kept] for row in body]
     )
 
 
@@ -242,7 +275,7 @@ def _narrow_pairs(record: Record) -> Table | None:
         ]
         for pair in pairs
     ]
-    return Table(_PAIRS, ["pair", "KL", "95 %", "NLL", "top", "nearer"], rows)
+    return Table(say(_PAIRS), [say("pair"), "KL", "95 %", "NLL", say("top"), say("nearer")], rows)
 
 
 def _narrow_tried(record: Record) -> Table | None:
@@ -250,12 +283,14 @@ def _narrow_tried(record: Record) -> Table | None:
     found = tried_table(record)
     if found is None:
         return None
-    rows = [[row[0], *row[2:]] for row in found.rows if row[1] != "sensitivity"]
+    rows = [[row[0], *row[2:]] for row in found.rows if row[1] != say(_PURPOSES["sensitivity"])]
     return Table(found.title, [found.header[0], *found.header[2:]], rows)
 
 
 def _winner(pair: Mapping[str, Any]) -> str:
-    return str(pair["winner"] or ("too few texts" if pair["kl"]["ci95"] is None else "undecided"))
+    if pair["winner"]:
+        return str(pair["winner"])
+    return say("too few texts") if pair["kl"]["ci95"] is None else say("undecided")
 
 
 def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], str]) -> str:

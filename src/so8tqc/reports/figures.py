@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from so8tqc.records import Record
+from so8tqc.reports.language import say
 from so8tqc.reports.tables import entries, layers
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _DRIFT_COLOURS = (
     (0.0, "#26324a"), (0.5, "#33609e"), (0.75, "#4c8dff"), (0.9, "#ffb36b"), (1.0, "#ff5a4f"),
 )  # fmt: skip
 _SMALLEST = 1e-18
+_TICKS = 10
 
 
 def style(figure: go.Figure, height: int = 340) -> go.Figure:
@@ -59,11 +61,11 @@ def drift_heatmap(record: Record) -> go.Figure | None:
             customdata=values,
             colorscale=_DRIFT_COLOURS,
             colorbar={"title": {"text": "log₁₀"}, "thickness": 12, "outlinewidth": 0},
-            hovertemplate="layer %{y}, block %{x}: %{customdata:.2e}<extra></extra>",
+            hovertemplate=say("layer %{y}, block %{x}") + ": %{customdata:.2e}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="block")
-    figure.update_yaxes(title="layer")
+    figure.update_xaxes(title=say("block"), **_whole(width))
+    figure.update_yaxes(title=say("layer"), **_whole(len(matrix)))
     return style(figure, height=380)
 
 
@@ -72,8 +74,8 @@ def layer_fidelity(record: Record) -> go.Figure | None:
     import plotly.graph_objects as go
 
     series = (
-        ("effect", "effect ‖W′ − W‖ / ‖W‖", BLUE),
-        ("relative_error", "rounding ‖W′ − W·R‖ / ‖W·R‖", ORANGE),
+        ("effect", say("effect ‖W′ − W‖ / ‖W‖"), BLUE),
+        ("relative_error", say("rounding ‖W′ − W·R‖ / ‖W·R‖"), ORANGE),
     )
     figure = go.Figure()
     for key, name, colour in series:
@@ -89,8 +91,9 @@ def layer_fidelity(record: Record) -> go.Figure | None:
             )
     if not figure.data:
         return None
-    figure.update_yaxes(type="log", title="relative to the norm", dtick=1, exponentformat="power")
-    figure.update_xaxes(title="layer")
+    figure.update_yaxes(type="log", title=say("relative to the norm"), dtick=1,
+                        exponentformat="power")  # fmt: skip
+    figure.update_xaxes(title=say("layer"), **_whole(len(layers(record))))
     return _legend_below(style(figure))
 
 
@@ -130,8 +133,8 @@ def quality_by_size(qc: Record, quantize: Record | None, export: Record | None) 
         )
     )
     # room on the right for the last point's name
-    figure.update_xaxes(title="file size, MB", range=[0, points[-1][0] / 1e6 * 1.2])
-    figure.update_yaxes(title="mean KL, nats", type="log", dtick=1, exponentformat="power")
+    figure.update_xaxes(title=say("file size, MB"), range=[0, points[-1][0] / 1e6 * 1.2])
+    figure.update_yaxes(title=say("mean KL, nats"), type="log", dtick=1, exponentformat="power")
     return style(figure)
 
 
@@ -155,10 +158,15 @@ def kl_histogram(qc: Record) -> go.Figure | None:
     if not used:
         return None
     figure.update_xaxes(
-        title="KL of one token, log₁₀ nats", range=[min(used) - 0.5, max(used) + 0.5]
+        title=say("KL of one token, log₁₀ nats"), range=[min(used) - 0.5, max(used) + 0.5]
     )
-    figure.update_yaxes(title="tokens")
+    figure.update_yaxes(title=say("tokens"))
     return _legend_below(style(figure))
+
+
+def _whole(count: int) -> dict[str, int]:
+    """Ticks at whole numbers: there is no layer 0.5."""
+    return {"tick0": 0, "dtick": max(1, round(count / _TICKS))}
 
 
 def _legend_below(figure: go.Figure) -> go.Figure:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from so8tqc.records import Check
+from so8tqc.reports.language import message, say
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_COUNTED = {
+    "text": (message("{count} text"), message("{count} texts")),
+    "long text": (message("{count} long text"), message("{count} long texts")),
+    "token": (message("{count} token"), message("{count} tokens")),
+    "check": (message("{count} check"), message("{count} checks")),
+    "stage": (message("{count} stage"), message("{count} stages")),
+    "file": (message("{count} file"), message("{count} files")),
+}
 
 
 def number(value: float | None) -> str:
@@ -37,7 +46,8 @@ def target(check: Check) -> str:
     """``1e-06, met``, empty if there is no absolute target."""
     if check.target is None:
         return ""
-    return f"{number(check.target)}, {'met' if check.target_met else 'not met'}"
+    met = say("{target}, met", target=number(check.target))
+    return met if check.target_met else say("{target}, not met", target=number(check.target))
 
 
 def size(count: float) -> str:
@@ -45,7 +55,7 @@ def size(count: float) -> str:
     for factor, name in _UNITS:
         if count >= factor:
             return f"{count / factor:.1f} {name}"
-    return f"{count:.0f} bytes"
+    return say("{count} bytes", count=f"{count:.0f}")
 
 
 def percent(share: float) -> str:
@@ -55,7 +65,8 @@ def percent(share: float) -> str:
 
 def counted(count: int, noun: str) -> str:
     """``1 text``, ``6,375 tokens``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    one, many = _COUNTED[noun]
+    return say(one if count == 1 else many, count=f"{count:,}")
 
 
 def ranges(layers: Sequence[int]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from so8tqc.records import Check, Record, Verdict
+from so8tqc.reports.language import current, message, say
+from so8tqc.reports.tables import Table
 from so8tqc.reports.templating import render
 
 if TYPE_CHECKING:
@@ -30,17 +33,39 @@ class Section:
         name: heading and anchor.
         record: the stage it shows.
         plots: figures, in order.
-        tables: (title, header, rows) of strings.
+        tables: the stage's results.
+        closeups: tables below the plots.
         folded: tables of detail, shown when asked for.
+        notes: sentences above everything, beside the record's own notices.
         links: (text, relative path) of other files of the run.
     """
 
     name: str
     record: Record
     plots: Sequence[Plot] = ()
-    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
-    folded: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
+    tables: Sequence[Table] = ()
+    closeups: Sequence[Table] = ()
+    folded: Sequence[Table] = ()
     links: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """Heading for people."""
+        return say(_TITLES[self.name]) if self.name in _TITLES else self.name.capitalize()
+
+
+_TITLES = {
+    "bake": message("Bake"),
+    "export": message("Export"),
+    "quantize": message("Quantization"),
+    "choose": message("Choice of a file"),
+    "calibrate": message("Calibration"),
+    "qc": message("Quality control"),
+    "longtext": message("Long text"),
+}
+_ORDER = ("bake", "export", "qc", "quantize", "choose", "calibrate", "longtext")
+"""What is asked first stands first: is the bake right, which file, how does it behave."""
 
 
 def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
@@ -48,20 +73,26 @@ def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
 
     Args:
         summary: see ``reports.summary.summarise_run``.
-        sections: in order.
+        sections: in any order.
     """
     from plotly.offline import get_plotlyjs
 
+    numbers = itertools.count(1)
     with_plots = any(section.plots for section in sections)
     return render(
         "page.html.j2",
         summary=summary,
-        sections=sections,
+        sections=sorted(sections, key=_place),
+        language=current(),
         plotlyjs=get_plotlyjs() if with_plots else "",
-        draw=_draw,
+        draw=lambda plot: _draw(plot, f"plot-{next(numbers)}"),
         groups=check_groups,
         columns=check_columns,
     )
+
+
+def _place(section: Section) -> int:
+    return _ORDER.index(section.name) if section.name in _ORDER else len(_ORDER)
 
 
 def check_groups(checks: Sequence[Check]) -> dict[str, list[Check]]:
@@ -74,23 +105,23 @@ def check_groups(checks: Sequence[Check]) -> dict[str, list[Check]]:
 
 
 def check_columns(checks: Sequence[Check]) -> list[str]:
-    """The optional columns that at least one check fills."""
-    names = {"ci95": "95 % interval", "noise_floor": "noise floor", "target": "absolute target"}
+    """The optional columns (fields of ``Check``) that at least one check fills."""
     return [
-        name
-        for field, name in names.items()
+        field
+        for field in ("ci95", "noise_floor", "target")
         if any(getattr(check, field) is not None for check in checks)
     ]
 
 
-def _draw(plot: Plot) -> str:
-    """A plot's div and script; plotly.js itself is in the page once."""
+def _draw(plot: Plot, div: str) -> str:
+    """A plot's div and script; plotly.js itself is in the page once. Its own ids are random."""
     import plotly.io
 
     html: str = plotly.io.to_html(
         plot.figure,
         full_html=False,
         include_plotlyjs=False,
+        div_id=div,
         config={"displayModeBar": False, "responsive": True},
     )
     return html

@@ -9,8 +9,10 @@ import numpy as np
 
 from so8tqc.artifacts import write_text
 from so8tqc.records import Record
+from so8tqc.reports import tables as t
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
 from so8tqc.reports.html import Plot, Section, page
+from so8tqc.reports.language import message, say
 from so8tqc.reports.png import write_pngs
 from so8tqc.reports.summary import summarise_run
 
@@ -21,13 +23,14 @@ Table = tuple[str, list[str], list[list[str]]]
 """Title, header, rows: what a section of the report page shows."""
 
 _MEASURES = {
-    "nll": "NLL, nats",
-    "ece": "ECE",
-    "adaptive_ece": "ECE, equal mass",
-    "classwise_ece": "ECE, classwise",
-    "brier": "Brier",
-    "sharpness": "sharpness (mean confidence)",
+    "nll": message("NLL, nats"),
+    "ece": message("ECE"),
+    "adaptive_ece": message("ECE, equal mass"),
+    "classwise_ece": message("ECE, classwise"),
+    "brier": message("Brier"),
+    "sharpness": message("sharpness (mean confidence)"),
 }
+_AXES = {"language": message("language"), "category": message("category")}
 _PNG_SIZE = {"width": 1100, "height": 584, "scale": 2}
 _INTERVAL = "rgba(76, 141, 255, 0.2)"
 _TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
@@ -37,14 +40,13 @@ _SMALLEST_VIEW = 0.05
 
 
 def reliability_figure(record: Record) -> Figure:
-    """Reliability before and at the fitted temperature, tokens per bin, NLL(T).
+    """Reliability before and at the fitted temperature, tokens per bin, NLL(T), side by side.
 
     Args:
         record: of kind ``calibrate``.
     """
     from plotly.subplots import make_subplots
 
-    metrics: dict[str, Any] = record.metrics
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -53,14 +55,49 @@ def reliability_figure(record: Record) -> Figure:
         row_heights=[0.76, 0.24],
         horizontal_spacing=0.1,
         vertical_spacing=0.06,
-        subplot_titles=("Reliability, held-out tokens", "NLL against temperature"),
+        subplot_titles=(say("Reliability, held-out tokens"), say("NLL against temperature")),
     )
-    _add_reliability(figure, metrics)
-    _add_curve(figure, metrics)
-    style(figure, height=584)
+    _add_reliability(figure, record.metrics)
+    _add_curve(figure, record.metrics, row=1, col=2)
+    return _finished(figure, 584, top=64)
+
+
+def reliability_plots(record: Record) -> list[Plot]:
+    """The same as two figures, one below the other: a phone has no room for two columns."""
+    from plotly.subplots import make_subplots
+
+    diagram = make_subplots(
+        rows=2, cols=1, row_heights=[0.76, 0.24], vertical_spacing=0.06, shared_xaxes=True
+    )
+    _add_reliability(diagram, record.metrics)
+    curve = make_subplots(rows=1, cols=1)
+    _add_curve(curve, record.metrics, row=1, col=1)
+    return [
+        Plot(
+            say("Reliability"),
+            say(
+                "On the dashed diagonal, confidence equals accuracy; held-out tokens, and how "
+                "many there are in each bin."
+            ),
+            _finished(diagram, 520),
+        ),
+        Plot(
+            say("NLL against temperature"),
+            say(
+                "Below zero a temperature is better than 1. Dashed lines are the bounds, the "
+                "shaded band is the interval of the fit."
+            ),
+            _finished(curve, 380),
+        ),
+    ]
+
+
+def _finished(figure: Figure, height: int, top: int = 20) -> Figure:
+    style(figure, height=height)
+    below = -80 / (height - top - 100)
     figure.update_layout(
-        margin={"l": 70, "r": 20, "t": 64, "b": 100},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.14, "x": 0},
+        margin={"l": 70, "r": 20, "t": top, "b": 100},
+        legend={"orientation": "h", "yanchor": "top", "y": below, "x": 0},
         barmode="group",
         bargap=0.15,
     )
@@ -77,7 +114,7 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
         y=[0, 1],
         mode="lines",
         line={"color": GREY, "dash": "dash", "width": 1},
-        name="perfect",
+        name=say("perfect"),
         hoverinfo="skip",
         row=1,
         col=1,
@@ -87,7 +124,7 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
         ("fitted", f"T = {metrics['fitted']:.3f}", BLUE, "diamond"),
     ]
     if "reference" in metrics["reliability"]:
-        sides.append(("reference", "unquantized", GREY, "square"))
+        sides.append(("reference", say("unquantized"), GREY, "square"))
     for key, name, colour, symbol in sides:
         data = metrics["reliability"][key]
         filled = [i for i, count in enumerate(data["count"]) if count]
@@ -101,7 +138,7 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
             marker={"symbol": symbol, "size": 8},
             name=name,
             legendgroup=key,
-            hovertemplate="confidence %{x:.3f}<br>accuracy %{y:.3f}<br>%{customdata} tokens",
+            hovertemplate=say("confidence %{x:.3f}<br>accuracy %{y:.3f}<br>%{customdata} tokens"),
             row=1,
             col=1,
         )
@@ -113,24 +150,23 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
                 name=name,
                 legendgroup=key,
                 showlegend=False,
-                hovertemplate="%{y} tokens",
+                hovertemplate=say("%{y} tokens"),
             ),
             row=2,
             col=1,
         )
     figure.update_xaxes(range=[0, 1], showticklabels=False, row=1, col=1)
-    figure.update_yaxes(range=[-0.03, 1.03], title_text="accuracy", row=1, col=1)
-    figure.update_xaxes(range=[0, 1], title_text="confidence", row=2, col=1)
-    figure.update_yaxes(title_text="tokens", rangemode="tozero", nticks=4, row=2, col=1)
+    figure.update_yaxes(range=[-0.03, 1.03], title_text=say("accuracy"), row=1, col=1)
+    figure.update_xaxes(range=[0, 1], title_text=say("confidence"), row=2, col=1)
+    figure.update_yaxes(title_text=say("tokens"), rangemode="tozero", nticks=4, row=2, col=1)
 
 
-def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
-    place: dict[str, Any] = {"row": 1, "col": 2}
+def _add_curve(figure: Figure, metrics: dict[str, Any], **place: Any) -> None:
     grid = np.asarray(metrics["curve"]["temperature"], dtype=np.float64)
     lowest = 0.0
     for key, name, dash in (
-        ("nll_holdout", "held-out texts", "solid"),
-        ("nll_fit", "fit texts", "dot"),
+        ("nll_holdout", say("NLL, held-out texts"), "solid"),
+        ("nll_fit", say("NLL, fit texts"), "dot"),
     ):
         nll = np.asarray(metrics["curve"][key], dtype=np.float64)
         relative = nll - np.interp(0.0, np.log(grid), nll)
@@ -140,8 +176,8 @@ def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
             y=relative,
             mode="lines",
             line={"color": BLUE, "dash": dash, "width": 2},
-            name=f"NLL, {name}",
-            hovertemplate="T %{x:.3f}<br>%{y:+.4f} nats",
+            name=name,
+            hovertemplate="T %{x:.3f}<br>%{y:+.4f} nats<extra></extra>",
             **place,
         )
     if metrics["ci95"] is not None:
@@ -160,12 +196,12 @@ def _add_curve(figure: Figure, metrics: dict[str, Any]) -> None:
         range=[low - 0.02, high + 0.02],
         tickvals=ticks,
         ticktext=[f"{t:g}" for t in ticks],
-        title_text="temperature T",
+        title_text=say("temperature T"),
         **place,
     )
     figure.update_yaxes(
         range=[lowest - 0.08 * view, view],
-        title_text="NLL(T) − NLL(1), nats per token",
+        title_text=say("NLL(T) − NLL(1), nats per token"),
         **place,
     )
 
@@ -184,25 +220,28 @@ def held_out_table(record: Record) -> Table:
     """The fitted temperature, whether it is used, and what it does; fits 80 columns."""
     metrics: dict[str, Any] = record.metrics
     _, header, rows = _measures(metrics, reference=None)
-    interval = f", 95 % interval {_interval(metrics['ci95'], 3, '')}" if metrics["ci95"] else ""
-    used = "used" if metrics["significant"] else "not used"
-    return f"T = {metrics['fitted']:.3f}{interval}, {used}; held-out texts", header, rows
+    parts = [f"T = {metrics['fitted']:.3f}"]
+    if metrics["ci95"]:
+        parts.append(say("95 % interval {interval}", interval=_interval(metrics["ci95"], 3, "")))
+    parts.append(say("used") if metrics["significant"] else say("not used"))
+    return say("{fit}; held-out texts", fit=say(", ").join(parts)), header, rows
 
 
 def _measures(metrics: dict[str, Any], reference: dict[str, Any] | None) -> Table:
-    header = ["measure", "T = 1", f"T = {metrics['fitted']:.3f}", "change", "95 % interval"]
+    header = [say("measure"), "T = 1", f"T = {metrics['fitted']:.3f}", say("change"),
+              say("95 % interval")]  # fmt: skip
     rows = []
     for key, title in _MEASURES.items():
         change = metrics["change"][key]
         row = [
-            title,
+            say(title),
             f"{metrics['before'][key]:.4f}",
             f"{metrics['at_fitted'][key]:.4f}",
             f"{change['difference']:+.4f}",
             _interval(change["ci95"]),
         ]
         rows.append([*row, f"{reference[key]:.4f}"] if reference else row)
-    return "Held-out texts", [*header, "reference"] if reference else header, rows
+    return say("Held-out texts"), [*header, say("reference")] if reference else header, rows
 
 
 def _interval(ci95: list[float] | None, digits: int = 4, sign: str = "+") -> str:
@@ -213,43 +252,47 @@ def _interval(ci95: list[float] | None, digits: int = 4, sign: str = "+") -> str
 
 def _against(metrics: dict[str, Any]) -> Table:
     """Whether the model is back where the unquantized one is."""
-    header = ["measure", "unquantized", "difference at T = 1", "with the temperature in use",
-              "95 % interval", "back"]  # fmt: skip
+    header = [say("measure"), say("unquantized"), say("difference at T = 1"),
+              say("with the temperature in use"), say("95 % interval"), say("back")]  # fmt: skip
     rows = [
         [
-            _MEASURES[key],
+            say(_MEASURES[key]),
             f"{row['reference']:.4f}",
             f"{row['before']['difference']:+.4f}",
             f"{row['after']['difference']:+.4f}",
             _interval(row["after"]["ci95"]),
-            {True: "yes", False: "no", None: "–"}[row["back"]],
+            {True: say("yes"), False: say("no"), None: "–"}[row["back"]],
         ]
         for key, row in metrics["against_reference"].items()
     ]
-    return "Against the unquantized model", header, rows
+    return say("Against the unquantized model"), header, rows
 
 
 def _objectives(metrics: dict[str, Any]) -> Table:
-    header = ["objective", "T", "95 % interval", "at a bound", "converged"]
+    header = [say("objective"), "T", say("95 % interval"), say("at a bound"), say("converged")]
     rows = [
         [
             name,
             f"{fit['temperature']:.4f}",
             _interval(fit["ci95"], 3, ""),
-            "yes" if fit["at_bound"] else "no",
-            "yes" if fit["converged"] else "no",
+            say("yes") if fit["at_bound"] else say("no"),
+            say("yes") if fit["converged"] else say("no"),
         ]
         for name, fit in metrics["objectives"].items()
     ]
-    return "Every objective, on the fit texts", header, rows
+    return say("Every objective, on the fit texts"), header, rows
 
 
 def _beyond(metrics: dict[str, Any]) -> Table:
     """What more than one number gains over the best single temperature, on held-out text."""
     entropy = metrics["entropy_temperature"]
-    judged = {f"by {axis}": groups for axis, groups in metrics["group_temperatures"].items()}
+    judged = {
+        say("by {axis}", axis=say(_AXES.get(axis, axis))): groups
+        for axis, groups in metrics["group_temperatures"].items()
+    }
     judged[f"T(H) = {entropy['a']:.3f} {entropy['b']:+.3f}·H"] = entropy
-    header = ["temperatures", "against T", "NLL, nats", "95 % interval", "ECE", "significant"]
+    header = [say("temperatures"), say("against T"), say("NLL, nats"), say("95 % interval"), "ECE",
+              say("significant")]  # fmt: skip
     rows = [
         [
             name,
@@ -257,23 +300,23 @@ def _beyond(metrics: dict[str, Any]) -> Table:
             f"{one['change']['nll']['difference']:+.4f}",
             _interval(one["change"]["nll"]["ci95"]),
             f"{one['change']['ece']['difference']:+.4f}",
-            "yes" if one["significant"] else "no",
+            say("yes") if one["significant"] else say("no"),
         ]
         for name, one in judged.items()
     ]
-    return "Beyond one temperature", header, rows
+    return say("Beyond one temperature"), header, rows
 
 
 def _group_temperatures(metrics: dict[str, Any]) -> list[Table]:
     """The temperatures of each axis that held-out text supports."""
-    header = ["group", "T", "its own optimum", "weight of its own", "fit texts"]
+    header = [say("group"), "T", say("its own optimum"), say("weight of its own"), say("fit texts")]
     return [
         (
-            f"Temperatures by {axis}",
+            say("Temperatures by {axis}", axis=say(_AXES.get(axis, axis))),
             header,
             [
                 [
-                    label or "all",
+                    label or say("all"),
                     f"{group['temperature']:.4f}",
                     "–" if group["own"] is None else f"{group['own']:.4f}",
                     f"{group['weight']:.2f}",
@@ -288,17 +331,18 @@ def _group_temperatures(metrics: dict[str, Any]) -> list[Table]:
 
 
 def _groups(metrics: dict[str, Any]) -> Table:
-    header = ["group", "texts", "tokens"]
+    header = [say("group"), say("texts"), say("tokens")]
     for key in ("nll", "ece", "brier"):
-        header += [f"{_MEASURES[key]}, T = 1", "fitted"]
+        measure = say(_MEASURES[key])
+        header += [say("{measure}, T = 1", measure=measure), say("fitted")]
     rows = []
     for group in metrics["groups"]:
-        name = " / ".join(filter(None, (group["language"], group["category"]))) or "all"
+        name = " / ".join(filter(None, (group["language"], group["category"]))) or say("all")
         row = [name, str(group["texts"]), str(group["tokens"])]
         for key in ("nll", "ece", "brier"):
             row += [f"{group['before'][key]:.4f}", f"{group['fitted'][key]:.4f}"]
         rows.append(row)
-    return "By language and category", header, rows
+    return say("By language and category"), header, rows
 
 
 def write_reliability(record: Record, path: Path) -> None:
@@ -306,12 +350,11 @@ def write_reliability(record: Record, path: Path) -> None:
     section = Section(
         record.kind,
         record,
-        plots=[
-            Plot("Reliability and temperature", _note(record.metrics), reliability_figure(record))
-        ],
-        tables=calibration_tables(record),
+        notes=[_note(record.metrics)],
+        plots=reliability_plots(record),
+        tables=[t.Table(*table) for table in calibration_tables(record)],
     )
-    write_text(path, page(summarise_run("Calibration", {record.kind: record}), [section]))
+    write_text(path, page(summarise_run(say("Calibration"), {record.kind: record}), [section]))
 
 
 def draw_reliability_png(record: Record, path: Path) -> None:
@@ -325,12 +368,16 @@ def draw_reliability_png(record: Record, path: Path) -> None:
 
 
 def _note(metrics: dict[str, Any]) -> str:
+    """How the temperature was fitted and judged, in one sentence."""
     ci95, split, tokens = metrics["ci95"], metrics["split"], metrics["tokens"]
-    interval = f" (95 % interval {ci95[0]:.3f} to {ci95[1]:.3f})" if ci95 else ""
-    return (
-        f"T = {metrics['fitted']:.3f}{interval}, fitted by {metrics['objective']} on "
-        f"{len(split['fit'])} texts ({tokens['fit']} tokens) and judged on {len(split['holdout'])} "
-        f"others ({tokens['holdout']} tokens): {'used' if metrics['significant'] else 'not used'}. "
-        "On the dashed diagonal, confidence equals accuracy. In the curve, dashed lines are the "
-        "bounds, the shaded band is the interval."
-    )
+    interval = ""
+    if ci95:
+        interval = say(" (95 % interval {low:.3f} to {high:.3f})", low=ci95[0], high=ci95[1])
+    return say(
+        "T = {fitted:.3f}{interval}, fitted by {objective} on {fit_texts} texts ({fit_tokens} "
+        "tokens) and judged on {held_texts} others ({held_tokens} tokens): {used}.",
+        fitted=metrics["fitted"], interval=interval, objective=metrics["objective"],
+        fit_texts=len(split["fit"]), fit_tokens=tokens["fit"],
+        held_texts=len(split["holdout"]), held_tokens=tokens["holdout"],
+        used=say("used") if metrics["significant"] else say("not used"),
+    )  # fmt: skip

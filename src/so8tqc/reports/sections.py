@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from so8tqc.records import Record
@@ -12,6 +12,7 @@ from so8tqc.reports import choices as c
 from so8tqc.reports import figures
 from so8tqc.reports import tables as t
 from so8tqc.reports.html import Plot, Section
+from so8tqc.reports.language import say
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -71,75 +72,96 @@ def section(
     folded = tables[shown:]
     if name == "bake" and (by_layer := t.layer_table(record)):
         folded.append(by_layer)
+    worst = t.worst_token_tables(record) if name == "qc" else []
     return Section(
         name,
         record,
         plots=_plots(name, record, records),
         tables=tables[:shown],
-        folded=folded,
+        closeups=worst[:1],
+        folded=[*folded, *worst[1:]],
         links=_links(folder, prefix),
     )
 
 
 def _plots(name: str, record: Record, records: Mapping[str, Record]) -> list[Plot]:
-    candidates: list[tuple[str, str, go.Figure | None]] = []
-    if name == "bake":
-        candidates = [
-            (
-                "Effect and rounding by layer",
-                "What the rotation changed, and what rounding to the storage dtype cost, each "
-                "relative to the weight.",
-                figures.layer_fidelity(record),
-            ),
-            (
-                "Drift of every block",
+    match name:
+        case "bake":
+            return _bake_plots(record)
+        case "calibrate" if "reliability" in record.metrics:
+            from so8tqc.reports.reliability import reliability_plots
+
+            return reliability_plots(record)
+        case "qc":
+            return [*_kl_plots(record), *([] if "quantize" in records else _size_plots(records))]
+        case "quantize" if "choose" not in records:
+            return _size_plots(records)
+        case "choose":
+            return _choice_plots(record)
+        case _:
+            return []
+
+
+def _bake_plots(record: Record) -> list[Plot]:
+    return _drawn(
+        (
+            say("Drift of every block"),
+            say(
                 "log₁₀ ‖RᵀR − I‖_F: how far each block is from a rotation. The scale ends at the "
-                "limit, −3: an even dark field is what a sound gate looks like.",
-                figures.drift_heatmap(record),
+                "limit, −3: an even dark field is what a sound gate looks like."
             ),
-        ]
-    elif name == "calibrate" and "reliability" in record.metrics:
-        candidates = [
-            (
-                "Reliability and temperature",
-                "On the dashed diagonal, confidence equals accuracy; held-out text.",
-                _reliability(record),
-            )
-        ]
-    elif name == "qc":
-        candidates = [
-            (
-                "Quality against size",
-                "Mean KL to the reference with its 95 % interval.",
-                figures.quality_by_size(record, records.get("quantize"), records.get("export")),
+            figures.drift_heatmap(record),
+        ),
+        (
+            say("Effect and fidelity by layer"),
+            say(
+                "What the rotation changed, and what rounding to the storage dtype cost, each "
+                "relative to the weight."
             ),
-            (
-                "KL of single tokens",
-                "How the divergence is spread: a tail on the right is a few tokens gone wrong.",
-                figures.kl_histogram(record),
-            ),
-        ]
-    elif name == "choose":
-        candidates = [
-            (
-                "Quality against size",
-                "Mean KL to the reference with its 95 % interval; the recommended file is orange.",
-                c.quality_by_size(record),
-            ),
-            (
-                "Quality against speed",
+            figures.layer_fidelity(record),
+        ),
+    )
+
+
+def _kl_plots(qc: Record) -> list[Plot]:
+    return _drawn(
+        (
+            say("KL of single tokens"),
+            say("How the divergence is spread: a tail on the right is a few tokens gone wrong."),
+            figures.kl_histogram(qc),
+        )
+    )
+
+
+def _size_plots(records: Mapping[str, Record]) -> list[Plot]:
+    if "qc" not in records:
+        return []
+    found = figures.quality_by_size(records["qc"], records.get("quantize"), records.get("export"))
+    note = say("Mean KL to the reference with its 95 % interval.")
+    return _drawn((say("Quality against size"), note, found))
+
+
+def _choice_plots(record: Record) -> list[Plot]:
+    return _drawn(
+        (
+            say("Quality against size"),
+            say("Mean KL to the reference with its 95 % interval; the recommended file is orange."),
+            c.quality_by_size(record),
+        ),
+        (
+            say("Quality against speed"),
+            say(
                 "Tokens generated per second on this machine: the median, slowest and fastest "
-                "repeat. Better is to the right and below.",
-                c.quality_by_speed(record),
+                "repeat. Better is to the right and below."
             ),
-        ]
+            c.quality_by_speed(record),
+        ),
+    )
+
+
+def _drawn(*candidates: tuple[str, str, go.Figure | None]) -> list[Plot]:
+    """The plots that their record could fill."""
     return [Plot(title, note, figure) for title, note, figure in candidates if figure is not None]
-
-
-def _reliability(record: Record) -> Any:
-    from so8tqc.reports.reliability import reliability_figure
-
-    return reliability_figure(record)
 
 
 def _links(folder: Path, prefix: str) -> list[tuple[str, str]]:

@@ -9,7 +9,15 @@ from typing import Any
 from so8tqc.records import Check, FileRef, Record, Verdict, worst
 from so8tqc.reports import format as fmt
 from so8tqc.reports.advice import next_steps
+from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import entries, layers
+
+_OUTCOMES = {
+    "passed": message("{count} passed"),
+    "failed": message("{count} failed"),
+    "allowed": message("{count} allowed"),
+    "skipped": message("{count} skipped"),
+}
 
 
 def summarise_run(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
@@ -36,31 +44,38 @@ def _sentence(records: Mapping[str, Record]) -> str:
     """``82 checks in 6 stages: 79 passed, 3 failed.``"""
     checks = [check for record in records.values() for check in record.checks]
     if not checks:
-        return "Nothing was checked."
+        return say("Nothing was checked.")
     rows = [stage_row(stage, record) for stage, record in records.items()]
-    words = ("passed", "failed", "allowed", "skipped")
-    parts = [f"{n} {word}" for word in words if (n := sum(row[word] for row in rows))]
-    where = f" in {fmt.counted(len(records), 'stage')}" if len(records) > 1 else ""
-    return f"{fmt.counted(len(checks), 'check')}{where}: {', '.join(parts)}."
+    parts = [
+        say(words, count=n)
+        for key, words in _OUTCOMES.items()
+        if (n := sum(row[key] for row in rows))
+    ]
+    counted, outcomes = fmt.counted(len(checks), "check"), say(", ").join(parts)
+    if len(records) == 1:
+        return say("{checks}: {outcomes}.", checks=counted, outcomes=outcomes)
+    stages = fmt.counted(len(records), "stage")
+    return say("{checks} in {stages}: {outcomes}.", checks=counted, stages=stages,
+               outcomes=outcomes)  # fmt: skip
 
 
 def _tested(records: Mapping[str, Record]) -> dict[str, str]:
     """What the verdict is about: models, rotations, files, text, limits."""
     tested: dict[str, str] = {}
     if base := _input(records, "base", "reference"):
-        tested["base model"] = _file(base)
+        tested[say("base model")] = _file(base)
     if rotations := _input(records, "rotations"):
-        tested["rotations"] = Path(rotations.path).name + _blocks(records)
+        tested[say("rotations")] = Path(rotations.path).name + _blocks(records)
     candidates: dict[str, dict[str, Any]] = {}
     if qc := records.get("qc"):
         candidates = entries(qc, "candidates")
         # without a model run (level files) the checks alone know the candidates
         named = candidates or dict.fromkeys(check.subject for check in qc.checks if check.subject)
-        tested["under test"] = ", ".join(named)
+        tested[say("under test")] = say(", ").join(named)
     elif quantized := records.get("quantize"):
-        tested["under test"] = ", ".join(entries(quantized, "files"))
+        tested[say("under test")] = say(", ").join(entries(quantized, "files"))
     elif calibrated := _input(records, "gguf", "model"):
-        tested["under test"] = _file(calibrated)
+        tested[say("under test")] = _file(calibrated)
     text = []
     for metrics in list(candidates.values())[:1]:
         if "texts" in metrics and "tokens" in metrics:
@@ -69,9 +84,9 @@ def _tested(records: Mapping[str, Record]) -> dict[str, str]:
         cases = entries(long, "cases")
         tokens = sum(int(case.get("tokens", 0)) for case in cases.values())
         text += [_extent(len(cases), "long text", tokens)] if cases else []
-    tested["text"] = "; ".join(text)
+    tested[say("text")] = say("; ").join(text)
     if qc and (profile := qc.config.get("profile")):
-        tested["limits"] = f"profile {profile}"
+        tested[say("limits")] = say("profile {profile}", profile=profile)
     return {label: value for label, value in tested.items() if value}
 
 
@@ -85,72 +100,99 @@ def _input(records: Mapping[str, Record], *names: str) -> FileRef | None:
 
 
 def _extent(texts: int, noun: str, tokens: int) -> str:
-    return f"{fmt.counted(texts, noun)}, {fmt.counted(tokens, 'token')}"
+    return say(", ").join((fmt.counted(texts, noun), fmt.counted(tokens, "token")))
 
 
 def _file(ref: FileRef) -> str:
-    return f"{Path(ref.path).name}, {fmt.size(ref.bytes)}"
+    return say(", ").join((Path(ref.path).name, fmt.size(ref.bytes)))
 
 
 def _blocks(records: Mapping[str, Record]) -> str:
     rows = layers(records["bake"]) if "bake" in records else []
     blocks = sum(int(row.get("blocks", 0)) for row in rows)
-    return f", {blocks:,} blocks in {len(rows)} layers" if blocks else ""
+    if not blocks:
+        return ""
+    return say(", {blocks} blocks in {layers} layers", blocks=f"{blocks:,}", layers=len(rows))
+
+
+_CARDS = 3
 
 
 def _headline(records: Mapping[str, Record]) -> list[dict[str, str]]:
-    """The bake's fidelity and top tokens, the file furthest away, the one to take, temperature."""
-    items: list[dict[str, str]] = []
+    """The three numbers that matter most, of those that were measured.
+
+    The bake's fidelity; the file that failed, or else the one to take; the temperature. Where one
+    is missing, the file furthest from the reference and the share of top tokens fill in.
+    """
+    first: list[dict[str, str]] = []
+    rest: list[dict[str, str]] = []
     if qc := records.get("qc"):
         divergences = [c for c in qc.checks if c.id == "kl.mean" and c.value is not None]
         if divergences:
-            first = next((c for c in divergences if c.noise_floor is not None), divergences[0])
-            items.append(_fidelity_card(first, qc))
-            items += [
-                _top_card(c) for c in qc.checks if (c.id, c.subject) == ("kl.top1", first.subject)
-            ]
-            others = [check for check in divergences if check is not first]
-            if others:
-                items.append(_furthest_card(others, qc))
+            bake = next((c for c in divergences if c.noise_floor is not None), divergences[0])
+            first.append(_fidelity_card(bake, qc))
+            if others := [check for check in divergences if check is not bake]:
+                failed = [check for check in others if _failed(qc, check.subject)]
+                card = _furthest_card(failed or others, len(others), qc)
+                (first if failed else rest).append(card)
+            rest += [_top_card(c) for c in _of(qc, "kl.top1", bake.subject)]
     if choose := records.get("choose"):
-        items += _choice_cards(choose)
+        first += _choice_cards(choose)
     if calibrate := records.get("calibrate"):
-        items += _temperature_cards(calibrate)
-    return items
+        first += _temperature_cards(calibrate)
+    return [*first, *rest][:_CARDS]
+
+
+def _of(record: Record, check_id: str, subject: str) -> list[Check]:
+    return [c for c in record.checks if (c.id, c.subject) == (check_id, subject)]
+
+
+def _failed(record: Record, subject: str) -> list[Check]:
+    return [check for check in record.checks if check.subject == subject and check.failed]
 
 
 def _fidelity_card(check: Check, qc: Record) -> dict[str, str]:
     parts = _interval(check)
     if check.noise_floor is not None:
-        parts.append(f"rounding alone costs {_short(check.noise_floor)}")
+        parts.append(say("rounding alone costs {floor}", floor=_short(check.noise_floor)))
     effect = next((c for c in qc.checks if c.id == "effect.kl"), None)
     if effect is not None:
-        parts.append(f"the gates change {_short(effect.value)} nats")
+        parts.append(say("the gates change {effect} nats", effect=_short(effect.value)))
     if check.target is not None and not check.target_met:
-        parts.append(f"absolute target {_short(check.target)} not met")
-    return _card(f"Mean KL, {check.subject}", f"{_short(check.value)} nats", parts, check.verdict)
+        parts.append(say("absolute target {target} not met", target=_short(check.target)))
+    return _divergence_card(check, parts, check.verdict)
 
 
 def _top_card(check: Check) -> dict[str, str]:
     parts = []
     if check.ci95 is not None:
-        parts.append(f"95 % interval {fmt.percent(check.ci95[0])} … {fmt.percent(check.ci95[1])}")
+        low, high = map(fmt.percent, check.ci95)
+        parts.append(say("95 % interval {interval}", interval=f"{low} … {high}"))
     if check.limit is not None:
-        parts.append(f"at least {fmt.percent(check.limit)} is asked for")
+        parts.append(say("at least {limit} is asked for", limit=fmt.percent(check.limit)))
     value = "–" if check.value is None else fmt.percent(check.value)
-    return _card(f"Same top token, {check.subject}", value, parts, check.verdict)
+    label = say("Same top token, {name}", name=check.subject)
+    return _card(label, value, parts, check.verdict)
 
 
-def _furthest_card(checks: list[Check], qc: Record) -> dict[str, str]:
-    """A failed file before one that passed, then the one with the larger KL."""
-    worst = max(checks, key=lambda c: (c.verdict is Verdict.FAIL, c.value or 0.0))
-    parts = _interval(worst)
-    top = next((c for c in qc.checks if (c.id, c.subject) == ("kl.top1", worst.subject)), None)
-    if top is not None and top.value is not None:
-        parts.append(f"same top token {fmt.percent(top.value)}")
-    if len(checks) > 1:
-        parts.append(f"the furthest of {len(checks)} files")
-    return _card(f"Mean KL, {worst.subject}", f"{_short(worst.value)} nats", parts, worst.verdict)
+def _furthest_card(checks: list[Check], files: int, qc: Record) -> dict[str, str]:
+    """The file with the largest KL; what failed for it, if anything did."""
+    furthest = max(checks, key=lambda c: c.value or 0.0)
+    parts = _interval(furthest)
+    for top in _of(qc, "kl.top1", furthest.subject):
+        if top.value is not None:
+            parts.append(say("same top token {share}", share=fmt.percent(top.value)))
+    failed = _failed(qc, furthest.subject)
+    if failed:
+        parts.append(say("failed: {checks}", checks=say(", ").join(check.id for check in failed)))
+    elif files > 1:
+        parts.append(say("the furthest of {files}", files=fmt.counted(files, "file")))
+    return _divergence_card(furthest, parts, Verdict.FAIL if failed else furthest.verdict)
+
+
+def _divergence_card(check: Check, parts: list[str], verdict: Verdict) -> dict[str, str]:
+    label = say("Mean KL, {name}", name=check.subject)
+    return _card(label, say("{value} nats", value=_short(check.value)), parts, verdict)
 
 
 def _choice_cards(record: Record) -> list[dict[str, str]]:
@@ -159,38 +201,40 @@ def _choice_cards(record: Record) -> list[dict[str, str]]:
     if (row := rows.get(name)) is None:
         return []
     parts = [
-        f"{fmt.size(row['bytes'])}, of {fmt.counted(len(rows), 'file')} compared",
-        f"mean KL {_short(row['kl_mean'])} nats",
-        f"same top token {fmt.percent(row['top1'])}",
-    ]
-    return [_card("Recommended", name, parts, record.verdict)]
+        say("{size}, of {files} compared", size=fmt.size(row["bytes"]),
+            files=fmt.counted(len(rows), "file")),
+        say("mean KL {kl} nats", kl=_short(row["kl_mean"])),
+        say("same top token {share}", share=fmt.percent(row["top1"])),
+    ]  # fmt: skip
+    return [_card(say("Recommended"), name, parts, record.verdict)]
 
 
 def _temperature_cards(record: Record) -> list[dict[str, str]]:
     temperature = record.metrics.get("temperature")
     if not isinstance(temperature, (int, float)):
         return []
-    parts = ["the gain on held-out text is significant"]
+    parts = [say("the gain on held-out text is significant")]
     if not record.metrics.get("significant"):
-        parts = ["no significant gain on held-out text, so none is applied"]
+        parts = [say("no significant gain on held-out text, so none is applied")]
     sides = [record.metrics.get(key) for key in ("before", "after")]
     errors = [side.get("ece") for side in sides if isinstance(side, dict)]
     numbers = [f"{value:.4f}" for value in errors if isinstance(value, float)]
     if len(numbers) == len(sides):
         parts.append(f"ECE {' → '.join(numbers)}")
-    return [_card("Temperature", fmt.number(temperature), parts, record.verdict)]
+    return [_card(say("Temperature"), fmt.number(temperature), parts, record.verdict)]
 
 
 def _card(label: str, value: str, parts: list[str], verdict: Verdict) -> dict[str, str]:
-    return {"label": label, "value": value, "note": "; ".join(parts), "verdict": str(verdict)}
+    return {"label": label, "value": value, "note": say("; ").join(parts), "verdict": str(verdict)}
 
 
 def _interval(check: Check) -> list[str]:
     parts = []
     if check.ci95 is not None:
-        parts.append(f"95 % interval {_short(check.ci95[0])} … {_short(check.ci95[1])}")
+        interval = f"{_short(check.ci95[0])} … {_short(check.ci95[1])}"
+        parts.append(say("95 % interval {interval}", interval=interval))
     if check.limit is not None:
-        parts.append(f"limit {_short(check.limit)}")
+        parts.append(say("limit {limit}", limit=_short(check.limit)))
     return parts
 
 

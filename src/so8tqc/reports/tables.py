@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
+from so8tqc.reports.language import say
 
 
 class Table(NamedTuple):
@@ -40,81 +41,108 @@ def layers(record: Record) -> list[dict[str, Any]]:
 def layer_table(record: Record) -> Table | None:
     """A bake's folded tensors."""
     columns: list[Column] = [
-        ("blocks", _number("blocks")),
-        ("drift, largest", _scientific("orthogonality_max")),
-        ("angle, mean (rad)", _number("angle_mean")),
-        ("angle, largest", _number("angle_max")),
-        ("effect", _number("effect")),
-        ("rounding", _number("relative_error")),
-        ("ulp, largest", _number("max_ulp")),
-        ("sha256 after", lambda row: str(row.get("sha256_after", ""))[:12]),
+        (say("blocks"), _number("blocks")),
+        (say("drift, largest"), _scientific("orthogonality_max")),
+        (say("angle, mean (rad)"), _number("angle_mean")),
+        (say("angle, largest"), _number("angle_max")),
+        (say("effect"), _number("effect")),
+        (say("rounding"), _number("relative_error")),
+        (say("ulp, largest"), _number("max_ulp")),
+        (say("sha256 after"), lambda row: str(row.get("sha256_after", ""))[:12]),
     ]
     rows = {f"{row.get('layer', '')}": row for row in layers(record)}
-    return _table("Layers", "layer", columns, rows)
+    return _table(say("Layers"), say("layer"), columns, rows)
 
 
 def export_table(record: Record) -> Table | None:
     """The exported file."""
     columns: list[Column] = [
-        ("type", lambda row: str(row.get("file_type", ""))),
-        ("tensors", _types),
-        ("size", lambda row: fmt.size(row["bytes"]) if "bytes" in row else ""),
-        ("bits per weight", _number("bits_per_weight")),
-        ("rearranged", lambda row: _counts(row.get("rearranged"))),
+        (say("type"), lambda row: str(row.get("file_type", ""))),
+        (say("tensors"), _types),
+        (say("size"), lambda row: fmt.size(row["bytes"]) if "bytes" in row else ""),
+        (say("bits per weight"), _number("bits_per_weight")),
+        (say("rearranged"), lambda row: _counts(row.get("rearranged"))),
     ]
     name = str(record.metrics.get("architecture", ""))
-    return _table("File", "architecture", columns, {name: record.metrics} if name else {})
+    return _table(say("File"), say("architecture"), columns, {name: record.metrics} if name else {})
 
 
 def file_table(record: Record) -> Table | None:
     """Quantized files with the types that their tensors really have."""
     columns: list[Column] = [
-        ("size", lambda row: fmt.size(row["bytes"]) if "bytes" in row else ""),
-        ("bits per weight", _number("bits_per_weight")),
-        ("tensors by type", _types),
-        ("fell back to", _fallbacks),
+        (say("size"), lambda row: fmt.size(row["bytes"]) if "bytes" in row else ""),
+        (say("bits per weight"), _number("bits_per_weight")),
+        (say("tensors by type"), _types),
+        (say("fell back to"), _fallbacks),
     ]
-    return _table("Files", "file", columns, entries(record, "files"))
+    return _table(say("Files"), say("file"), columns, entries(record, "files"))
 
 
 def candidate_table(record: Record) -> Table | None:
     """A qc's candidates side by side, the noise floor and the gate's own effect for scale."""
     columns: list[Column] = [
-        ("KL mean", _number("kl_mean")),
-        ("KL 99 %", lambda row: fmt.number(row.get("kl_percentiles", {}).get("99"))),
-        ("KL max", _number("kl_max")),
-        ("same top", _percent("top1")),
-        ("ln PPL ratio", _number("ln_ppl_ratio")),
-        ("Δp rms", _percent("dp_rms")),
-        ("max |Δz|", _number("max_abs")),
-        ("ECE", _number("ece_candidate")),
-        ("Brier", _number("brier_candidate")),
+        (say("KL mean"), _number("kl_mean")),
+        (say("KL 99 %"), lambda row: fmt.number(row.get("kl_percentiles", {}).get("99"))),
+        (say("KL max"), _number("kl_max")),
+        (say("same top"), _percent("top1")),
+        (say("ln PPL ratio"), _number("ln_ppl_ratio")),
+        (say("Δp rms"), _percent("dp_rms")),
+        (say("max |Δz|"), _number("max_abs")),
+        (say("ECE"), _number("ece_candidate")),
+        (say("Brier"), _number("brier_candidate")),
     ]
     rows: dict[str, Mapping[str, Any]] = dict(entries(record, "candidates"))
     if rows:
         for key, name in (
-            ("noise_floor", "(rounding alone)"),
-            ("effect", "(the gates' own effect)"),
+            ("noise_floor", say("(rounding alone)")),
+            ("effect", say("(the gates' own effect)")),
         ):
             extra = record.metrics.get(key)
             if isinstance(extra, dict):
                 rows[name] = extra
-    return _table("Candidates", "candidate", columns, rows)
+    return _table(say("Candidates"), say("candidate"), columns, rows)
 
 
 def case_table(record: Record) -> Table | None:
     """Long texts: divergence, oscillation, smoothness, repetition."""
     columns: list[Column] = [
-        ("tokens", _number("tokens")),
-        ("KL mean", _number("kl_mean")),
-        ("oscillation index", _pair("indices", "max_logit", "index")),
-        ("von Neumann", _pair("indices", "max_logit", "von_neumann")),
-        ("high-frequency power", _pair("indices", "max_logit", "high_frequency")),
-        ("Δ² energy vs base", _signed_percent("energy_relative_to_base")),
-        ("periodic dips", _periods),
-        ("repeated 4-grams", _pair("generation", "repeated")),
+        (say("tokens"), _number("tokens")),
+        (say("KL mean"), _number("kl_mean")),
+        (say("oscillation index"), _pair("indices", "max_logit", "index")),
+        (say("von Neumann"), _pair("indices", "max_logit", "von_neumann")),
+        (say("high-frequency power"), _pair("indices", "max_logit", "high_frequency")),
+        (say("Δ² energy vs base"), _signed_percent("energy_relative_to_base")),
+        (say("periodic dips"), _periods),
+        (say("repeated 4-grams"), _pair("generation", "repeated")),
     ]
-    return _table("Cases", "text", columns, entries(record, "cases"))
+    return _table(say("Cases"), say("text"), columns, entries(record, "cases"))
+
+
+def worst_token_tables(record: Record) -> list[Table]:
+    """Where each candidate is furthest from the reference, the worst candidate first.
+
+    The token that really follows stands in ⟦ ⟧ behind what the models had read.
+    """
+    header = [say("where"), say("read so far ⟦next token⟧"), "KL", say("its probability"),
+              say("same top")]  # fmt: skip
+    candidates = entries(record, "candidates")
+    ordered = sorted(candidates, key=lambda name: -float(candidates[name].get("kl_mean", 0.0)))
+    return [
+        Table(say("Worst tokens of {name}", name=name), header, [_token(row) for row in rows])
+        for name in ordered
+        if (rows := candidates[name].get("worst_tokens"))
+    ]
+
+
+def _token(row: Mapping[str, Any]) -> list[str]:
+    words = f"{row['before']}⟦{row['token']}⟧" if row["token"] else ""
+    return [
+        f"{row['text']}, {row['position']:,}",
+        words.replace("\n", "↵"),
+        fmt.number(row["kl"]),
+        f"{row['p_reference']:.2g} → {row['p_candidate']:.2g}",
+        say("yes") if row["same_top"] else say("no"),
+    ]
 
 
 def generic_tables(record: Record) -> list[Table]:
@@ -123,7 +151,7 @@ def generic_tables(record: Record) -> list[Table]:
     plain = {k: v for k, v in record.metrics.items() if isinstance(v, (int, float, str, bool))}
     if plain:
         rows = [[name, _plain(value)] for name, value in plain.items()]
-        tables.append(Table("Measured", ["", "value"], rows))
+        tables.append(Table(say("Measured"), ["", say("value")], rows))
     for key in record.metrics:
         group = entries(record, key)
         names = dict.fromkeys(
@@ -192,7 +220,9 @@ def _periods(row: Mapping[str, Any]) -> str:
     """Periods of significant entropy dips, tokens."""
     if "significant_periods" not in row:
         return ""
-    return ", ".join(f"{period:.0f} tokens" for period in row["significant_periods"]) or "none"
+    return ", ".join(
+        fmt.counted(round(period), "token") for period in row["significant_periods"]
+    ) or say("none")
 
 
 def _types(row: Mapping[str, Any]) -> str:
@@ -206,7 +236,7 @@ def _fallbacks(row: Mapping[str, Any]) -> str:
     counts: dict[str, int] = {}
     for kind in fallbacks.values():
         counts[str(kind)] = counts.get(str(kind), 0) + 1
-    return _counts(counts) or "none"
+    return _counts(counts) or say("none")
 
 
 def _counts(counts: object) -> str:

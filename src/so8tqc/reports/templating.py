@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from so8tqc.reports import checks, diagnoses
 from so8tqc.reports import format as fmt
+from so8tqc.reports.language import say
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -38,8 +40,26 @@ def _environment() -> Any:
         "percent": fmt.percent,
         "ranges": fmt.ranges,
         "cell": _cell,
+        "marked": _marked,
+    }
+    environment.globals |= {
+        "say": say,
+        "check_title": checks.title,
+        "check_meaning": checks.meaning,
+        "finding": diagnoses.finding,
     }
     return environment
+
+
+def _marked(text: object) -> Any:
+    """Escaped for HTML, ⟦what stands in these⟧ highlighted."""
+    from markupsafe import Markup, escape
+
+    before, opened, rest = str(text).partition("⟦")
+    inside, closed, after = rest.rpartition("⟧")
+    if not opened or not closed:
+        return escape(str(text))
+    return Markup("{}<mark>{}</mark>{}").format(before, inside, after)
 
 
 def _cell(text: object) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from so8tqc.artifacts import (
     atomic_directory,
     file_ref,
+    hub_source,
     remove_leftovers,
     require_space,
     sha256_json,
@@ -36,6 +37,7 @@ from so8tqc.checkpoints.provenance import (
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
 from so8tqc.config import BakeConfig
 from so8tqc.errors import ModelError
+from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import read_rotations
@@ -48,6 +50,7 @@ from so8tqc.services.structure import (
     rotation_rows,
     structure_checks,
 )
+from so8tqc.sources.hub import with_local_paths
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class _Proof:
     results: list[TargetAlgebra] = field(default_factory=list)
 
 
+@exclusive(claim_output)
 def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """Fold rotations into a checkpoint: W' = W·C on every target (see ``rotations.fold``).
 
@@ -104,10 +108,10 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
         ToolError: the disk has no room.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     ready = _prepare(config)
     require_space(config.out.parent, ready.size, "the baked model needs {}")
     remove_leftovers(config.out.parent)
-
     notices = list(ready.rotations.notices)
     with atomic_directory(config.out) as directory:
         # writing waits for the disk; the rest leaves the interpreter lock to the fold
@@ -158,6 +162,7 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
         InputError, ModelError: as :func:`bake`.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     ready = _prepare(config)
     summary = _summary(ready.rotations)
     progress.message(f"{len(ready.planned)} tensors would be folded; nothing was written")
@@ -190,6 +195,11 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
     )
 
 
+def planned_bytes(config: BakeConfig) -> int:
+    """Size of what :func:`bake` would write, bytes; raises what it would raise beforehand."""
+    return _prepare(config).size
+
+
 def _prepare(config: BakeConfig) -> _Prepared:
     checkpoint = open_checkpoint(config.base)
     _refuse_second_bake(config)
@@ -213,10 +223,16 @@ def _inputs(config: BakeConfig, ready: _Prepared, fingerprint: str | None) -> di
         path=str(config.rotations),
         sha256=ready.rotations.fingerprint,
         bytes=file_ref(config.rotations).bytes,
+        source=hub_source(config.rotations),
     )
     if fingerprint is None:
         return {"rotations": rotations}
-    base = FileRef(path=str(config.base), sha256=fingerprint, bytes=ready.checkpoint.bytes)
+    base = FileRef(
+        path=str(config.base),
+        sha256=fingerprint,
+        bytes=ready.checkpoint.bytes,
+        source=hub_source(config.base),
+    )
     return {"base": base, "rotations": rotations}
 
 
@@ -300,9 +316,9 @@ def _provenance(
 ) -> Provenance:
     fingerprint = sha256_json({"config": dict(ready.checkpoint.config), "tensors": before})
     return Provenance(
-        base=str(config.base),
+        base=hub_source(config.base) or str(config.base),
         base_fingerprint=fingerprint if config.verify else None,
-        rotations=str(config.rotations),
+        rotations=hub_source(config.rotations) or str(config.rotations),
         rotations_fingerprint=ready.rotations.fingerprint,
         convention=ready.rotations.convention,
         parametrization=ready.rotations.parametrization,

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from so8tqc.artifacts import atomic_directory, sha256_file
 from so8tqc.errors import ConfigError, MissingToolError
+from so8tqc.locks import claim_output
 from so8tqc.progress import SILENT, Progress
 from so8tqc.resources import data_file, user_cache
+from so8tqc.sources.hub import local_model, local_rotations
 from so8tqc.sources.quiet import quiet_transformers
 
 PREFIX = "builtin:"
@@ -21,14 +23,15 @@ _ROTATIONS = {
 }
 
 
-def resolve_rotations(spec: str) -> Path:
-    """A path, or the gate file that ``builtin:NAME`` stands for.
+def resolve_rotations(spec: str, progress: Progress = SILENT) -> Path:
+    """A path, what a name on a hub was fetched to, or the gate file of ``builtin:NAME``.
 
     Raises:
         ConfigError: unknown name.
+        InputError, ToolError: see ``sources.hub``.
     """
     if not spec.startswith(PREFIX):
-        return Path(spec)
+        return local_rotations(Path(spec), progress)
     if spec not in _ROTATIONS:
         raise ConfigError(
             f"no built-in rotations {spec!r}", remedy=f"There are {', '.join(_ROTATIONS)}."
@@ -37,21 +40,26 @@ def resolve_rotations(spec: str) -> Path:
 
 
 def resolve_model(spec: str, progress: Progress = SILENT) -> Path:
-    """A path, or the directory of the demo model, made on first use.
+    """A path, what a name on a hub was fetched to, or the demo model, made on first use.
 
     Raises:
         ConfigError: unknown name.
+        InputError, ToolError: see ``sources.hub``.
         MissingToolError: the demo model's package is not installed.
     """
     if not spec.startswith(PREFIX):
-        return Path(spec)
+        return local_model(Path(spec), progress)
     if spec != DEMO_MODEL:
         raise ConfigError(f"no built-in model {spec!r}", remedy=f"There is {DEMO_MODEL}.")
     source = demo_gguf()
     directory = user_cache() / f"smollm2-135m-{sha256_file(source)[:12]}"
     if not directory.is_dir():
-        with progress.task("unpacking SmolLM2-135M from its package") as task:
-            _save_as_directory(source, directory)
+        with (
+            claim_output(directory, wait=True),
+            progress.task("unpacking SmolLM2-135M from its package") as task,
+        ):
+            if not directory.is_dir():  # another process may have made it meanwhile
+                _save_as_directory(source, directory)
             task.advance(1)
     return directory
 

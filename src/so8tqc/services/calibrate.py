@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from so8tqc.artifacts import file_ref, make_directory, remove_leftovers, write_text
+from so8tqc.artifacts import file_ref, remove_leftovers, write_text
 from so8tqc.config import CalibrateConfig
 from so8tqc.errors import ConfigError, DataError, MissingToolError, ModelError
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.gguf_norm import require_scalable_norm
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
@@ -37,6 +38,7 @@ from so8tqc.services.temperature_verdict import (
 )
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
@@ -46,6 +48,7 @@ IMAGE_FILE = "reliability.png"
 LEAST_TOKENS = 500
 
 
+@exclusive(claim_folder)
 def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     """Fit a temperature on some texts, judge it on the others, write ``temperature_config.json``.
 
@@ -70,6 +73,7 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
         ToolError: no libllama, or nothing can be written.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     _preflight(config)
     texts = encode(load_texts(config.data), load_tokenizer(config.tokenizer), config.max_tokens)
     split = split_texts(texts, config.holdout, config.seed)
@@ -171,7 +175,6 @@ def _preflight(config: CalibrateConfig) -> None:
         raise ModelError("no such GGUF file", where=str(config.gguf))
     if config.apply == "norm":
         require_scalable_norm(open_gguf(config.gguf))
-    make_directory(config.out)
     remove_leftovers(config.out)
     if config.apply != "none":  # an earlier run's file may not outlive its verdict
         applied_path(config).unlink(missing_ok=True)

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from so8tqc.artifacts import file_ref, remove_leftovers, require_space
+from so8tqc.artifacts import file_ref, remove_leftovers, require_space, short_name
 from so8tqc.config import CaptureConfig
 from so8tqc.errors import ConfigError, ModelError
 from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_output, exclusive
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, Verdict, judge, skipped, versions
@@ -27,12 +28,14 @@ from so8tqc.sources.capture_writer import capture_bytes, write_capture
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 _STORED = {"float32": "F32", "float16": "F16"}
 
 
+@exclusive(claim_output)
 def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
     """Run a model over texts and record its logits: a reference for ``qc`` that needs no model.
 
@@ -46,6 +49,7 @@ def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
         ToolError: no room on the disk, or a GGUF is given and libllama is missing.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     if not is_capture(config.out):
         raise ConfigError("a capture's name ends in .safetensors", where=str(config.out))
     rotations = reference_rotations(config.model, config.rotations, config.rotation_options)
@@ -149,7 +153,7 @@ def capture_notices(to_gated: TokenTable | None, floor: TokenTable | None) -> li
 
 
 def _source(config: CaptureConfig, rotations: RotationSet | None) -> LogitSource:
-    name = config.model.name
+    name = short_name(config.model)
     if is_gguf(config.model):
         return GGUFSource(config.model, name, threads=config.threads)
     model = HFModel.load(config.model)

@@ -5,16 +5,17 @@ With a budget (mean KL, same top token, size) mixtures of types are searched, to
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import TEMPORARY_SUFFIX, file_ref, make_directory
+from so8tqc.artifacts import file_ref, temporary_directory
 from so8tqc.config import ChooseConfig, QuantizeConfig
+from so8tqc.filesystem import publish
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
 from so8tqc.llama.mixture import differing_tensors
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -42,8 +43,10 @@ from so8tqc.services.pairwise import compare_candidates
 from so8tqc.services.quantize import quantize
 from so8tqc.services.quantize_recipe import stem
 from so8tqc.services.recommending import recommend, speeds, verdicts
+from so8tqc.sources.hub import with_local_paths
 
 
+@exclusive(claim_folder)
 def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
     """Compare quantizations of one file and recommend one of them.
 
@@ -64,7 +67,7 @@ def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
         ToolError: no libllama, it failed, or the disk is full.
     """
     watch = Stopwatch()
-    make_directory(config.out)
+    config = with_local_paths(config, progress)
     evaluation = Evaluation(config)
     try:
         return _choose(config, evaluation, watch, progress)
@@ -178,10 +181,10 @@ def _search(
 
     ladder = {name: open_gguf(path) for name, path in state.paths.items()}
     left = config.max_evaluations - len(ladder)
-    with tempfile.TemporaryDirectory(dir=config.out, suffix=TEMPORARY_SUFFIX) as folder:
-        found = search(ladder, state.rows, budget, evaluate, Path(folder), left)
+    with temporary_directory(config.out / "mixtures") as folder:
+        found = search(ladder, state.rows, budget, evaluate, folder, left)
         if found.mixture is not None:
-            _make(found.mixture, ladder, config, state, Path(folder), progress)
+            _make(found.mixture, ladder, config, state, folder, progress)
             name = mixture_name(found.mixture)
             state.rows[name] = found.mixture.row
             state.tables[name] = tables[found.mixture.path]
@@ -220,7 +223,7 @@ def _make(
     written = Path(entry["path"])
     differing = list(differing_tensors(mixture.path, written))
     path = config.out / f"{stem(config.gguf)}-{name}.gguf"
-    written.replace(path)
+    publish(written, path)
     state.files[name] = {**entry, "path": str(path), "recipe": _recipe(mixture, patterns)}
     state.paths[name] = path
     state.outputs[name] = file_ref(path)

@@ -18,6 +18,7 @@ def demo_config(out: Path | None = None) -> RunConfig:
         rotations=DEMO_ROTATIONS,
         out=out or DEMO_OUT,
         quantize=QuantizeOptions(types=("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")),
+        calibrate_type="Q5_K_M",
         qc=QCOptions(max_tokens=256),
         choose=ChoiceOptions(repeats=3),
         longtext=LongTextOptions(min_tokens=2048, max_new_tokens=128),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from so8tqc.check_guide import GUIDE, REBAKE
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.records import Check, Diagnosis, Verdict
@@ -60,7 +61,7 @@ def summarise_findings(findings: Sequence[Finding], targets: int, model: str) ->
 
 def diagnose_structure(checks: Iterable[Check], model: str) -> list[Diagnosis]:
     """Name edits that have nothing to do with the rotations, from the checks that caught them."""
-    failed = {c.id: c for c in checks if c.verdict is Verdict.FAIL and c.id in _STRUCTURE_REMEDIES}
+    failed = {c.id: c for c in checks if c.verdict is Verdict.FAIL and c.group == "structure"}
     if {"structure.finite", "structure.untouched"} <= failed.keys() and (
         failed["structure.finite"].value == failed["structure.untouched"].value
     ):
@@ -69,7 +70,7 @@ def diagnose_structure(checks: Iterable[Check], model: str) -> list[Diagnosis]:
     for check in failed.values():
         code = "non_finite" if check.id == "structure.finite" else "foreign_edit"
         text = f"{_TEXTS[code][0]} in {model}: {check.detail}"
-        found.append(Diagnosis(code=code, text=text, remedy=_STRUCTURE_REMEDIES[check.id]))
+        found.append(Diagnosis(code=code, text=text, remedy=GUIDE[check.id].remedy))
     return found
 
 
@@ -109,37 +110,35 @@ def _lost(comparison: FoldComparison) -> str:
     )
 
 
-_REBAKE = "Bake again from the base model: so8tqc bake BASE ROTATIONS --out DIR"
-
 _TEXTS = {
-    "not_baked": ("The gate was never folded in", _REBAKE),
-    "layer_missing": ("The gate was not folded in some layers", _REBAKE),
+    "not_baked": ("The gate was never folded in", REBAKE),
+    "layer_missing": ("The gate was not folded in some layers", REBAKE),
     "transposed": (
         "The transposed rotation was folded",
         "Bake again with the convention of the training: so8tqc bake BASE ROTATIONS --out DIR "
         "--convention column (or row).",
     ),
-    "double_baked": ("The rotation was folded twice", _REBAKE + " (from the unbaked base)."),
+    "double_baked": ("The rotation was folded twice", REBAKE + " (from the unbaked base)."),
     "wrong_parametrization": (
         "The rotation was made from theta by another parametrization",
         "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --parametrization exp "
         "(or cayley, legacy-taylor).",
     ),
-    "layers_permuted": ("Layers were interchanged", _REBAKE),
-    "blocks_permuted": ("The blocks of the rotation were folded in another order", _REBAKE),
+    "layers_permuted": ("Layers were interchanged", REBAKE),
+    "blocks_permuted": ("The blocks of the rotation were folded in another order", REBAKE),
     "wrong_site": (
         "The rotation was folded on the other side of the projection",
         "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --site input (or output).",
     ),
-    "foreign_edit": ("Something else was changed", _REBAKE),
-    "non_finite": ("There are NaN or infinite values", _REBAKE + " --baked-dtype float32"),
+    "foreign_edit": ("Something else was changed", REBAKE),
+    "non_finite": ("There are NaN or infinite values", REBAKE + " --baked-dtype float32"),
     "non_orthogonal": (
         "What was folded is no rotation",
-        _REBAKE + " (--orthogonalize polar if the trained matrices themselves have drifted).",
+        REBAKE + " (--orthogonalize polar if the trained matrices themselves have drifted).",
     ),
     "storage_rounding": (
         "The right rotation, with more rounding than it bears",
-        _REBAKE + " --baked-dtype float32",
+        REBAKE + " --baked-dtype float32",
     ),
 }
 
@@ -159,20 +158,6 @@ _TRAIN = (
     "qc … --level files"
 )
 _FIDELITY = ("kl.", "logits.", "calibration.", "effect.survival")
-
-_COPY = "Copy it from the base model, or bake again: so8tqc bake BASE ROTATIONS --out DIR"
-
-_STRUCTURE_REMEDIES = {
-    "structure.missing": _REBAKE,
-    "structure.added": _REBAKE,
-    "structure.shapes": _REBAKE,
-    "structure.dtypes": _REBAKE,
-    "structure.untouched": _REBAKE,
-    "structure.finite": _REBAKE,
-    "structure.gates": _REBAKE,
-    "structure.config": _COPY,
-    "structure.tokenizer": _COPY,
-}
 
 
 def _diagnosis(code: str, findings: Sequence[Finding], targets: int, model: str) -> Diagnosis:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from so8tqc.artifacts import (
-    TEMPORARY_SUFFIX,
     atomic_file,
     file_ref,
     remove_leftovers,
     require_space,
+    temporary_file,
 )
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
@@ -23,6 +21,7 @@ from so8tqc.llama.converter import convert
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
 from so8tqc.llama.gguf_rewrite import rewrite
 from so8tqc.llama.vendor import Converter, find_converter
+from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
 from so8tqc.services.export_logits import logits_check, run_model
@@ -36,12 +35,14 @@ from so8tqc.services.kept_tensors import (
     kept_notices,
     refuse_unbaked,
 )
+from so8tqc.sources.hub import with_local_paths
 
 _BYTES_PER_WEIGHT: dict[ExportType, float] = {
     "f32": 4, "f16": 2, "bf16": 2, "auto": 2, "q8_0": 34 / 32,
 }  # fmt: skip
 
 
+@exclusive(claim_output)
 def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     """Convert a model directory with llama.cpp's converter and prove the result.
 
@@ -58,6 +59,7 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
         ToolError: no converter, it failed, or the disk has no room.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     ready = _prepare(config)
     pool = ThreadPoolExecutor(max_workers=1)
     try:
@@ -96,6 +98,17 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     )
 
 
+def write_gguf(config: ExportConfig, progress: Progress = SILENT) -> None:
+    """The file that :func:`export` writes, without the proof.
+
+    Raises:
+        ConfigError, ModelError, ToolError: as :func:`export`.
+    """
+    ready = _prepare(config)
+    with atomic_file(config.out) as temporary:
+        _write(config, ready, temporary, progress)
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """An export that has passed every check that needs no writing."""
@@ -125,7 +138,7 @@ def _write(config: ExportConfig, ready: _Prepared, destination: Path, progress: 
     if not ready.rewritten(config):
         convert(ready.converter, config.model, destination, config.type, log, progress)
         return {}
-    with _scratch_beside(destination) as converted:
+    with temporary_file(config.out) as converted:
         convert(ready.converter, config.model, converted, config.type, log, progress)
         gguf = open_gguf(converted)
         kept = choose(config.keep_f32, ready.checkpoint, ready.provenance, gguf)
@@ -134,16 +147,6 @@ def _write(config: ExportConfig, ready: _Prepared, destination: Path, progress: 
         values = float32_values(kept, ready.checkpoint, gguf)
         rewrite(converted, destination, keys, values, progress)
     return kept
-
-
-@contextmanager
-def _scratch_beside(path: Path) -> Iterator[Path]:
-    """A temporary name in the directory of a temporary file; a killed run's is swept up later."""
-    scratch = path.with_name(f"{path.name}.converted{TEMPORARY_SUFFIX}")
-    try:
-        yield scratch
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _bytes_needed(checkpoint: Checkpoint, type_: ExportType) -> float:

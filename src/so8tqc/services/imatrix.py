@@ -12,7 +12,7 @@ from pathlib import Path
 
 from so8tqc.artifacts import atomic_file
 from so8tqc.errors import DataError, ModelError, ToolError
-from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason
+from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason, remedy
 from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix
 from so8tqc.llama.imatrix_worker import TOO_SHORT
@@ -98,4 +98,5 @@ def _run(
         raise ToolError(
             f"libllama cannot weigh the columns ({ending(status)}): {reason(last)}",
             where=str(gguf),
+            remedy=remedy(status),
         )

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.artifacts import atomic_file, file_ref
+from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers
 from so8tqc.checkpoints.plan import widened
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import LongTextConfig
 from so8tqc.errors import DataError, InputError, MissingToolError
 from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.spectra import rope_wavelengths, spectrum
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -44,6 +45,7 @@ from so8tqc.services.longtext_pet import changes_from_base
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
@@ -58,6 +60,7 @@ class _Models:
     rotations: RotationSet | None
 
 
+@exclusive(claim_folder)
 def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     """Compare a model with its reference on long text.
 
@@ -77,6 +80,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         InputError: the models do not fit together.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     texts = load_texts(config.data)
     cases = _encode(config, texts)
     models = _load(config)
@@ -95,7 +99,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     record = models.rotations.metadata.get("pet") if models.rotations else None
     checks += effect_checks(cases, record)
     checks += repetition_checks(cases)
-    config.out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(config.out)
     _write_series(config.out / "series.npz", cases)
     notices += _draw(cases, config, wavelengths, progress)
     inputs = {"model": file_ref(config.model)}

@@ -196,21 +196,23 @@ def _oscillation_checks(case: Case, config: LongTextConfig) -> list[Check]:
     assert case.table is not None
     c = case.table.columns
     checks = []
-    names = {"index": "mean |Δ²|", "von_neumann": "von Neumann ratio",
-             "high_frequency": "high-frequency share"}  # fmt: skip
+    names = {"index": ("oscillation.index", "mean |Δ²|"),
+             "von_neumann": ("oscillation.von_neumann", "von Neumann ratio"),
+             "high_frequency": ("oscillation.high_frequency", "high-frequency share")}  # fmt: skip
     changes = osc.changes(
         c["max_logit_reference"], c["max_logit_candidate"],
         resamples=config.resamples, seed=config.seed,
     )  # fmt: skip
     for name, change in changes.items():
+        check_id, what = names[name]
         checks.append(
             judge(
-                f"oscillation.{name}",
+                check_id,
                 change.ci95[0],
                 INCREASE_LIMIT,
                 subject=case.encoded.id,
                 ci95=change.ci95,
-                detail=f"Lower end of the relative increase of the maximum logit's {names[name]} "
+                detail=f"Lower end of the relative increase of the maximum logit's {what} "
                 f"over the reference ({change.reference:.4g} → {change.candidate:.4g}).",
             )
         )

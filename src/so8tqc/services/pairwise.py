@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TypedDict
 
@@ -63,8 +63,19 @@ def compare_candidates(
         bootstrap: resamples and seed.
     """
     pairs = list(combinations(tables, 2))
-    if not pairs:
-        return None
+    return compare_pairs(tables, pairs, bootstrap) if pairs else None
+
+
+def compare_pairs(
+    tables: Mapping[str, TokenTable], pairs: Sequence[tuple[str, str]], bootstrap: Bootstrap
+) -> Comparisons:
+    """Compare these pairs of tables, whose intervals hold all at once.
+
+    Args:
+        tables: name → its table against its reference, all over the same tokens.
+        pairs: which to compare, at least one.
+        bootstrap: resamples and seed.
+    """
     per_text = {name: table.per_text(*_COLUMNS.values()) for name, table in tables.items()}
     first = next(iter(per_text.values()))
     sums = np.concatenate([per_text[a][:, :-1] - per_text[b][:, :-1] for a, b in pairs], axis=1)
@@ -110,7 +121,7 @@ def _measure(a: str, b: str, measure: str, found: Differences, column: int) -> M
 
 def _sentence(a: str, b: str, kl: Measure, top1: Measure) -> str:
     if kl["ci95"] is None:
-        return f"Fewer than {LEAST_TEXTS} texts: {a} and {b} cannot be told apart."
+        return f"Fewer than {LEAST_TEXTS} texts differ: {a} and {b} cannot be told apart."
     low, high = kl["ci95"]
     winner = kl["better"]
     if winner is None:

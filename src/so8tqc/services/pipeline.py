@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from so8tqc.config import (
 from so8tqc.errors import ConfigError
 from so8tqc.llama.libllama import library
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.reports.summary import stage_row
@@ -47,11 +49,16 @@ from so8tqc.services.report import report, write_stage_reports
 from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
+_log = logging.getLogger(__name__)
+
+_BEGINNING = 200
+"""Characters of a page that hold its language."""
+
 _NEED_LIBLLAMA = ("quantize", "calibrate", "qc", "choose")
 
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """One stage of a run.
 
     Attributes:
@@ -73,6 +80,7 @@ class _Stage:
     after: tuple[str, ...] = ()
 
 
+@exclusive(claim_folder)
 def run(
     config: RunConfig,
     progress: Progress = SILENT,
@@ -94,40 +102,65 @@ def run(
 
     Raises:
         ConfigError: unknown stage name.
+        BusyError: another run is at work in this directory.
         So8tqcError: whatever a stage raises; what was finished before it stays.
     """
     watch = Stopwatch()
-    for name in (only, from_stage):
-        if name is not None and name not in STAGES:
-            raise ConfigError(f"no stage {name!r}", remedy=f"Stages are {', '.join(STAGES)}.")
-    if only is None or only in _NEED_LIBLLAMA:
-        library()  # fails early, before minutes of work, if it is missing
+    require_stages(only, from_stage)
+    stages = prepare(config, progress, only)
     directory = RunDirectory(config.out)
     remove_leftovers(config.out)
+    records: dict[str, Record] = {}
+    for stage in stages:
+        if only is not None and stage.name != only:
+            continue
+        forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
+        record = _perform(stage, directory, progress, forced or only is not None)
+        records[stage.name] = record
+        if stage.reports and not (record.run.reused and _told_in(config, stage.name)):
+            write_stage_reports(record, config.out / stage.name, config.report.language)
+    summary = _summary(config, records, watch)
+    write_record(config.out / "record.json", summary)
+    if only is None or only == "report":
+        page = report(config.out, progress, language=config.report.language)
+        return summary.model_copy(update={"outputs": {**summary.outputs, **page.outputs}})
+    return summary
+
+
+def require_stages(*names: str | None) -> None:
+    """See that each name, where there is one, is a stage's.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        if name is not None and name not in STAGES:
+            raise ConfigError(f"no stage {name!r}", remedy=f"Stages are {', '.join(STAGES)}.")
+
+
+def prepare(
+    config: RunConfig, progress: Progress = SILENT, only: str | None = None
+) -> Sequence[Stage]:
+    """The stages of a run but the report, what they need looked for, nothing begun.
+
+    Raises:
+        So8tqcError: libllama, the converter, a built-in, the data or the profile is missing.
+    """
+    if only is None or only in _NEED_LIBLLAMA:
+        library()
     base = resolve_model(config.base, progress)
-    rotations = resolve_rotations(config.rotations)
+    rotations = resolve_rotations(config.rotations, progress)
     converter: tuple[Path, ...] = ()
     if only is None or only == "export":
         if config.llama_cpp is None and not is_vendored():
             fetch_converter(progress)
         converter = (find_converter(config.llama_cpp).script,)
-    records: dict[str, Record] = {}
-    for stage in _stages(config, base, rotations, converter):
-        if only is not None and stage.name != only:
-            continue
-        forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
-        records[stage.name] = _perform(stage, directory, progress, forced or only is not None)
-    summary = _summary(config, records, watch)
-    write_record(config.out / "record.json", summary)
-    if only is None or only == "report":
-        page = report(config.out, progress)
-        return summary.model_copy(update={"outputs": {**summary.outputs, **page.outputs}})
-    return summary
+    return _stages(config, base, rotations, converter)
 
 
 def _stages(
     config: RunConfig, base: Path, rotations: Path, converter: tuple[Path, ...]
-) -> Sequence[_Stage]:
+) -> Sequence[Stage]:
     """All stages but the report, with what each reads and writes."""
     out = config.out
     baked = out / "bake" / "baked_model"
@@ -147,7 +180,7 @@ def _stages(
     )
     quantize_config = QuantizeConfig(gguf=exported, out=folder, **config.quantize.model_dump())
     calibrate_config = CalibrateConfig(
-        gguf=quantized[config.calibrate_type], tokenizer=baked, data=config.data,
+        gguf=quantized[config.calibrated_type], tokenizer=baked, data=config.data,
         out=out / "calibrate", reference=exported, **config.calibrate.model_dump(),
     )  # fmt: skip
     qc_config = QCConfig(
@@ -165,21 +198,21 @@ def _stages(
         **config.longtext.model_dump(),
     )  # fmt: skip
     return (
-        _Stage("bake", bake_config, (base, rotations), (baked,),
+        Stage("bake", bake_config, (base, rotations), (baked,),
                lambda p: bake(bake_config, p), reports=True),
-        _Stage("export", export_config, (baked, *converter),
+        Stage("export", export_config, (baked, *converter),
                (exported,), lambda p: export(export_config, p)),
-        _Stage("quantize", quantize_config, (exported, *_importance_inputs(quantize_config)),
+        Stage("quantize", quantize_config, (exported, *_importance_inputs(quantize_config)),
                tuple(quantized.values()), lambda p: quantize(quantize_config, p)),
-        _Stage("calibrate", calibrate_config, (calibrate_config.gguf, exported, baked, *data),
+        Stage("calibrate", calibrate_config, (calibrate_config.gguf, exported, baked, *data),
                (out / "calibrate" / "temperature_config.json",),
                lambda p: calibrate(calibrate_config, p)),
-        _Stage("qc", qc_config, (base, rotations, profile, *qc_config.candidates, *data),
+        Stage("qc", qc_config, (base, rotations, profile, *qc_config.candidates, *data),
                (out / "qc" / TOKENS_FILE,), lambda p: qc(qc_config, p), reports=True),
-        _Stage("choose", choose_config,
+        Stage("choose", choose_config,
                (exported, *quantized.values(), out / "qc" / TOKENS_FILE), (),
                lambda p: choose_among(choose_config, p), reports=True, after=("quantize", "qc")),
-        _Stage("longtext", long_config, (base, rotations, baked, *long_data),
+        Stage("longtext", long_config, (base, rotations, baked, *long_data),
                (out / "longtext" / "series.npz",),
                lambda p: longtext(long_config, p), reports=True),
     )  # fmt: skip
@@ -199,27 +232,38 @@ def _bake_options(config: RunConfig) -> dict[str, object]:
         exclude=set(RotationOptions.model_fields)), **told}  # fmt: skip
 
 
-def _perform(stage: _Stage, directory: RunDirectory, progress: Progress, forced: bool) -> Record:
+def _perform(stage: Stage, directory: RunDirectory, progress: Progress, forced: bool) -> Record:
     """Reuse or run one stage."""
     folder = directory.root / stage.name
     path = folder / "record.json"
     fingerprint = _fingerprint(stage, directory)
     if not forced and directory.reusable(stage.name, fingerprint):
         record = read_record(path)
+        _log.info("stage %s: reused, %s", stage.name, record.verdict)
         progress.message(f"{stage.name}: reused, nothing it depends on has changed")
         return record.model_copy(update={"run": record.run.model_copy(update={"reused": True})})
     directory.forget(stage.name)
     folder.mkdir(parents=True, exist_ok=True)
+    _log.info("begin stage %s, fingerprint %s", stage.name, fingerprint)
     progress.message(f"{stage.name}:")
     record = stage.service(progress)
     write_record(path, record)
-    if stage.reports:
-        write_stage_reports(record, folder)
-    directory.commit(stage.name, fingerprint, [path, *stage.outputs])
+    written = [Path(reference.path) for reference in record.outputs.values()]
+    directory.commit(stage.name, fingerprint, [path, *dict.fromkeys([*stage.outputs, *written])])
+    _log.info("end stage %s: %s, %.1f s", stage.name, record.verdict, record.run.seconds)
     return record
 
 
-def _fingerprint(stage: _Stage, directory: RunDirectory) -> str:
+def _told_in(config: RunConfig, stage: str) -> bool:
+    """Whether the stage's page is there, in the language asked for."""
+    path = config.out / stage / "report.html"
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as stream:
+        return f'lang="{config.report.language}"' in stream.read(_BEGINNING)
+
+
+def _fingerprint(stage: Stage, directory: RunDirectory) -> str:
     made = directory.manifest.stages
     return sha256_json(
         {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, to
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -47,6 +49,7 @@ from so8tqc.services.qc_models import (
     REFERENCE,
     Comparison,
     base_of,
+    decoder,
     names_of,
     rotations_of,
     run_models,
@@ -59,8 +62,11 @@ from so8tqc.services.structure import (
     structure_checks,
 )
 from so8tqc.services.token_file import TOKENS_FILE, write_tokens
+from so8tqc.services.worst_tokens import worst_tokens
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
+from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.texts import data_paths
 
 _UNRUNNABLE = (
     "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
@@ -98,6 +104,12 @@ class _Findings:
         ]
 
 
+def _claim(folder: Path) -> AbstractContextManager[None]:
+    """Of processes that work together, the first claims the output for all."""
+    return claim_folder(folder) if ranks.is_first() else nullcontext()
+
+
+@exclusive(_claim)
 def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     """Judge every candidate against the reference.
 
@@ -106,11 +118,12 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     survival in GGUF files are measured in the same pass. A capture as reference brings its own
     texts; ``base`` and ``rotations`` beside it add all that needs them, and it stays the judge.
 
-    Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise`` and
-    calibration; ``effect``, ``noise_floor``: the same statistics of base and of our own
-    rounded fold; ``capture``: what was recorded, and ``gated``: the same statistics of base plus
-    gates against it; ``comparisons``: of every two candidates, see ``services.pairwise``;
-    ``split``: {algebra, storage, arithmetic}; ``profile``; ``texts``, ``tokens``.
+    Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise``,
+    calibration, and ``worst_tokens`` (rows of ``services.worst_tokens``); ``effect``,
+    ``noise_floor``: the same statistics of base and of our own rounded fold; ``capture``: what was
+    recorded, and ``gated``: the same statistics of base plus gates against it; ``comparisons``: of
+    every two candidates, see ``services.pairwise``; ``split``: {algebra, storage, arithmetic};
+    ``profile``; ``texts``, ``tokens``.
     Writes ``tokens.npz`` (the token table) to ``config.out``.
 
     Raises:
@@ -118,6 +131,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         ToolError: a GGUF is given and libllama is missing.
     """
     watch = Stopwatch()
+    config = with_local_paths(config, progress)
     profile = load_profile(config.profile)
     names = names_of(config.candidates)
     capture = capture_if_one(config.reference)
@@ -144,7 +158,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         metrics={key: jsonable(value) for key, value in found.metrics.items()},
         diagnosis=tuple(found.diagnosis),
         notices=tuple(dict.fromkeys((*found.notices, *notices))),
-        inputs=_inputs(config),
+        inputs=_inputs(config, capture),
         outputs=_outputs(config),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
@@ -246,7 +260,7 @@ def _judge_logits(
         found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
     for name in names:
         found.checks += _candidate_checks(name, ran, profile, bootstrap)
-    found.metrics |= _statistics(names, ran, capture)
+    found.metrics |= _statistics(names, ran, capture, decoder(config))
     tables = {name: ran.tables[(REFERENCE, name)] for name in names}
     if comparisons := compare_candidates(tables, bootstrap):
         found.metrics["comparisons"] = comparisons
@@ -271,7 +285,10 @@ def _candidate_checks(
 
 
 def _statistics(
-    names: Iterable[str], ran: Comparison, capture: Capture | None
+    names: Iterable[str],
+    ran: Comparison,
+    capture: Capture | None,
+    decode: Callable[[list[int]], str] | None,
 ) -> dict[str, object]:
     """The metrics of the record that come from logits."""
     metrics: dict[str, object] = {}
@@ -287,6 +304,7 @@ def _statistics(
             **summarise(table),
             **calibration_summary(table),
             "kl_histogram": kl_histogram(table),
+            "worst_tokens": worst_tokens(table, ran.texts, decode),
         }
         for name in names
         for table in [ran.tables[(REFERENCE, name)]]
@@ -310,7 +328,7 @@ def _outputs(config: QCConfig) -> dict[str, FileRef]:
     return {"recovered": file_ref(config.save_recovered)}
 
 
-def _inputs(config: QCConfig) -> dict[str, FileRef]:
+def _inputs(config: QCConfig, capture: Capture | None) -> dict[str, FileRef]:
     inputs = {"reference": file_ref(config.reference)}
     if config.base is not None:
         inputs["base"] = file_ref(config.base)
@@ -318,4 +336,6 @@ def _inputs(config: QCConfig) -> dict[str, FileRef]:
         inputs["rotations"] = file_ref(config.rotations)
     for i, path in enumerate(config.candidates):
         inputs[f"candidate_{i + 1}"] = file_ref(path)
+    if config.level == "full" and capture is None:
+        inputs |= {f"data: {path.name}": file_ref(path) for path in data_paths(config.data)}
     return inputs

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from so8tqc.artifacts import short_name
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.llama.gguf_file import is_gguf
@@ -51,12 +52,14 @@ class Comparison:
         witness: the model that noise floors are measured from: the reference, or base plus
             gates where the reference is a capture.
         dtypes: model directory → dtype it stores the fold in.
+        texts: what was scored.
     """
 
     tables: Mapping[Pair, TokenTable]
     file_types: Mapping[str, str]
     witness: str
     dtypes: Mapping[str, str]
+    texts: tuple[EncodedText, ...]
 
     def floor(self, name: str) -> TokenTable | None:
         """What correct rounding to a candidate's storage dtype costs by itself."""
@@ -109,6 +112,7 @@ def run_models(
         file_types={s.name: s.file_type for s in sources if isinstance(s, GGUFSource)},
         witness=REFERENCE if capture is None else GATED,
         dtypes=dtypes,
+        texts=texts,
     )
 
 
@@ -121,8 +125,9 @@ def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
     """A short distinct name for each candidate."""
     names: dict[str, Path] = {}
     for path in candidates:
-        taken = path.name in names or path.name in _RESERVED
-        short = str(path) if taken else path.name
+        name = short_name(path)
+        taken = name in names or name in _RESERVED
+        short = str(path) if taken else name
         if short in names:
             raise InputError("the same candidate is given twice", where=str(path))
         names[short] = path
@@ -217,6 +222,22 @@ def load_model(config: QCConfig, path: Path) -> HFModel:
 def _floor(dtype: str) -> str:
     """Name of the source that gives a storage dtype's noise floor."""
     return f"{FLOOR} {dtype}"
+
+
+def decoder(config: QCConfig) -> Callable[[list[int]], str] | None:
+    """Token ids → text, by the tokenizer that the texts were encoded with; None if none is known.
+
+    Under llama-perplexity's protocol a GGUF file's own vocabulary may have encoded them, which
+    transformers cannot decode.
+    """
+    files = any(is_gguf(path) for path in (config.reference, *config.candidates))
+    if config.tokenizer is None and config.protocol == "llama-perplexity" and files:
+        return None
+    try:
+        tokenizer = _tokenizer(config)
+    except InputError:
+        return None
+    return lambda ids: str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:

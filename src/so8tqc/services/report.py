@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import file_ref, read_record, write_text
+from so8tqc.artifacts import file_ref, read_record, remove_leftovers, write_text
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
+from so8tqc.languages import Language
+from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, versions
 from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml
+from so8tqc.reports.language import spoken
 from so8tqc.reports.markdown import run_markdown, stage_markdown
+from so8tqc.reports.model_card import model_card
 from so8tqc.reports.sections import section, stage_tables
 from so8tqc.reports.summary import summarise_run
 
@@ -29,8 +34,16 @@ _FILES = {
 }
 
 
-def report(directory: Path, progress: Progress = SILENT) -> Record:
+def report(
+    directory: Path, progress: Progress = SILENT, *, language: Language | None = None
+) -> Record:
     """Write ``report/report.{html,md,json}`` and ``report/junit.xml`` of a run directory.
+
+    Args:
+        directory: what ``run`` wrote.
+        progress: told about each file.
+        language: of the page and the Markdown; None takes what the run was configured with.
+            JSON and JUnit, which machines read, are English always.
 
     Returns:
         Record of kind ``report``: the checks of all stages, the worst stage's verdict;
@@ -38,12 +51,20 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
 
     Raises:
         InputError: the directory holds no stage's record, or one that cannot be read.
+        BusyError: a run is at work in the directory.
     """
+    with claim_folder(directory) if directory.is_dir() else nullcontext():
+        return _report(directory, progress, language)
+
+
+def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
+    language = language or _configured_language(_run_record(directory))
     out = directory / "report"
-    with progress.task("writing the report", total=4) as task:
-        summary, texts = render(directory, records)
+    remove_leftovers(out)
+    with progress.task("writing the report", total=len(_FILES)) as task:
+        summary, texts = render(directory, records, language)
         paths = {kind: out / name for kind, name in _FILES.items()}
         for kind, text in texts.items():
             write_text(paths[kind], text)
@@ -54,6 +75,7 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
         checks=tuple(check for record in records.values() for check in record.checks),
         metrics={
             "name": summary["name"],
+            "language": language,
             "stages": {row["name"]: row for row in summary["stages"]},
         },
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
@@ -63,7 +85,9 @@ def report(directory: Path, progress: Progress = SILENT) -> Record:
     )
 
 
-def render(directory: Path, records: Mapping[str, Record]) -> tuple[dict[str, Any], dict[str, str]]:
+def render(
+    directory: Path, records: Mapping[str, Record], language: Language = Language.ENGLISH
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The summary of a run, and the text of each kind of report; nothing is written.
 
     Raises:
@@ -72,33 +96,73 @@ def render(directory: Path, records: Mapping[str, Record]) -> tuple[dict[str, An
     name = _name(directory)
     try:
         summary = summarise_run(name, records)
+        return summary, {
+            **_for_people(name, records, directory, language),
+            "json": _json(summary, records),
+            "junit": junit_xml(list(records.values())),
+        }
+    except _FOREIGN as error:
+        raise _foreign(error, directory) from error
+
+
+def _foreign(error: Exception, directory: Path) -> InputError:
+    return InputError(
+        f"a stage's record holds what none of this version does ({type(error).__name__}: {error})",
+        where=str(directory),
+        remedy="Run the stage again.",
+    )
+
+
+def write_model_card(directory: Path) -> Path:
+    """Write ``report/model-card.md``, a section for a README, from a run's records.
+
+    Raises:
+        InputError: the directory holds no stage's record, no GGUF file was made, or a record is
+            not of this version.
+        BusyError: a run is at work in the directory.
+    """
+    with claim_folder(directory) if directory.is_dir() else nullcontext():
+        records = read_stages(directory)
+        if not any(name in records for name in ("export", "quantize", "choose")):
+            raise InputError(
+                "there is no file for a model card: nothing was exported or quantized",
+                where=str(directory),
+            )
+        try:
+            text = model_card(_name(directory), records)
+        except _FOREIGN as error:
+            raise _foreign(error, directory) from error
+        path = directory / "report" / "model-card.md"
+        write_text(path, text)
+        return path
+
+
+def _for_people(
+    name: str, records: Mapping[str, Record], directory: Path, language: Language
+) -> dict[str, str]:
+    """The page and the Markdown of a run."""
+    with spoken(language):
+        summary = summarise_run(name, records)
         tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
         sections = [
             section(stage, record, records, directory / stage, f"../{stage}/")
             for stage, record in records.items()
         ]
-        return summary, {
+        return {
             "html": page(summary, sections),
             "markdown": run_markdown(records, tables, summary),
-            "json": _json(summary, records),
-            "junit": junit_xml(list(records.values())),
         }
-    except _FOREIGN as error:
-        raise InputError(
-            f"a stage's record holds what none of this version does "
-            f"({type(error).__name__}: {error})",
-            where=str(directory),
-            remedy="Run the stage again.",
-        ) from error
 
 
-def write_stage_reports(record: Record, out: Path) -> None:
+def write_stage_reports(record: Record, out: Path, language: Language = Language.ENGLISH) -> None:
     """``report.md``, ``report.html`` and ``junit.xml`` of one stage, beside its record."""
     records = {record.kind: record}
-    summary = summarise_run(record.kind, records)
-    tables = stage_tables(record.kind, record)
-    write_text(out / "report.md", stage_markdown(record, tables, summary))
-    write_text(out / "report.html", page(summary, [section(record.kind, record, records, out, "")]))
+    with spoken(language):
+        summary = summarise_run(record.kind, records)
+        tables = stage_tables(record.kind, record)
+        write_text(out / "report.md", stage_markdown(record, tables, summary))
+        sections = [section(record.kind, record, records, out, "")]
+        write_text(out / "report.html", page(summary, sections))
     write_text(out / "junit.xml", junit_xml([record]))
 
 
@@ -123,10 +187,23 @@ def read_stages(directory: Path) -> dict[str, Record]:
 
 def _name(directory: Path) -> str:
     """The run's name from its own record, else the directory's."""
-    path = directory / "record.json"
-    if path.is_file():
-        return str(read_record(path).metrics.get("name", directory.name))
+    run = _run_record(directory)
+    if run is not None:
+        return str(run.metrics.get("name", directory.name))
     return directory.resolve().name
+
+
+def _run_record(directory: Path) -> Record | None:
+    """What ``run`` itself wrote, if this is a run directory."""
+    path = directory / "record.json"
+    return read_record(path) if path.is_file() else None
+
+
+def _configured_language(run: Record | None) -> Language:
+    options = run.config.get("report") if run else None
+    code = options.get("language") if isinstance(options, dict) else None
+    known = [language for language in Language if language == code]
+    return known[0] if known else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:

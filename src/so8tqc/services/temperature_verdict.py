@@ -43,6 +43,11 @@ from so8tqc.sources.temperatures import frequent_tokens, walk_temperatures
 JUDGED = ("nll", "ece", "brier")
 """Measures that a temperature in use may not make worse."""
 
+_CHECKS = {
+    "nll": "calibration.nll",
+    "ece": "calibration.ece",
+    "brier": "calibration.brier",
+}
 _UNITS = {"nll": "nats"}
 
 
@@ -247,7 +252,7 @@ def _check(name: str, calibration: Calibration) -> Check:
             f"{calibration.fit.temperature:.3f} is not."
         )
     return judge(
-        f"calibration.{name}",
+        _CHECKS[name],
         used.difference,
         used.margin,
         unit=_UNITS.get(name, ""),

@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from so8tqc.artifacts import file_ref, read_record
-from so8tqc.config import QuantizeConfig, VerifyConfig
+from so8tqc.config import VerifyConfig
 from so8tqc.errors import InputError
-from so8tqc.llama.build import Build, library_build
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, block_layout, open_gguf
-from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, key_values
+from so8tqc.llama.build import library_build
+from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
     Check,
@@ -39,30 +34,14 @@ from so8tqc.records import (
     versions,
 )
 from so8tqc.services.derivation import Derivation, tensor_digests
-from so8tqc.services.quantize import quantize
-
-SET_LATER = frozenset({CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE})
-"""Keys that ``calibrate`` may set in a file after it was quantized."""
-
-ROUNDING_SLACK = 1.1
-"""How much farther from the unquantized weights a block may lie than the one made here. Builds
-round ties and reorder sums differently, which hardly moves a block's error; changing one weight of
-a block of 32 by a single step adds a third or more to its squared error."""
-
-
-class Link(StrEnum):
-    """How a tensor compares with the one made again."""
-
-    IDENTICAL = "identical"
-    WITHIN_ROUNDING = "within rounding"
-    DIFFERENT = "different"
-
-
-class ComparedTensor(TypedDict):
-    """A tensor that is not identical; ``blocks`` of it differ (None: another type or shape)."""
-
-    link: Link
-    blocks: int | None
+from so8tqc.services.requantize import (
+    ComparedTensor,
+    Link,
+    Recorded,
+    compare_tensors,
+    make_again,
+    other_keys,
+)
 
 
 def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
@@ -83,11 +62,11 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
     inputs = _inputs(recorded, config)
     here, digests = library_build(), tensor_digests(file)
     with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
-        made = open_gguf(_make_again(recorded, inputs, Path(scratch), progress))
+        made = open_gguf(make_again(recorded, inputs, Path(scratch), progress))
         same_build = here == recorded.build
         source = open_gguf(Path(inputs["gguf"].path))
-        found = _compare(file, digests, made, source, recorded, same_build)
-        keys = _other_keys(config.file, made.path)
+        found = compare_tensors(file, digests, made, source, recorded.tensors, same_build)
+        keys = other_keys(config.file, made.path)
     checks = [
         _inputs_check(recorded, inputs),
         _record_check(recorded, digests),
@@ -119,26 +98,7 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
     )
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """What a record of ``quantize`` says of one file.
-
-    Attributes:
-        type: the recipe, e.g. ``Q5_K_M``.
-        options: of ``quantize``.
-        inputs: ``gguf`` and, if there was one, ``imatrix``.
-        tensors: tensor → SHA-256.
-        build: of libllama.
-    """
-
-    type: str
-    options: Mapping[str, Any]
-    inputs: Mapping[str, FileRef]
-    tensors: Mapping[str, str]
-    build: Build
-
-
-def _recorded(path: Path, name: str) -> _Recorded:
+def _recorded(path: Path, name: str) -> Recorded:
     record = read_record(path)
     if record.kind != "quantize":
         raise InputError(
@@ -162,7 +122,7 @@ def _recorded(path: Path, name: str) -> _Recorded:
         )
     files: Any = record.metrics["files"]
     references = {**record.outputs, **record.inputs}  # a matrix may have been computed on the way
-    return _Recorded(
+    return Recorded(
         type=str(files[name]["type"]),
         options=record.config,
         inputs={kind: references[kind] for kind in ("gguf", "imatrix") if kind in references},
@@ -171,7 +131,7 @@ def _recorded(path: Path, name: str) -> _Recorded:
     )
 
 
-def _inputs(recorded: _Recorded, config: VerifyConfig) -> dict[str, FileRef]:
+def _inputs(recorded: Recorded, config: VerifyConfig) -> dict[str, FileRef]:
     """The inputs as they are now, with their digests."""
     given = {"gguf": config.input, "imatrix": config.imatrix}
     found = {}
@@ -187,77 +147,7 @@ def _inputs(recorded: _Recorded, config: VerifyConfig) -> dict[str, FileRef]:
     return found
 
 
-def _make_again(
-    recorded: _Recorded, inputs: Mapping[str, FileRef], scratch: Path, progress: Progress
-) -> Path:
-    places = {kind: reference.path for kind, reference in inputs.items()}
-    options = {**recorded.options, **places, "out": scratch, "types": [recorded.type]}
-    record = quantize(QuantizeConfig.model_validate(options), progress)
-    return Path(record.outputs[recorded.type].path)
-
-
-def _compare(
-    file: GGUFFile,
-    digests: Mapping[str, str],
-    made: GGUFFile,
-    source: GGUFFile,
-    recorded: _Recorded,
-    same_build: bool,
-) -> dict[str, ComparedTensor]:
-    """Every tensor that is not identical to the one made again."""
-    made_digests = tensor_digests(made)
-    found: dict[str, ComparedTensor] = {}
-    for name in sorted(file.tensors.keys() | made.tensors.keys()):
-        theirs, ours = file.tensors.get(name), made.tensors.get(name)
-        if theirs is None or ours is None or _layout(theirs) != _layout(ours):
-            found[name] = {"link": Link.DIFFERENT, "blocks": None}
-        elif digests[name] != made_digests[name]:
-            differ = _differing_blocks(theirs, ours)
-            excused = (
-                not same_build
-                and digests[name] == recorded.tensors.get(name)
-                and _within_rounding(theirs, ours, source.tensors[name], differ)
-            )
-            link = Link.WITHIN_ROUNDING if excused else Link.DIFFERENT
-            found[name] = {"link": link, "blocks": int(differ.size)}
-    return found
-
-
-def _layout(tensor: GGUFTensor) -> tuple[str, tuple[int, ...]]:
-    return tensor.type, tensor.shape
-
-
-def _differing_blocks(a: GGUFTensor, b: GGUFTensor) -> npt.NDArray[np.intp]:
-    """Indices of the blocks whose bytes differ."""
-    _, size = block_layout(a.type)
-    blocks: npt.NDArray[np.intp] = np.flatnonzero(
-        (a.raw.reshape(-1, size) != b.raw.reshape(-1, size)).any(axis=1)
-    )
-    return blocks
-
-
-def _within_rounding(
-    theirs: GGUFTensor, ours: GGUFTensor, source: GGUFTensor, blocks: npt.NDArray[np.intp]
-) -> bool:
-    """Whether their blocks lie about as near to the unquantized weights as ours."""
-    width, _ = block_layout(theirs.type)
-    exact, a, b = (
-        tensor.values().reshape(-1, width)[blocks].astype(np.float64)
-        for tensor in (source, theirs, ours)
-    )
-    error, own = (np.linalg.norm(x - exact, axis=1) for x in (a, b))
-    return bool((error <= ROUNDING_SLACK * own).all())
-
-
-def _other_keys(file: Path, made: Path) -> list[str]:
-    """Keys that one file lacks or has with another value, but for those that come later."""
-    theirs, ours = key_values(file), key_values(made)
-    return sorted(
-        key for key in (theirs.keys() | ours.keys()) - SET_LATER if theirs.get(key) != ours.get(key)
-    )
-
-
-def _inputs_check(recorded: _Recorded, inputs: Mapping[str, FileRef]) -> Check:
+def _inputs_check(recorded: Recorded, inputs: Mapping[str, FileRef]) -> Check:
     other = [kind for kind, ref in inputs.items() if ref.sha256 != recorded.inputs[kind].sha256]
     return judge(
         "derivation.inputs",
@@ -267,7 +157,7 @@ def _inputs_check(recorded: _Recorded, inputs: Mapping[str, FileRef]) -> Check:
     )
 
 
-def _record_check(recorded: _Recorded, digests: Mapping[str, str]) -> Check:
+def _record_check(recorded: Recorded, digests: Mapping[str, str]) -> Check:
     names = digests.keys() | recorded.tensors.keys()
     other = sorted(name for name in names if digests.get(name) != recorded.tensors.get(name))
     return judge(

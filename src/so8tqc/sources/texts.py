@@ -17,6 +17,7 @@ from so8tqc.corpus.store import calibration_file
 from so8tqc.errors import DataError, ModelError
 from so8tqc.files import MAX_JSON_BYTES, read_whole
 from so8tqc.resources import data_file
+from so8tqc.sources.dataset_texts import PREFIX, dataset_file
 from so8tqc.sources.protocol import EncodedText, TokenIds
 
 if TYPE_CHECKING:
@@ -64,16 +65,19 @@ class Text:
 
 
 def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
-    """The files that a list of ``builtin:NAME`` and paths stands for.
+    """The files that a list of paths, ``builtin:NAME`` and ``datasets:NAME`` stands for.
 
     Raises:
         DataError: an unknown builtin name, or a file that does not exist.
-        MissingToolError: ``builtin:calibration`` has not been built.
+        MissingToolError: ``builtin:calibration`` has not been built, or no ``datasets``.
+        ToolError: a data set cannot be fetched.
     """
     paths: list[Path] = []
     for spec in specs:
         if spec == CALIBRATION_TEXTS:
             paths.append(calibration_file())
+        elif spec.startswith(PREFIX):
+            paths.append(dataset_file(spec))
         elif spec.startswith("builtin:"):
             if spec not in BUILTIN_FILES:
                 raise DataError(

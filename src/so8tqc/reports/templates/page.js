@@ -9,6 +9,12 @@
     window.addEventListener("load", paint);
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
     window.matchMedia("print").addEventListener("change", paint);
+    // paper is narrower than the window: plots keep to its width, and return afterwards
+    window.addEventListener("beforeprint", function () { resize(); });
+    window.addEventListener("afterprint", function () { resize(); });
+  }
+  function resize() {
+    document.querySelectorAll(".js-plotly-plot").forEach(function (plot) { Plotly.Plots.resize(plot); });
   }
   // paper shows everything
   window.addEventListener("beforeprint", function () {

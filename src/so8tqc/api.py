@@ -1,0 +1,203 @@
+"""The commands as functions, for notebooks: ``so8tqc.bake``, ``so8tqc.qc`` and so on.
+
+Each takes what its command takes, under the names that the config file has (docs/configuration.md),
+writes what the command writes, prints nothing, and returns the record. A verdict that failed is no
+exception: look at ``record.verdict``. What is wrong with the inputs is a ``So8tqcError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
+
+from so8tqc.artifacts import read_record, write_record
+from so8tqc.config import (
+    BakeConfig,
+    CalibrateConfig,
+    CaptureConfig,
+    ExportConfig,
+    LongTextConfig,
+    Options,
+    QCConfig,
+    QuantizeConfig,
+    RotationOptions,
+)
+from so8tqc.config_file import load_options
+from so8tqc.locks import claim_folder, claim_output
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import Record
+from so8tqc.rotations.rotation_set import RotationSet
+
+StrPath = str | PathLike[str]
+_Config = TypeVar("_Config", bound=Options)
+
+
+def read_rotations(path: StrPath, **options: object) -> RotationSet:
+    """Rotations of a gate file, a checkpoint or an adapter directory, or of a name on a hub.
+
+    Args:
+        path: where they are.
+        options: ``convention``, ``parametrization``, ``site``, ``layers``, ``orthogonalize``.
+    """
+    from so8tqc.rotations.read import read_rotations as read
+    from so8tqc.sources.hub import local_rotations
+
+    return read(local_rotations(Path(path)), _config(RotationOptions, options))
+
+
+def bake(
+    base: StrPath,
+    rotations: StrPath,
+    out: StrPath,
+    *,
+    progress: Progress = SILENT,
+    **options: object,
+) -> Record:
+    """Fold rotations into a checkpoint, as ``so8tqc bake``."""
+    from so8tqc.services.bake import bake as service
+
+    config = _config(BakeConfig, options, base=base, rotations=rotations, out=out)
+    with claim_output(config.out):
+        return _beside(service(config, progress), config.out)
+
+
+def export(
+    model: StrPath, out: StrPath, *, progress: Progress = SILENT, **options: object
+) -> Record:
+    """Convert a model directory to GGUF, as ``so8tqc export``."""
+    from so8tqc.services.export import export as service
+
+    config = _config(ExportConfig, options, model=model, out=out)
+    with claim_output(config.out):
+        return _beside(service(config, progress), config.out)
+
+
+def quantize(
+    gguf: StrPath,
+    types: Iterable[str],
+    out: StrPath,
+    *,
+    progress: Progress = SILENT,
+    **options: object,
+) -> Record:
+    """Quantize a GGUF file, as ``so8tqc quantize``."""
+    from so8tqc.services.quantize import quantize as service
+
+    config = _config(QuantizeConfig, options, gguf=gguf, types=list(types), out=out)
+    with claim_folder(config.out):
+        return _inside(service(config, progress), config.out)
+
+
+def calibrate(
+    gguf: StrPath,
+    tokenizer: StrPath,
+    out: StrPath,
+    *,
+    progress: Progress = SILENT,
+    **options: object,
+) -> Record:
+    """Fit a temperature on a GGUF's own logits, as ``so8tqc calibrate``."""
+    from so8tqc.services.calibrate import calibrate as service
+
+    config = _config(CalibrateConfig, options, gguf=gguf, tokenizer=tokenizer, out=out)
+    with claim_folder(config.out):
+        return _inside(service(config, progress), config.out)
+
+
+def capture(
+    model: StrPath, out: StrPath, *, progress: Progress = SILENT, **options: object
+) -> Record:
+    """Record a model's logits, as ``so8tqc capture``."""
+    from so8tqc.services.capture import capture as service
+
+    config = _config(CaptureConfig, options, model=model, out=out)
+    with claim_output(config.out):
+        return _beside(service(config, progress), config.out)
+
+
+def qc(
+    reference: StrPath,
+    candidates: StrPath | Iterable[StrPath],
+    out: StrPath,
+    *,
+    progress: Progress = SILENT,
+    **options: object,
+) -> Record:
+    """Judge candidates against a reference, as ``so8tqc qc``.
+
+    Args:
+        reference: what is trusted: model directory, GGUF file, capture, name on a hub.
+        candidates: one, or several.
+        out: directory for record and reports.
+        progress: told about the texts.
+        options: ``rotations``, ``data``, ``profile``, ``level`` and so on.
+    """
+    from so8tqc.services.qc import qc as service
+
+    several = [candidates] if isinstance(candidates, (str, PathLike)) else list(candidates)
+    config = _config(QCConfig, options, reference=reference, candidates=several, out=out)
+    with claim_folder(config.out):
+        return _reported(service(config, progress), config.out)
+
+
+def longtext(
+    model: StrPath, out: StrPath, *, progress: Progress = SILENT, **options: object
+) -> Record:
+    """Look for what only long text shows, as ``so8tqc longtext``."""
+    from so8tqc.services.longtext import longtext as service
+
+    config = _config(LongTextConfig, options, model=model, out=out)
+    with claim_folder(config.out):
+        return _reported(service(config, progress), config.out)
+
+
+def compare(
+    first: StrPath, second: StrPath, out: StrPath | None = None, *, progress: Progress = SILENT
+) -> Record:
+    """What changed between two runs or stages, as ``so8tqc report A B``."""
+    from so8tqc.services.compared_run import require_two
+    from so8tqc.services.comparing_runs import compare_runs
+
+    a, b = Path(first), Path(second)
+    require_two(a, b)
+    return compare_runs(a, b, b / "comparison" if out is None else Path(out), progress)
+
+
+def load_record(path: StrPath) -> Record:
+    """The record that a command or one of these functions left: a file, or its directory."""
+    found = Path(path)
+    return read_record(found / "record.json" if found.is_dir() else found)
+
+
+def _config(kind: type[_Config], options: Mapping[str, object], /, **paths: object) -> _Config:
+    """A config of what was given; None means the default."""
+    given = {name: value for name, value in {**options, **paths}.items() if value is not None}
+    return load_options(kind, flags={name: _text(value) for name, value in given.items()})
+
+
+def _text(value: object) -> object:
+    """Paths as text, in lists too: the config makes paths of them, and keeps ``./`` in mind."""
+    if isinstance(value, PathLike):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_text(item) for item in value]
+    return value
+
+
+def _beside(record: Record, out: Path) -> Record:
+    write_record(out.with_name(out.name + ".record.json"), record)
+    return record
+
+
+def _inside(record: Record, out: Path) -> Record:
+    write_record(out / "record.json", record)
+    return record
+
+
+def _reported(record: Record, out: Path) -> Record:
+    from so8tqc.services.report import write_stage_reports
+
+    write_stage_reports(record, out)
+    return _inside(record, out)

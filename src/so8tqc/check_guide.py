@@ -1,0 +1,522 @@
+"""What every check means, what its failure means, and what to do about it.
+
+The one source of these words: reports show and advise from here, ``services.diagnose`` names edits
+with them, and docs/checks.md is written from it (``python tests/docs/write_pages.py``). Titles,
+meanings and remedies are messages, which ``reports/languages`` translates.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Guide(NamedTuple):
+    """One check.
+
+    Attributes:
+        title: a few words.
+        meaning: one sentence, what the value is.
+        failure: what it says about the file when it fails.
+        remedy: what to do then, with a command where there is one.
+    """
+
+    title: str
+    meaning: str
+    failure: str
+    remedy: str
+
+
+REBAKE = "Bake again from the base model: so8tqc bake BASE ROTATIONS --out DIR"
+
+_COPY = "Copy it from the base model, or bake again: so8tqc bake BASE ROTATIONS --out DIR"
+_TRAIN = (
+    "Look for the blocks that drifted in the training, or fold the nearest rotations: "
+    "--orthogonalize polar."
+)
+_FILES_FIRST = (
+    "See algebra.* and structure.* of the same file first: they name a wrong fold. If they pass, "
+    "the file lost too much when it was rounded."
+)
+_FINER = (
+    "A model directory: bake with --baked-dtype float32. A GGUF file: quantize to a finer type, or "
+    "with --imatrix auto."
+)
+_EXPORT = (
+    "Read the converter's log beside the GGUF, then export again: so8tqc export BAKED --out FILE"
+)
+_QUANTIZE = (
+    "Check disk and memory, then quantize again: so8tqc quantize FILE.gguf --type T --out DIR"
+)
+_TEMPERATURE = "Do not apply this temperature; fit it on more text (--data FILE)."
+_APPLY = "Do not ship the applied file: apply again from the original, and report it if it recurs."
+_CHOOSE = "Allow more, or search more: other types (--type), more files (--max-evaluations)."
+_EXPORT_BAKED = "Export the baked directory, not the base: so8tqc export BAKED --out FILE"
+_MADE_AGAIN = "Do not trust the file: quantize again from the recorded input."
+_LAYERS = "Look at the layers that pet.energy names."
+_REPEATING = "Read the generated texts: they repeat what the reference does not."
+_STIRRED = "That layer was stirred up after the training: bake again from the base model."
+
+GUIDE: dict[str, Guide] = {
+    # what the files are made of
+    "structure.missing": Guide(
+        "Missing tensors",
+        "Tensors of the base model that the candidate lacks.",
+        "the directory is incomplete",
+        REBAKE,
+    ),
+    "structure.added": Guide(
+        "Added tensors",
+        "Tensors of the candidate that the base model does not have.",
+        "something else was written into it",
+        REBAKE,
+    ),
+    "structure.shapes": Guide(
+        "Shapes",
+        "Tensors whose shape is not the base model's.",
+        "another model, or an edited one",
+        REBAKE,
+    ),
+    "structure.dtypes": Guide(
+        "Storage types",
+        "Tensors stored in another dtype than was planned.",
+        "the whole model was converted, so that more than the fold was rounded",
+        REBAKE,
+    ),
+    "structure.untouched": Guide(
+        "Untouched tensors",
+        "Tensors that no rotation concerns must be bit-identical to the base model's.",
+        "something besides the fold changed the model",
+        REBAKE,
+    ),
+    "structure.finite": Guide(
+        "Finite tensors",
+        "No stored tensor may hold NaN or infinity.",
+        "the file is damaged",
+        REBAKE,
+    ),
+    "structure.gates": Guide(
+        "No gates left",
+        "After folding, no gate tensor may remain: it would be applied a second time.",
+        "a runtime that knows gates would rotate a second time",
+        REBAKE,
+    ),
+    "structure.config": Guide(
+        "Configuration",
+        "config.json must be the base model's.",
+        "the same weights would be run as another model",
+        _COPY,
+    ),
+    "structure.tokenizer": Guide(
+        "Tokenizer",
+        "The tokenizer's files must be the base model's.",
+        "texts would become other tokens",
+        _COPY,
+    ),
+    "structure.vocabulary": Guide(
+        "Vocabulary",
+        "The tokenizer must have the vocabulary that the capture was recorded with.",
+        "the same token ids mean other words",
+        "Give the tokenizer of the training, or record the capture again.",
+    ),
+    # the rotations themselves
+    "rotation.orthogonality": Guide(
+        "Orthogonality",
+        "How far the worst block is from a rotation, ‖RᵀR − I‖_F.",
+        "a block is no rotation: the training drifted",
+        _TRAIN,
+    ),
+    "rotation.determinant": Guide(
+        "Determinant",
+        "A rotation has determinant 1; −1 would be a reflection.",
+        "a block scales or mirrors",
+        _TRAIN,
+    ),
+    "rotation.recovered": Guide(
+        "Recovered rotations",
+        "How much of the weights' change no rotation explains, in units of rounding.",
+        "the weights were changed by more than a rotation",
+        "Compare with the right base, or treat the recovered rotations as an approximation.",
+    ),
+    # the fold, from the files alone
+    "algebra.exact": Guide(
+        "Exact fold",
+        "Distance of the stored weights from the exact product, in units in the last place: 0.5 is "
+        "correct rounding.",
+        "something else was folded; the diagnosis says what",
+        REBAKE,
+    ),
+    "algebra.effect": Guide(
+        "Change of the weights",
+        "The share of the change that the rotation calls for which is really stored.",
+        "a layer was not baked, or its storage dtype cannot hold the change",
+        "Bake again from the base model, with --baked-dtype float32 if the gates are small.",
+    ),
+    "algebra.finite": Guide(
+        "Finite folds",
+        "No folded weight may be NaN or infinite.",
+        "the product does not fit the storage dtype, or the file is damaged",
+        REBAKE + " --baked-dtype float32",
+    ),
+    "algebra.nearest": Guide(
+        "Nearest hypothesis",
+        "The right fold must explain a GGUF's weights better than any wrong one.",
+        "the file was made from the base, or from a wrong bake",
+        _EXPORT_BAKED,
+    ),
+    "algebra.stored": Guide(
+        "Distance in the file",
+        "How far a GGUF's weights are from the right fold; its type must explain that.",
+        "more was lost than the type explains: a wrong importance matrix, or noise",
+        "Quantize again, with the importance matrix of this model: --imatrix auto.",
+    ),
+    # one model's logits against the other's
+    "logits.run": Guide(
+        "Model run",
+        "Whether the model could be run at all.",
+        "its files are so damaged that its logits would mean nothing",
+        "Mend what the checks that it names say.",
+    ),
+    "logits.max_abs": Guide(
+        "Largest logit difference",
+        "The largest |Δlogit| over all scored tokens and the whole vocabulary.",
+        "some logit is off",
+        _FILES_FIRST,
+    ),
+    "logits.mean_abs": Guide(
+        "Mean logit difference",
+        "The mean |Δlogit| over all scored tokens and the whole vocabulary.",
+        "logits are off in general",
+        _FILES_FIRST,
+    ),
+    "logits.rms": Guide(
+        "RMS logit difference",
+        "The root mean square of Δlogit.",
+        "logits are off in general",
+        _FILES_FIRST,
+    ),
+    "kl.mean": Guide(
+        "Mean KL divergence",
+        "How far the next-token distributions are from the reference's, on average.",
+        "the candidate predicts something else than the trained model",
+        f"{_FILES_FIRST} {_FINER}",
+    ),
+    "kl.max": Guide(
+        "Largest KL divergence",
+        "The KL divergence of the worst single token.",
+        "a single prediction is far off",
+        _FILES_FIRST,
+    ),
+    "kl.top1": Guide(
+        "Same top token",
+        "How often both models hold the same token to be the most likely one.",
+        "greedy text will differ from the trained model's",
+        f"{_FILES_FIRST} {_FINER}",
+    ),
+    "effect.kl": Guide(
+        "Effect of the gates",
+        "What the gates change in the base model. If that is no more than rounding, nothing can "
+        "show whether they were folded.",
+        "the gates change less than rounding does: no logits can show whether they were folded",
+        "Train the gates further, or judge the files alone: so8tqc qc … --level files",
+    ),
+    "effect.survival": Guide(
+        "Gate survives",
+        "Whether the file is nearer to the gated model than to the base model.",
+        "the file is no nearer to the gated model than to the base: it was made from the unbaked "
+        "model, or its quantization erased the gate",
+        f"{_EXPORT_BAKED} (or choose a finer quantization type).",
+    ),
+    # probabilities
+    "calibration.ece": Guide(
+        "Calibration error",
+        "Change of the expected calibration error: how far confidence is from accuracy.",
+        "confidence has moved away from accuracy",
+        f"qc: fit a temperature (so8tqc calibrate) or take a finer type. calibrate: {_TEMPERATURE}",
+    ),
+    "calibration.brier": Guide(
+        "Brier score",
+        "Change of the squared error of the predicted probabilities.",
+        "probabilities have become worse",
+        f"qc: fit a temperature (so8tqc calibrate) or take a finer type. calibrate: {_TEMPERATURE}",
+    ),
+    "calibration.nll": Guide(
+        "NLL",
+        "Change of the negative log likelihood on held-out text.",
+        "the temperature makes predictions worse",
+        _TEMPERATURE,
+    ),
+    "calibration.applied_scale": Guide(
+        "Scale of the copy",
+        "Whether the copy's logits are the original's divided by the temperature.",
+        "the file does not carry the temperature that it should",
+        _APPLY,
+    ),
+    "calibration.applied_kl": Guide(
+        "Predictions of the copy",
+        "Whether the copy predicts what the original does at that temperature.",
+        "more than the temperature was changed",
+        _APPLY,
+    ),
+    # GGUF files and where they come from
+    "export.tensors": Guide(
+        "Exported tensors",
+        "Tensors that differ from their source by more than renaming and rounding.",
+        "the conversion is wrong",
+        _EXPORT,
+    ),
+    "export.missing": Guide(
+        "Missing in the GGUF",
+        "Source tensors that the file lacks.",
+        "the conversion is incomplete",
+        _EXPORT,
+    ),
+    "export.extra": Guide(
+        "Extra in the GGUF",
+        "Tensors of the file that come from no source tensor.",
+        "something was invented or mixed in",
+        _EXPORT,
+    ),
+    "export.unmapped": Guide(
+        "Names without a map",
+        "Tensors whose names the converter's map does not know cannot be compared.",
+        "these tensors were not compared",
+        "Judge the file by its logits: export.logits, so8tqc qc.",
+    ),
+    "export.layout": Guide(
+        "Layout",
+        "Whether the order of rows that this architecture needs is known.",
+        "any arrangement that explains the bytes was accepted",
+        "Judge the file by its logits: export.logits, so8tqc qc.",
+    ),
+    "export.kept": Guide(
+        "Unrounded tensors",
+        "Tensors that were to stay F32 and were rounded all the same.",
+        "the file does not hold what was asked for",
+        _EXPORT,
+    ),
+    "export.logits": Guide(
+        "Exported file, run",
+        "libllama's predictions must be transformers', within what the types cost.",
+        "the file is run as another model: RoPE, norms, rows or vocabulary differ",
+        _EXPORT,
+    ),
+    "quantize.readable": Guide(
+        "Quantized tensors",
+        "The same tensors and shapes as the input.",
+        "the file is damaged",
+        _QUANTIZE,
+    ),
+    "quantize.types": Guide(
+        "Quantized types",
+        "Tensors of another type than was planned.",
+        "the file is not what was asked for",
+        _QUANTIZE,
+    ),
+    "quantize.finite": Guide(
+        "Finite when dequantized",
+        "No weight may be NaN or infinite when it is read back.",
+        "the file is damaged",
+        _QUANTIZE,
+    ),
+    "choose.recipe": Guide(
+        "Recipe of the choice",
+        "The chosen file must hold the very tensors that were measured.",
+        "the file that was written is not the one that was judged",
+        "Run the search again; without a second run the file's numbers are not known.",
+    ),
+    "budget.kl": Guide(
+        "KL budget", "The mean KL that was asked for.", "no file keeps this budget", _CHOOSE
+    ),
+    "budget.top1": Guide(
+        "Top-token budget",
+        "The share of top tokens that was asked for.",
+        "no file keeps this budget",
+        _CHOOSE,
+    ),
+    "budget.size": Guide(
+        "Size budget", "The file size that was asked for.", "no file keeps this budget", _CHOOSE
+    ),
+    "derivation.inputs": Guide(
+        "Inputs",
+        "The inputs must be those of the record, by SHA-256.",
+        "the file is made again from something else",
+        "Give the recorded inputs: so8tqc verify FILE.gguf --input FILE --imatrix FILE",
+    ),
+    "derivation.record": Guide(
+        "Bytes of the record",
+        "Every tensor's bytes must be those that the record names.",
+        "the file was changed after it was made, or the record belongs to another",
+        _MADE_AGAIN,
+    ),
+    "derivation.metadata": Guide(
+        "Key-values",
+        "Key-values that differ from those of the file made again.",
+        "its header was edited, or it is another file's",
+        _MADE_AGAIN,
+    ),
+    "derivation.tensors": Guide(
+        "Made again",
+        "Tensors that come out differently when the recipe is run again.",
+        "the recorded recipe did not make this file",
+        _MADE_AGAIN,
+    ),
+    "derivation.identical": Guide(
+        "Bit for bit",
+        "Whether every tensor made again is identical, or only within rounding.",
+        "another build of libllama, or another CPU, may round so",
+        "Verify with the recorded build, on the recorded kind of CPU.",
+    ),
+    # long text
+    "phase.layer0": Guide(
+        "Attention of layer 0",
+        "No fold can change it: a self-test of the measurement.",
+        "positions, embeddings or layer 0's queries and keys are not the reference's",
+        "No fold can change layer 0's attention: compare RoPE base and scaling in both "
+        "config.json, the tokenizers and the embeddings.",
+    ),
+    "phase.attention": Guide(
+        "Attention of the worst layer",
+        "Attention entropy against the reference's: it shows wrong queries and positions.",
+        "something is wrong before the softmax of that layer",
+        "Queries, keys or positions are wrong from that layer on: was a rotation applied to q_proj "
+        "or k_proj? so8tqc qc names the fault in the weights.",
+    ),
+    "phase.dips": Guide(
+        "Periodic dips",
+        "Periods at which attention narrows and the reference's does not.",
+        "a frequency of RoPE is treated differently",
+        "Open the case's entropy plot: a peak at a dotted line is a RoPE wavelength.",
+    ),
+    "phase.position": Guide(
+        "Error along the text",
+        "Whether the divergence grows with the position.",
+        "the error grows along the text",
+        "The error grows along the text: compare RoPE scaling, context length and sliding window.",
+    ),
+    "oscillation.index": Guide(
+        "Oscillation index",
+        "How strongly the largest logit jumps from token to token.",
+        "logits jump more from token to token",
+        "If von_neumann passed: a changed final norm, head or temperature.",
+    ),
+    "oscillation.von_neumann": Guide(
+        "Von Neumann ratio",
+        "Whether neighbouring tokens alternate: 2 is noise, 4 pure alternation.",
+        "neighbouring tokens disagree more",
+        _LAYERS,
+    ),
+    "oscillation.high_frequency": Guide(
+        "High-frequency power",
+        "The share of power at periods below four tokens.",
+        "the largest logit alternates more",
+        _LAYERS,
+    ),
+    "oscillation.repetition": Guide(
+        "Repetition",
+        "The share of generated four-grams that occurred before.",
+        "the texts loop",
+        _REPEATING,
+    ),
+    "oscillation.compression": Guide(
+        "Compressibility",
+        "Text that compresses much better than the reference's repeats itself.",
+        "the texts repeat themselves with changes between",
+        _REPEATING,
+    ),
+    "oscillation.loops": Guide(
+        "Loops",
+        "Generated texts that end in a loop.",
+        "the texts end in loops",
+        "Read the generated texts: they loop where the reference's do not.",
+    ),
+    "pet.energy": Guide(
+        "Roughness of the hidden states",
+        "Second-difference energy of the worst layer against the reference's.",
+        "hidden states of that layer oscillate",
+        _STIRRED,
+    ),
+    "pet.high_frequency": Guide(
+        "High frequencies of the hidden states",
+        "The share of energy at periods below four tokens, in the worst layer.",
+        "hidden states of that layer oscillate fast",
+        _STIRRED,
+    ),
+    "pet.effect": Guide(
+        "Effect of PET",
+        "Gates trained with PET must have calmed the base model's hidden states.",
+        "the gates' record says PET, and the hidden states do not",
+        "The gates do not show what their PET record promises: check that the right file was "
+        "baked, or train with a stronger penalty.",
+    ),
+    # how the verdict was asked for
+    "profile.fail_on": Guide(
+        "Idle patterns",
+        "Patterns of --fail-on that match no check.",
+        "what should decide was not measured",
+        "Correct the pattern; the record lists the checks of the run.",
+    ),
+    "profile.skips": Guide(
+        "Skipped checks",
+        "The profile forbids checks that could not be made.",
+        "something was not proved",
+        "Mend what made them skip (each says it), or allow them by name: --allow CHECK.",
+    ),
+    # a statement and its files
+    "attest.verdicts": Guide(
+        "Verdicts of the run",
+        "Stages whose own checks failed: the statement is true, and says so.",
+        "the statement is true, and says of a link that it did not pass",
+        "See the record of that stage before you ship: so8tqc report DIR",
+    ),
+    "statement.files": Guide(
+        "Files of the statement",
+        "Files that are not those of the statement, by SHA-256.",
+        "a file was changed after it was attested, or is another file",
+        "Get the named files again, or attest the run anew: so8tqc attest DIR",
+    ),
+    "statement.strangers": Guide(
+        "Unknown files",
+        "Files in the model directory that the statement does not name.",
+        "somebody added a file that the run did not make",
+        "Remove them: a runtime may read them.",
+    ),
+    "statement.absent": Guide(
+        "Absent files",
+        "Files of the statement that are not here: it says what was not looked at.",
+        "it never fails; it says what was not looked at",
+        "Say where the files are: --files DIR",
+    ),
+    "statement.verdicts": Guide(
+        "Stated verdicts",
+        "Links whose own checks failed when they were made.",
+        "whoever made the files shipped them in spite of a failed check",
+        "Ask them for the records (record.json) and read the failed checks.",
+    ),
+    "derivation.link": Guide(
+        "Link made again",
+        "Files of a link that are not what its inputs and parameters make.",
+        "the file does not come from where the statement says",
+        "Do not trust the file. If --base or --rotations may be others than the stated ones, check "
+        "them first.",
+    ),
+    "files.changed": Guide(
+        "Changed files",
+        "Files of the run that are not as its manifest says, by SHA-256.",
+        "a file was changed after it was made",
+        "Run again; changed stages are made anew: so8tqc run CONFIG",
+    ),
+    "files.missing": Guide(
+        "Missing files",
+        "Files of the run that are gone.",
+        "a file was moved or deleted after it was made",
+        "Run again; missing stages are made anew: so8tqc run CONFIG",
+    ),
+    # two runs
+    "comparison.new_failures": Guide(
+        "New failures",
+        "Checks that fail in the second run and did not fail in the first.",
+        "something got worse between the two runs",
+        "Read what changed in inputs, config and versions, at the top of the comparison.",
+    ),
+}
+"""Every check that a stage of so8tqc can judge or skip."""

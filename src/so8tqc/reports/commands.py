@@ -1,0 +1,83 @@
+"""Command lines that make a stage's work again, filled in from what its record was given."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from so8tqc.records import Record
+
+_ROTATION_FLAGS = ("convention", "parametrization", "site", "layers", "orthogonalize")
+_DEFAULTS = {"orthogonalize": "as-trained"}
+_AGAIN = "-again"
+
+
+def command(*parts: object) -> str:
+    """One shell line; whatever needs quoting is quoted."""
+    return shlex.join(["so8tqc", *map(str, parts)])
+
+
+def bake_again(records: Mapping[str, Record], *extra: str) -> str:
+    """Bake what the reference is, beside the directory that was found wanting; "" if unknown.
+
+    The rotations are read as the reference of ``qc`` reads them, whatever the bake was told.
+    """
+    qc, bake = records.get("qc"), records.get("bake")
+    config: Mapping[str, Any] = (qc or bake or next(iter(records.values()))).config
+    base = config.get("base") or config.get("reference")
+    rotations = config.get("rotations")
+    if not base or not rotations:
+        return ""
+    out = _baked(config)
+    told: Any = config.get("rotation_options") if "candidates" in config else config
+    return command("bake", base, rotations, "--out", f"{out}{_AGAIN}", *_flags(told), *extra)
+
+
+def export_again(record: Record) -> str:
+    """Convert the same model to the same type, into another file."""
+    config = record.config
+    if not {"model", "out", "type"} <= config.keys():
+        return ""
+    out = Path(str(config["out"]))
+    again = out.with_name(f"{out.stem}{_AGAIN}{out.suffix}")
+    return command("export", config["model"], "--out", again, "--type", config["type"])
+
+
+def quantize_again(record: Record) -> str:
+    """Quantize the same file to the same types, into another folder."""
+    config: Mapping[str, Any] = record.config
+    if not {"gguf", "out", "types"} <= config.keys():
+        return ""
+    types = [part for kind in config["types"] for part in ("--type", kind)]
+    return command("quantize", config["gguf"], *types, "--out", f"{config['out']}{_AGAIN}")
+
+
+def calibrate_again(record: Record, *extra: str) -> str:
+    """Fit the temperature of the same file again, into another folder."""
+    config = record.config
+    if not {"gguf", "tokenizer", "out"} <= config.keys():
+        return ""
+    return command(
+        "calibrate", config["gguf"], "--tokenizer", config["tokenizer"], *extra,
+        "--out", f"{config['out']}{_AGAIN}",
+    )  # fmt: skip
+
+
+def _baked(config: Mapping[str, Any]) -> str:
+    """The directory that was baked: a bake's own, or the first candidate that is no GGUF."""
+    candidates = [str(path) for path in config.get("candidates", ())]
+    folders = [path for path in candidates if not path.lower().endswith(".gguf")]
+    return str(config.get("out")) if not candidates else (folders or ["baked"])[0].rstrip("/")
+
+
+def _flags(options: Mapping[str, Any] | None) -> list[str]:
+    """How the rotations are to be read, as far as it was stated."""
+    stated = {name: (options or {}).get(name) for name in _ROTATION_FLAGS}
+    return [
+        part
+        for name, value in stated.items()
+        if value not in (None, _DEFAULTS.get(name))
+        for part in (f"--{name}", str(value))
+    ]

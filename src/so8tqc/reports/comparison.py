@@ -1,0 +1,197 @@
+"""Two runs side by side: the tables of a comparison, its HTML page and its Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from so8tqc.records import Record
+from so8tqc.reports import format as fmt
+from so8tqc.reports.tables import Table
+from so8tqc.reports.templating import render
+
+_ORDER = ("worse", "better", "undecided", "not comparable")
+_SHOWN_DIGITS = 12
+_VALUES = "Values"
+
+
+class Part(NamedTuple):
+    """A table with a sentence on how to read it."""
+
+    table: Table
+    note: str
+
+
+def sentence(record: Record) -> str:
+    """What changed, in one sentence."""
+    m: Mapping[str, Any] = record.metrics
+    if not m["changed"]:
+        return (
+            f"Nothing changed: config, versions, {fmt.counted(m['same']['files'], 'file')} and "
+            f"{fmt.counted(m['same']['values'], 'measured value')} are the same."
+        )
+    reason = m["paired"]["reason"]
+    outcomes = [value["outcome"] for value in m["values"]]
+    told = [f"{outcomes.count(word)} {word}" for word in _ORDER if word in outcomes]
+    values = f" ({', '.join(told)})" if told else ""
+    return (
+        f"Changed: {fmt.counted(len(m['config']), 'option')}, "
+        f"{fmt.counted(len(m['versions']), 'version')}, {fmt.counted(len(m['files']), 'file')}, "
+        f"{fmt.counted(len(m['verdicts']), 'verdict')}, "
+        f"{fmt.counted(len(outcomes), 'measured value')}{values}."
+        + (f" Not compared token by token: {reason}." if reason else "")
+    )
+
+
+def comparison_parts(record: Record) -> list[Part]:
+    """The tables that hold something, the most important first."""
+    m: Mapping[str, Any] = record.metrics
+    paired = m["paired"]
+    how = _paired_note(m)
+    parts = [
+        Part(Table("Verdicts", ["check", "A", "B"], [_verdict(row) for row in m["verdicts"]]),
+             "Checks that ended otherwise, or that only one run has (–)."),
+        Part(Table("Token by token", ["candidate", "measure", "B − A", "95 %", "p", "nearer"],
+                   _pairs(paired["comparisons"])), how),
+        Part(Table(_VALUES, ["check", "A", "B", "B is", "by"],
+                   [_value(row) for row in sorted(m["values"], key=_rank)]),
+             "Measured values that differ, with their 95 % intervals."),
+        Part(Table("Config", ["option", "A", "B"],
+                   [[row["name"], _plain(row["a"]), _plain(row["b"])] for row in m["config"]]),
+             "OUT stands for each run's own directory."),
+        Part(Table("Files", ["file", "of", "A", "B"], [_file(row) for row in m["files"]]),
+             f"By SHA-256; {m['same']['files']} others are the same in both runs."),
+        Part(Table("Versions", ["package", "A", "B"],
+                   [[row["name"], _plain(row["a"]), _plain(row["b"])] for row in m["versions"]]),
+             ""),
+    ]  # fmt: skip
+    return [part for part in parts if part.table.rows]
+
+
+def comparison_tables(record: Record) -> list[Table]:
+    """The same tables for a terminal; how a value was judged is left to the report."""
+    tables = [part.table for part in comparison_parts(record)]
+    return [
+        table._replace(header=table.header[:-1], rows=[row[:-1] for row in table.rows])
+        if table.title == _VALUES
+        else table
+        for table in tables
+    ]
+
+
+def comparison_html(record: Record) -> str:
+    """``comparison.html``: one file that needs no other."""
+    return render(
+        "comparison.html.j2",
+        record=record,
+        m=record.metrics,
+        sentence=sentence(record),
+        parts=comparison_parts(record),
+        names=_names(record),
+    )
+
+
+def comparison_markdown(record: Record) -> str:
+    """``comparison.md``."""
+    text = render(
+        "comparison.md.j2",
+        record=record,
+        m=record.metrics,
+        sentence=sentence(record),
+        parts=comparison_parts(record),
+        names=_names(record),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _names(record: Record) -> tuple[str, str]:
+    """The directories, as short as tells them apart."""
+    m: Mapping[str, Any] = record.metrics
+    a, b = Path(m["a"]["directory"]), Path(m["b"]["directory"])
+    return (a.name, b.name) if a.name != b.name and a.name and b.name else (str(a), str(b))
+
+
+def _paired_note(m: Mapping[str, Any]) -> str:
+    comparisons = m["paired"]["comparisons"]
+    if not comparisons:
+        return ""
+    note = f" {m['paired']['note']}" if m["paired"]["note"] else ""
+    return f"{comparisons['texts']} texts. {comparisons['method']}{note}"
+
+
+def _verdict(row: Mapping[str, Any]) -> list[str]:
+    return [_check(row), row["a"] or "–", row["b"] or "–"]
+
+
+def _check(row: Mapping[str, Any]) -> str:
+    return f"{row['id']} of {row['subject']}" if row["subject"] else str(row["id"])
+
+
+def _pairs(comparisons: Mapping[str, Any] | None) -> list[list[str]]:
+    rows = []
+    for pair in comparisons["pairs"] if comparisons else ():
+        for measure, title in (("kl", "KL, nats"), ("nll", "NLL, nats"), ("top1", "same top")):
+            found = pair[measure]
+            interval = found["ci95"]
+            better = found["better"]
+            rows.append(
+                [
+                    pair["a"].partition("'s ")[2],
+                    title,
+                    _signed(found["difference"]),
+                    "" if interval is None else " … ".join(map(_signed, interval)),
+                    "" if found["p"] is None else f"{float(found['p']):.3g}",
+                    better[0] if better else _nobody(found),
+                ]
+            )
+    return rows
+
+
+def _nobody(found: Mapping[str, Any]) -> str:
+    if found["ci95"] is None:
+        return "too few texts"
+    return "equal" if found["difference"] == 0 and found["ci95"] == [0, 0] else "undecided"
+
+
+def _value(row: Mapping[str, Any]) -> list[str]:
+    sides = [_measured(row[side]) for side in "ab"]
+    return [_check(row), *sides, row["outcome"], row["how"]]
+
+
+def _measured(side: Mapping[str, Any]) -> str:
+    text = fmt.number(float(side["value"]))
+    interval = side["ci95"]
+    if interval is None:
+        return text
+    return f"{text} ({float(interval[0]):.3g} … {float(interval[1]):.3g})"
+
+
+def _rank(row: Mapping[str, Any]) -> int:
+    return _ORDER.index(row["outcome"])
+
+
+def _file(row: Mapping[str, Any]) -> list[str]:
+    return [row["name"], f"{row['role']} of {', '.join(row['stages'])}", *map(_ref, _sides(row))]
+
+
+def _sides(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any] | None]:
+    return [row["a"], row["b"]]
+
+
+def _ref(ref: Mapping[str, Any] | None) -> str:
+    if ref is None:
+        return "–"
+    return f"{ref['path']}, {fmt.size(ref['bytes'])}, {ref['sha256'][:_SHOWN_DIGITS]}"
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _signed(value: float | str) -> str:
+    return f"{float(value):+.3g}"

@@ -1,0 +1,123 @@
+"""A section for a model's README: the files of a run, what was measured of each, how to verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from so8tqc.records import Check, FileRef, Record, Verdict, worst
+from so8tqc.reports import format as fmt
+from so8tqc.reports.tables import entries
+from so8tqc.reports.templating import render
+
+
+class CardFile(NamedTuple):
+    """One row of the card, all of it text but ``sha256``, which is also in the digest list."""
+
+    name: str
+    size: str
+    kl: str
+    interval: str
+    top1: str
+    temperature: str
+    verdict: str
+    sha256: str
+
+
+def model_card(name: str, records: Mapping[str, Record]) -> str:
+    """Markdown without a YAML header, to paste into a README; a pure function of the records.
+
+    File names stand without their folders, which are nobody else's concern.
+    """
+    files = [_row(path, ref, records) for path, ref in _shipped(records)]
+    qc = records.get("qc")
+    return render(
+        "model_card.md.j2",
+        name=name,
+        files=files,
+        verdict=str(worst(record.verdict for record in records.values())),
+        failed=sorted({c.id for record in records.values() for c in record.checks if c.failed}),
+        base=_named(records, "base", "reference"),
+        rotations=_named(records, "rotations"),
+        scope=_scope(qc) if qc else "",
+        quantized=[file.name for file in files if file.name in _quantized(records)],
+        version=next(iter(records.values())).versions.get("so8tqc", ""),
+    ).strip() + "\n"  # fmt: skip
+
+
+def _shipped(records: Mapping[str, Record]) -> Iterator[tuple[str, FileRef]]:
+    """The GGUF files of the run in the order of its stages, each once."""
+    seen: set[str] = set()
+    for stage in ("export", "quantize", "choose", "calibrate"):
+        if stage not in records:
+            continue
+        for ref in records[stage].outputs.values():
+            name = Path(ref.path).name
+            if name.endswith(".gguf") and name not in seen:
+                seen.add(name)
+                yield name, ref
+
+
+def _row(name: str, ref: FileRef, records: Mapping[str, Record]) -> CardFile:
+    qc = records.get("qc")
+    measured: Mapping[str, Any] = entries(qc, "candidates").get(name, {}) if qc else {}
+    checks = [check for check in (qc.checks if qc else ()) if check.subject == name]
+    divergence = next((check for check in checks if check.id == "kl.mean"), None)
+    return CardFile(
+        name=name,
+        size=fmt.size(ref.bytes),
+        kl=fmt.number(measured["kl_mean"]) if "kl_mean" in measured else "–",
+        interval=(fmt.interval(divergence.ci95) if divergence else "") or "–",
+        top1=fmt.percent(measured["top1"]) if "top1" in measured else "–",
+        temperature=_temperature(name, records),
+        verdict=_verdict(checks),
+        sha256=ref.sha256,
+    )
+
+
+def _verdict(checks: list[Check]) -> str:
+    """Of what counts of a file's checks; – if it was not judged."""
+    if not checks:
+        return "–"
+    verdict = worst(check.verdict for check in checks if not check.allowed)
+    return "–" if verdict is Verdict.SKIP else str(verdict)
+
+
+def _temperature(name: str, records: Mapping[str, Record]) -> str:
+    """What to divide this file's logits by, or that it does so itself; – if it was not fitted."""
+    calibrated = records.get("calibrate")
+    if calibrated is None or "temperature" not in calibrated.metrics:
+        return "–"
+    value = f"{float(str(calibrated.metrics['temperature'])):.3f}"
+    applied = calibrated.outputs.get("calibrated")
+    if applied is not None and Path(applied.path).name == name:
+        how = calibrated.metrics["applied"]["how"]  # type: ignore[index,call-overload]
+        return f"{value}, in the file" if how == "norm" else f"{value}, in its metadata"
+    source = calibrated.inputs.get("gguf")
+    return value if source is not None and Path(source.path).name == name else "–"
+
+
+def _quantized(records: Mapping[str, Record]) -> set[str]:
+    """Files that ``so8tqc verify`` can make again."""
+    if "quantize" not in records:
+        return set()
+    return {Path(ref.path).name for ref in records["quantize"].outputs.values()}
+
+
+def _scope(qc: Record) -> str:
+    for metrics in entries(qc, "candidates").values():
+        if "texts" in metrics and "tokens" in metrics:
+            texts, tokens = int(metrics["texts"]), int(metrics["tokens"])
+            return f"{texts:,} texts, {tokens:,} scored tokens"
+    return ""
+
+
+def _named(records: Mapping[str, Record], *names: str) -> str:
+    """Where an input comes from: ``org/name@commit``, or its last part; with its digest."""
+    for record in records.values():
+        for name in names:
+            if name in record.inputs:
+                ref = record.inputs[name]
+                return f"{ref.source or Path(ref.path).name} (sha256 {ref.sha256[:16]}…)"
+    return ""
