@@ -20,6 +20,7 @@ _COARSE_TO_FINE = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 _PLOTS = message("Open the plots of the failed case and compare both models' series.")
 _CHECKS = message("See the failed checks.")
 _CHECKS_NAMED = 4
+_ENDS = ".)。）"
 
 
 class NextStep(NamedTuple):

@@ -185,6 +185,12 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
+def _name(directory: Path) -> str:
+    """The run's name from its own record, else the directory's."""
+    run = _run_record(directory)
+    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
+
+
 def _run_record(directory: Path) -> Record | None:
     """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
