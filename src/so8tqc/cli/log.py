@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -50,7 +50,7 @@ def logged(path: Path, config: BaseModel | None, progress: Progress) -> Iterator
     """
     with disk_errors(path):
         make_folder(path.parent)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_formatter())
     level = _logger.level
     _logger.addHandler(handler)
@@ -76,7 +76,15 @@ def logged(path: Path, config: BaseModel | None, progress: Progress) -> Iterator
     finally:
         _logger.removeHandler(handler)
         _logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A disk that refuses the log refuses the outputs, too; those are what the user is told of."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
+        """Go on, where the library prints a traceback."""
 
 
 def log_record(record: Record) -> None:
