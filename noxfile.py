@@ -104,6 +104,17 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Every stage killed and refused by the disk at every operation; writes crash.json."""
+    install(session, "test")
+    session.run("so8tqc", "vendor", "--quiet")
+    session.run(
+        "pytest", "tests/reliability", "-m", "", "--crash-results", *session.posargs,
+        env={"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and lint."""
     if LOCKED:

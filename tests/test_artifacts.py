@@ -8,6 +8,8 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from so8tqc.artifacts import (
     sha256_json,
     write_record,
 )
-from so8tqc.errors import InputError
+from so8tqc.errors import ExitCode, InputError, ToolError
 from so8tqc.records import Record, Stopwatch, Verdict, jsonable, judge
 
 
@@ -37,6 +39,27 @@ def test_a_file_is_absent_or_complete(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "new"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("make", [atomic_file, atomic_directory])
+def test_what_the_disk_refuses_is_a_tool_error(
+    make: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    """A device that is full; and what has no number is no word of the system."""
+    with (
+        pytest.raises(ToolError, match=r"cannot read or write: No space left.*") as told,
+        make(tmp_path / "x"),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert told.value.exit_code is ExitCode.TOOL
+    assert str(tmp_path / "x") in str(told.value)
+    with pytest.raises(OSError, match="of a library"), make(tmp_path / "x"):
+        raise OSError("of a library")
+    (tmp_path / "file").touch()
+    with pytest.raises(ToolError, match=r"file: cannot write here"), make(tmp_path / "file" / "x"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ sits in ``Record.run``.
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from so8tqc.errors import ConfigError
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -96,7 +100,8 @@ class FileRef(Frozen):
 class RunInfo(Frozen):
     """Everything about a run that does not follow from its inputs.
 
-    ``measured`` holds measurements of this machine, such as tokens per second.
+    ``measured`` holds what depends on this machine, such as tokens per second. ``started`` is
+    the date of ``SOURCE_DATE_EPOCH``, where that is set.
     """
 
     started: datetime
@@ -210,15 +215,31 @@ def _holds(value: float, comparison: str, limit: float) -> bool:
 
 
 class Stopwatch:
-    """Times a stage and reads the process's peak memory for its record."""
+    """Times a stage and reads the process's peak memory for its record.
+
+    Raises:
+        ConfigError: ``SOURCE_DATE_EPOCH`` is set, and no date.
+    """
 
     def __init__(self) -> None:
-        self.started = datetime.now(UTC)
+        self.started = _today()
+        self._began = time.monotonic()
 
     def info(self) -> RunInfo:
         """Run information up to now."""
-        elapsed = (datetime.now(UTC) - self.started).total_seconds()
+        elapsed = time.monotonic() - self._began
         return RunInfo(started=self.started, seconds=elapsed, peak_rss_bytes=_peak_rss_bytes())
+
+
+def _today() -> datetime:
+    """Now, unless ``SOURCE_DATE_EPOCH`` says when (reproducible-builds.org)."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH")
+    if not seconds:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(f"SOURCE_DATE_EPOCH is no number of seconds: {seconds!r}") from None
 
 
 def _peak_rss_bytes() -> int | None:

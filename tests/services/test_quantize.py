@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -125,12 +126,13 @@ def test_two_are_made_at_a_time_where_both_fit(
     types, memory = ("Q8_0", "Q4_K_M", "Q6_K"), psutil.virtual_memory()
     options = {"gguf": model, "types": types, "threads": 4}
     both = quantize(QuantizeConfig(out=tmp_path / "two", **options))
-    need = both.metrics["workers"]["bytes"]
-    assert both.metrics["workers"] == {"count": 2, "threads": 2, "bytes": need}
+    hands: Any = both.run.measured["workers"]
+    need = hands["bytes"]
+    assert both.run.measured["workers"] == {"count": 2, "threads": 2, "bytes": need}
     little = memory._replace(available=2 * need - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
     one = quantize(QuantizeConfig(out=tmp_path / "one", **options))
-    assert one.metrics["workers"] == {"count": 1, "threads": 4, "bytes": need}
+    assert one.run.measured["workers"] == {"count": 1, "threads": 4, "bytes": need}
     assert {n: r.sha256 for n, r in both.outputs.items()} == {
         n: r.sha256 for n, r in one.outputs.items()
     }
@@ -518,6 +520,17 @@ def test_a_dead_process_tells_every_later_job_why(
         for _ in range(2):
             with pytest.raises(ToolError, match=r"SIGABRT.*GGML_ASSERT failed"):
                 process.write(job, lambda _: None)
+    finally:
+        process.close()
+
+
+def test_a_disk_that_is_full_is_named_by_libllamas_process(model: Path) -> None:
+    """Its C++ streams tell only that something failed, and nothing when the last bytes do."""
+    process = Quantizer()
+    job = Job(model, Path("/dev/full"), Recipe(resolve_type("Q8_0")[1]))
+    try:
+        with pytest.raises(ToolError, match="No space left on device"):
+            process.write(job, lambda _: None)
     finally:
         process.close()
 

@@ -11,6 +11,7 @@ It imports little, since its start is a third of the time in which libllama quan
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import json
 import os
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 DONE_MARK = "so8tqc: done"
 _PACKAGE = "llama_cpp"
+_OF_WRITING = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
+_OF_OPENING = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""What the disk may refuse. That a file cannot be opened is no failure where libllama has none."""
 
 
 def main() -> int:
@@ -72,13 +76,31 @@ def run(lib: Any, job: Mapping[str, Any]) -> int:
     matrix = None if recipe["imatrix"] is None else _read(Path(recipe["imatrix"]))
     if matrix is not None:
         parameters.imatrix = _importance(lib, matrix)  # points into matrix, which must live as long
-    return int(
+    refused = _errno()
+    refused.value = 0
+    status = int(
         lib.llama_model_quantize(
             os.fsencode(job["source"]),
             os.fsencode(job["destination"] or os.devnull),
             ctypes.byref(parameters),
         )
     )
+    # a C++ stream says only that something failed, and nothing at all when its last bytes do
+    if refused.value in (_OF_WRITING | _OF_OPENING if status else _OF_WRITING):
+        print(f"error: {os.strerror(refused.value)}", file=sys.stderr, flush=True)
+        return status or 1
+    return status
+
+
+def _errno() -> ctypes.c_int:
+    """The C library's errno of this thread; elsewhere than on Linux a variable that stays 0."""
+    try:
+        locate = ctypes.CDLL(None).__errno_location
+    except (AttributeError, TypeError):
+        return ctypes.c_int(0)
+    locate.restype = ctypes.POINTER(ctypes.c_int)
+    found: ctypes.c_int = locate().contents
+    return found
 
 
 def _read(path: Path) -> ImportanceMatrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """
     from plotly.offline import get_plotlyjs
 
+    numbers = itertools.count(1)
     with_plots = any(section.plots for section in sections)
     return render(
         "page.html.j2",
@@ -83,7 +85,7 @@ def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
         sections=sorted(sections, key=_place),
         language=current(),
         plotlyjs=get_plotlyjs() if with_plots else "",
-        draw=_draw,
+        draw=lambda plot: _draw(plot, f"plot-{next(numbers)}"),
         groups=check_groups,
         columns=check_columns,
     )
@@ -111,14 +113,15 @@ def check_columns(checks: Sequence[Check]) -> list[str]:
     ]
 
 
-def _draw(plot: Plot) -> str:
-    """A plot's div and script; plotly.js itself is in the page once."""
+def _draw(plot: Plot, div: str) -> str:
+    """A plot's div and script; plotly.js itself is in the page once. Its own ids are random."""
     import plotly.io
 
     html: str = plotly.io.to_html(
         plot.figure,
         full_html=False,
         include_plotlyjs=False,
+        div_id=div,
         config={"displayModeBar": False, "responsive": True},
     )
     return html

@@ -258,7 +258,7 @@ def _page(title: str, figure: go.Figure) -> str:
     import plotly.io
 
     plot = plotly.io.to_html(
-        figure, full_html=False, include_plotlyjs=True,
+        figure, full_html=False, include_plotlyjs=True, div_id="plot",
         config={"displaylogo": False, "responsive": True},
     )  # fmt: skip
     return _PAGE.format(title=escape(title), plot=plot)

@@ -43,9 +43,10 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     tensors), fallbacks (tensor → type, where the columns forbid the recipe's), tensors (tensor →
     {type, bits_per_weight, relative_error, fallback: {wanted, stored, columns, block}}),
     layer_error and attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``; ``derivation``
-    (see :class:`so8tqc.services.derivation.Derivation`); ``workers``: {count, threads (of each),
-    bytes (that each may need)}; with an importance matrix ``imatrix``: {tensors, chunks, without
-    (tensors it says nothing about), silent_columns, unseen_experts (tensor → number)}.
+    (see :class:`so8tqc.services.derivation.Derivation`); with an importance matrix ``imatrix``:
+    {tensors, chunks, without (tensors it says nothing about), silent_columns, unseen_experts
+    (tensor → number)}. ``run.measured`` has ``workers``: {count, threads (of each), bytes (that
+    each may need)}, which depend on this machine.
 
     Raises:
         ModelError: the input is no GGUF, is already quantized or one part of several; or the
@@ -77,7 +78,6 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
             derivation({Path(r.file.path).name: r.digests for r in results.values()})
         ),
         "library": versions("llama-cpp-python")["llama-cpp-python"],
-        "workers": jsonable(hands),
     }
     notices = fallback_notices(files)
     if requantized:
@@ -101,7 +101,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         outputs=written,
         config=config.model_dump(mode="json"),
         versions=versions("llama-cpp-python", "gguf"),
-        run=watch.info(),
+        run=watch.info().model_copy(update={"measured": {"workers": jsonable(hands)}}),
     )
 
 

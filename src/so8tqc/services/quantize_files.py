@@ -13,6 +13,7 @@ from typing import NamedTuple, TypedDict
 
 from so8tqc.artifacts import atomic_file, file_ref, sha256_file
 from so8tqc.config import QuantizeConfig
+from so8tqc.errors import ModelError, ToolError
 from so8tqc.llama.gguf_file import GGUFFile, open_gguf
 from so8tqc.llama.quantizer import Job, PlannedTensor, Quantizer, Recipe
 from so8tqc.progress import Progress
@@ -88,8 +89,7 @@ def quantize_files(
         progress: told about both.
 
     Raises:
-        ModelError: a file cannot be read back.
-        ToolError: libllama failed.
+        ToolError: libllama failed, or a file cannot be read back.
     """
     free: SimpleQueue[Quantizer] = SimpleQueue()
     for quantizer in quantizers:
@@ -128,6 +128,16 @@ def quantize_files(
             raise
 
 
+def _read_back(temporary: Path, path: Path) -> GGUFFile:
+    """Open a file just written: what cannot be read back must not appear."""
+    try:
+        return open_gguf(temporary)
+    except ModelError as error:
+        raise ToolError(
+            f"what libllama wrote cannot be read back: {error.what}", where=str(path)
+        ) from None
+
+
 def _next(finished: SimpleQueue[Future[Result]]) -> Future[Result]:
     """The next file that is done. A Ctrl-C finds no lock held here that a thread needs to end."""
     while True:
@@ -158,7 +168,7 @@ def _one(
             quantizer.write(Job(source.path, temporary, file.recipe, threads), on_tensor)
     finally:
         free.put(quantizer)  # while the rest of this file is compared, the next one is quantized
-    result = open_gguf(temporary)  # what cannot be read back must not appear
+    result = _read_back(temporary, path)
     found, digests = {}, {}
     with progress.task(f"reading back {path.name}", total=count, unit="tensors") as task:
         for tensor, compared in proof.finish(result):

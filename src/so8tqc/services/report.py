@@ -60,8 +60,7 @@ def report(
 def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
-    run = _run_record(directory)
-    language = language or _configured_language(run)
+    language = language or _configured_language(_run_record(directory))
     out = directory / "report"
     remove_leftovers(out)
     with progress.task("writing the report", total=len(_FILES)) as task:
@@ -186,22 +185,25 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
+def _name(directory: Path) -> str:
+    """The run's name from its own record, else the directory's."""
+    run = _run_record(directory)
+    if run is not None:
+        return str(run.metrics.get("name", directory.name))
+    return directory.resolve().name
+
+
 def _run_record(directory: Path) -> Record | None:
     """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
     return read_record(path) if path.is_file() else None
 
 
-def _name(directory: Path) -> str:
-    """The run's name from its own record, else the directory's."""
-    run = _run_record(directory)
-    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
-
-
 def _configured_language(run: Record | None) -> Language:
     options = run.config.get("report") if run else None
     code = options.get("language") if isinstance(options, dict) else None
-    return Language(str(code)) if code else Language.ENGLISH
+    known = [language for language in Language if language == code]
+    return known[0] if known else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:

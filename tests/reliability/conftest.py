@@ -1,0 +1,41 @@
+"""One server of forks for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from disk_bench import Bench
+from results import Results
+from stage_cases import Cases, Inputs, write_inputs
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--crash-results", action="store_true", help="Write crash.json.")
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest) -> Iterator[Results]:
+    made = Results()
+    yield made
+    if request.config.getoption("--crash-results", False):
+        made.write()
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    made = Bench(tmp_path_factory.mktemp("bench"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def inputs(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    model = make_model("llama", "bfloat16", "100KB")  # several shards
+    return write_inputs(tmp_path_factory.mktemp("inputs"), model)
+
+
+@pytest.fixture(scope="session")
+def cases(bench: Bench, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return Cases(bench, inputs, tmp_path_factory.mktemp("states"))

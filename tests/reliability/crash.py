@@ -1,0 +1,252 @@
+"""What must hold after a command was killed, or refused by the disk, at any of its operations.
+
+An output is absent, as it was before, or as an undisturbed command leaves it; the same command,
+run again, then ends as if nothing had been. What an undisturbed command leaves is the oracle, so
+nothing here knows how a file is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from disk_bench import Bench, Fault, Operation, Outcome
+
+Tree = dict[str, str]
+"""Path under the root → SHA-256 of the file; temporaries and locks (hidden) are left out."""
+
+LOGS = (".gguf.log",)
+"""What an external program said is written as it comes."""
+
+_RANDOM = re.compile(r"\.[a-z0-9_]{8}\.so8tqc-partial")
+_REMOVALS = ("unlink", "rmdir")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, and what lies there before it.
+
+    Attributes:
+        name: of the command.
+        arguments: of ``so8tqc``.
+        start: directory to begin from; None: an empty one.
+        whole: directories that appear complete or not at all.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    start: Path | None = None
+    whole: tuple[str, ...] = ()
+
+
+@dataclass
+class Trial:
+    """A case, what it leaves when undisturbed, and which states it was already continued from."""
+
+    bench: Bench
+    case: Case
+    before: Tree
+    after: Tree
+    trace: tuple[Operation, ...]
+    status: int
+    seconds: float
+    continued: set[str] = field(default_factory=set)
+
+    @property
+    def points(self) -> range:
+        """Numbers of the operations."""
+        return range(1, len(self.trace) + 1)
+
+
+def begin(bench: Bench, case: Case) -> Trial:
+    """Run a case undisturbed; all it wrote must be on the disk before it is published."""
+    bench.clear(case.start)
+    before = tree(bench.root)
+    started = time.monotonic()
+    outcome = bench.run(case.arguments)
+    seconds = time.monotonic() - started
+    assert outcome.status in (0, 1), outcome.said  # a verdict on random weights may be anything
+    assert hidden(bench.root) == []
+    after = tree(bench.root)
+    undurable = list(published_too_early(outcome.trace))
+    assert not undurable, undurable
+    bench.clear(case.start)
+    assert bench.run(case.arguments).status == outcome.status
+    assert (other := differing(after, tree(bench.root))) == [], f"not reproducible: {other}"
+    return Trial(bench, case, before, after, outcome.trace, outcome.status, seconds)
+
+
+def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> None:
+    """Kill at an operation: within it, if it is a write and the signal cannot be caught."""
+    torn = signal_ == signal.SIGKILL and trial.trace[at - 1].what == "write"
+    fault = Fault("tear", at) if torn else Fault("signal", at, signal_)
+    trial.bench.clear(trial.case.start)
+    outcome = trial.bench.run(trial.case.arguments, fault)
+    # another thread may have been there before; after the last operation there is no fault
+    if outcome.hit == 0 or outcome.status == trial.status:
+        assert outcome.status == trial.status, (fault, outcome.said)
+    elif signal_ == signal.SIGINT:
+        assert outcome.status == 130, (fault, outcome.status, outcome.said)
+        assert no_temporaries(trial.bench.root), fault
+    else:
+        assert outcome.status == -signal_, (fault, outcome.status, outcome.said)
+    nothing_half(trial, f"{fault} {trial.trace[at - 1]}")
+    continues(trial, f"{fault} {trial.trace[at - 1]}")
+
+
+def kill_after(trial: Trial, seconds: float, signal_: signal.Signals) -> Outcome:
+    """Go on from whatever is there, and send a signal after a time; a run that ends is compared."""
+    outcome = trial.bench.run(trial.case.arguments, after=(seconds, signal_))
+    what = f"{signal_.name} after {seconds:.2f} s: status {outcome.status}\n{outcome.said}"
+    assert outcome.status in (trial.status, -signal_, 130), what
+    nothing_half(trial, what)
+    if outcome.status == trial.status:
+        assert (other := differing(trial.after, tree(trial.bench.root))) == [], f"{other} {what}"
+        assert hidden(trial.bench.root) == [], what
+        trial.bench.clear(trial.case.start)
+    return outcome
+
+
+def fail(trial: Trial, at: int, number: int, *, lasting: bool) -> Outcome:
+    """Have an operation fail; the command says so in one paragraph, and cleans up."""
+    fault = Fault("fail", at, number, lasting)
+    trial.bench.clear(trial.case.start)
+    outcome = trial.bench.run(trial.case.arguments, fault)
+    what = f"{errno.errorcode[number]} {fault} {trial.trace[at - 1]}\n{outcome.said}"
+    assert outcome.status in {trial.status, *([4] if outcome.hit else [])}, what
+    if outcome.status == 4:
+        assert "Traceback" not in outcome.said, what
+        assert outcome.said.count("error ") >= 1, what
+        assert os.strerror(number) in " ".join(outcome.said.split()), what
+    removable = number == errno.ENOSPC or not lasting  # else nothing can be deleted, either
+    if removable and trial.trace[at - 1].what not in _REMOVALS:
+        assert no_temporaries(trial.bench.root), what
+    nothing_half(trial, what)
+    if outcome.status == trial.status:
+        assert (other := differing(trial.after, tree(trial.bench.root))) == [], f"{other} {what}"
+    continues(trial, what)
+    return outcome
+
+
+def nothing_half(trial: Trial, what: str) -> None:
+    """Whatever is there is what it was before, or what it is to become."""
+    found = tree(trial.bench.root)
+    for path, digest in found.items():
+        assert digest in (trial.before.get(path), trial.after.get(path)), f"{path} after {what}"
+    for folder in trial.case.whole:
+        part = _below(found, folder)
+        assert part in ({}, _below(trial.before, folder), _below(trial.after, folder)), (
+            f"{folder} after {what}"
+        )
+    for manifest in trial.bench.root.rglob("manifest.json"):
+        _holds(manifest, what)
+
+
+def continues(trial: Trial, what: str) -> None:
+    """The same command comes to the same end; from equal states that is tried once."""
+    root = trial.bench.root
+    state = repr((sorted(tree(root).items()), [_RANDOM.sub(".*", p) for p in hidden(root)]))
+    if state in trial.continued:
+        return
+    outcome = trial.bench.run(trial.case.arguments)
+    assert outcome.status == trial.status, f"{outcome.said} after {what}"
+    assert (other := differing(trial.after, tree(root))) == [], f"{other} after {what}"
+    assert hidden(root) == [], f"after {what}"
+    trial.continued.add(state)
+
+
+def tree(root: Path) -> Tree:
+    """Digest of every file that a user sees, manifests and logs left out (see :func:`_holds`)."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(_content(path)).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and not _is_hidden(path.relative_to(root))
+        and path.name != "manifest.json"
+        and not path.name.endswith(LOGS)
+    }
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; of records and reports in JSON those without ``Record.run``."""
+    if path.name.endswith(("record.json", "report.json")):
+        return json.dumps(_without_run(json.loads(path.read_bytes()))).encode()
+    return path.read_bytes()
+
+
+def _without_run(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_run(part) for key, part in value.items() if key != "run"}
+    return [_without_run(part) for part in value] if isinstance(value, list) else value
+
+
+def hidden(root: Path) -> list[str]:
+    """Temporaries and locks, by their path under the root; what lies in them is left out."""
+    found = []
+    for folder, names, files in os.walk(root):
+        found += [str(Path(folder, n).relative_to(root)) for n in (*names, *files) if n[0] == "."]
+        names[:] = [name for name in names if name[0] != "."]
+    return sorted(found)
+
+
+def no_temporaries(root: Path) -> bool:
+    """Whether nothing is left; a lock whose deletion failed means nothing."""
+    return not [path for path in hidden(root) if path.endswith("-partial")]
+
+
+def differing(expected: Tree, found: Tree) -> list[str]:
+    """Paths whose files are not the same."""
+    return sorted(p for p in {*expected, *found} if expected.get(p) != found.get(p))
+
+
+def published_too_early(trace: Sequence[Operation]) -> Iterable[str]:
+    """Files and directories that get their name before all of them is on the disk.
+
+    After every rename to a name that a user sees: was each file of it fsynced after its last write,
+    each directory after the last name it got, and, later, the directory of the new name?
+    """
+    dirty: dict[Path, str] = {}
+    awaiting: dict[Path, str] = {}
+    for operation in trace:
+        path = operation.path
+        if operation.what in ("write", "truncate"):
+            dirty[path] = operation.what
+        elif operation.what in ("open", "mkdir"):
+            dirty[path] = dirty[path.parent] = operation.what
+        elif operation.what == "fsync":
+            dirty.pop(path, None)
+            awaiting.pop(path, None)
+        elif operation.what == "rename" and not _is_hidden(Path(operation.other)):
+            target = Path(operation.other)
+            yield from (
+                f"{changed} ({how}) before {target}"
+                for changed, how in dirty.items()
+                if changed == path or path in changed.parents
+            )
+            awaiting[target.parent] = f"the directory of {target}"
+    yield from awaiting.values()
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _below(files: Tree, folder: str) -> Tree:
+    return {path: digest for path, digest in files.items() if path.startswith(folder + "/")}
+
+
+def _holds(manifest: Path, what: str) -> None:
+    """A manifest can be read, and what it says is done is there as it says."""
+    from so8tqc.artifacts import Manifest, file_ref
+
+    for stage in Manifest.model_validate_json(manifest.read_bytes()).stages.values():
+        for path, ref in stage.outputs.items():
+            assert file_ref(Path(path)).sha256 == ref.sha256, f"{path} after {what}"

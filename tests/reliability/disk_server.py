@@ -1,0 +1,143 @@
+"""Runs so8tqc commands, each in a fork of a process that has imported all it needs: milliseconds.
+
+Spoken to by ``disk_bench``: a line of JSON is a command line, the answer is the status it ended
+with (negative: the signal that killed it). Nothing is computed before a fork: torch's threads
+would not survive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+MODULES = (
+    "so8tqc.services.pipeline", "so8tqc.services.capture", "so8tqc.services.choosing",
+    "so8tqc.cli.app", "so8tqc.cli.terminal", "so8tqc.config_file", "transformers",
+    "plotly.graph_objects",
+    "so8tqc.reports.choices", "scipy.special", "scipy.optimize", "scipy.stats", "numpy", "gguf",
+    "safetensors.numpy", "safetensors.torch", "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama", "llama_cpp", "psutil", "so8tqc.services.verify",
+)  # fmt: skip
+_GRACE_SECONDS = 60.0
+
+
+def main() -> None:
+    for name in MODULES:
+        importlib.import_module(name)
+    _parse_fast()
+    _same_times()
+    _convert_once(Path(sys.argv[1]))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        print(_run_here(job) if job.get("here") else _status(job), flush=True)
+
+
+def _run_here(job: dict[str, list[str]]) -> int:
+    """Without a fork, so that later forks have what it has loaded. Nothing of torch may run."""
+    from so8tqc.cli.main import run
+
+    with contextlib.redirect_stdout(sys.stderr):
+        return run(job["arguments"])
+
+
+def _parse_fast() -> None:
+    """The command line is built once, not by every fork."""
+    import typer
+
+    from so8tqc.cli import app as module
+
+    module.app = typer.main.get_command(module.app)  # type: ignore[assignment]
+
+
+def _same_times() -> None:
+    """What differs between equal runs, time and speed, does not: reports can be compared, too."""
+    from so8tqc.records import RunInfo, Stopwatch
+    from so8tqc.services import choosing_among
+
+    info = RunInfo(started=datetime(2026, 1, 1, tzinfo=UTC), seconds=1.0)
+    Stopwatch.info = lambda self: info  # type: ignore[method-assign]
+    choosing_among.speeds = lambda *_, **__: {}
+
+
+def _convert_once(folder: Path) -> None:
+    """llama.cpp's converter, which starts for seconds, converts every model once.
+
+    Its own operations are then those of a copy; it does not know of ours, and dies with us.
+    """
+    import shutil
+    from typing import Any
+
+    from so8tqc.artifacts import file_ref
+    from so8tqc.services import export
+
+    convert = export.convert
+
+    def copied(converter: Any, model: Path, out: Path, type_: str, log: Path, *rest: Any) -> None:
+        known = folder / f"{file_ref(model).sha256}-{model.name}-{type_}.gguf"
+        if not known.is_file():
+            convert(converter, model, known, type_, log, *rest)
+        log.write_text("converted before", encoding="utf-8")
+        shutil.copyfile(known, out)
+
+    export.convert = copied
+
+
+def _status(job: dict[str, object]) -> int:
+    child = os.fork()
+    if child == 0:
+        os._exit(_run(job))
+    with contextlib.suppress(OSError):
+        os.setpgid(child, child)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _wait_for_group(child)
+    return status
+
+
+def _run(job: dict[str, object]) -> int:
+    os.setpgid(0, 0)
+    said = os.open(str(job["said"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if "limit" in job:
+        import threading
+
+        threading.Timer(float(job["limit"]), os.killpg, (os.getpid(), int(job["signal"]))).start()
+    from so8tqc.cli.main import run
+
+    arguments: list[str] = job["arguments"]  # type: ignore[assignment]
+    return run(arguments)
+
+
+def _wait_for_group(group: int) -> None:
+    """Until the last process of a group has ended: it may still be writing."""
+    end = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        if all(_ended(stat, group) for stat in Path("/proc").glob("[0-9]*/stat")):
+            return
+        time.sleep(0.001)
+    raise TimeoutError(f"process group {group} goes on")
+
+
+def _ended(stat: Path, group: int) -> bool:
+    """Whether a process is of another group, or a zombie that nobody has asked about."""
+    try:
+        state, _, number = stat.read_text().rpartition(")")[2].split()[:3]
+    except OSError:
+        return True
+    return int(number) != group or state in "ZX"
+
+
+if __name__ == "__main__":
+    main()

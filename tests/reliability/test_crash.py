@@ -1,0 +1,102 @@
+"""Every stage killed, and refused by the disk, at every one of its operations."""
+
+from __future__ import annotations
+
+import errno
+import random
+import signal
+
+import pytest
+from crash import Trial, fail, kill, kill_after
+from results import Results
+from stage_cases import Cases
+
+from so8tqc.llama.vendor import is_vendored
+
+vendored = pytest.mark.skipif(not is_vendored(), reason="run `so8tqc vendor` first")
+
+
+def case(name: str, *marks: pytest.MarkDecorator) -> object:
+    """A parameter; what libllama takes part in needs it."""
+    by_llama = name in ("export", "quantize", "calibrate", "pipeline")
+    own = (vendored, pytest.mark.llama) if by_llama else ()
+    return pytest.param(name, marks=[*own, *marks])
+
+
+MOMENTS = 100
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+CRASH = pytest.mark.crash
+SLOW = [case(name, CRASH) for name in ("bake again", "run", "export", "calibrate")]
+ALL = [case(name) for name in ("bake", "quantize", "report")] + SLOW
+
+
+def own_points(trial: Trial) -> list[int]:
+    """The operations of the pipeline itself, without those of the bake that it runs."""
+    return [at for at in trial.points if "baked_model" not in str(trial.trace[at - 1].path)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_killed_command_leaves_nothing_half_and_goes_on(
+    name: str, cases: Cases, results: Results
+) -> None:
+    trial = cases(name)
+    for at in trial.points:
+        kill(trial, at)
+    results.add("killed", name, "SIGKILL", len(trial.points))
+
+
+def test_a_killed_pipeline_remembers_what_is_done(cases: Cases, results: Results) -> None:
+    trial = cases("run")
+    points = own_points(trial)
+    assert {trial.trace[at - 1].path.name for at in points} >= {"run", "bake"}
+    for at in points:
+        kill(trial, at)
+    results.add("killed", "run, its own operations", "SIGKILL", len(points))
+
+
+@pytest.mark.parametrize("name", [case("bake"), case("report"), case("quantize", CRASH), *SLOW])
+def test_a_full_disk_is_told_and_leaves_nothing(name: str, cases: Cases, results: Results) -> None:
+    trial = cases(name)
+    for at in trial.points:
+        fail(trial, at, errno.ENOSPC, lasting=True)
+    results.add("refused", name, "ENOSPC from there on", len(trial.points))
+
+
+@CRASH
+@pytest.mark.parametrize(
+    ("number", "lasting"),
+    [(errno.EIO, False), (errno.EIO, True), (errno.EROFS, True), (errno.EACCES, True)],
+    ids=["EIO once", "EIO", "EROFS", "EACCES"],
+)
+@pytest.mark.parametrize("name", ALL)
+def test_other_failures_are_told_as_well(
+    name: str, number: int, lasting: bool, cases: Cases, results: Results
+) -> None:
+    trial = cases(name)
+    for at in trial.points:
+        fail(trial, at, number, lasting=lasting)
+    how = f"{errno.errorcode[number]} {'from there on' if lasting else 'once'}"
+    results.add("refused", name, how, len(trial.points))
+
+
+@CRASH
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ALL)
+def test_other_signals(name: str, signal_: signal.Signals, cases: Cases, results: Results) -> None:
+    trial = cases(name)
+    for at in trial.points:
+        kill(trial, at, signal_=signal_)
+    results.add("killed", name, signal_.name, len(trial.points))
+
+
+@CRASH
+@vendored
+@pytest.mark.llama
+def test_a_pipeline_killed_at_random_moments_ends_as_if_it_had_not_been(
+    cases: Cases, results: Results
+) -> None:
+    """A hundred kills; every run goes on where the last one was killed, until one comes through."""
+    trial, moments = cases("pipeline"), random.Random(0)
+    for _ in range(MOMENTS):
+        kill_after(trial, moments.uniform(0.0, trial.seconds), moments.choice(SIGNALS))
+    results.add("random", "pipeline", "SIGKILL, SIGTERM or SIGINT", MOMENTS)
