@@ -176,6 +176,10 @@ def test_without_a_flag_the_language_is_the_runs(run_directory: Path) -> None:
     write_record(run_directory / "record.json", record("run", config=config))
     assert report(run_directory).metrics["language"] == "ja"
     assert report(run_directory, language=Language.ENGLISH).metrics["language"] == "en"
+    write_record(
+        run_directory / "record.json", record("run", config={"report": {"language": "xx"}})
+    )
+    assert report(run_directory).metrics["language"] == "en"
 
 
 def test_a_table_on_a_terminal_stays_straight_with_wide_letters(

@@ -198,9 +198,11 @@ def _run_record(directory: Path) -> Record | None:
 
 
 def _configured_language(run: Record | None) -> Language:
+    """What the run was told; English for a code that this version does not know."""
     options = run.config.get("report") if run else None
     code = options.get("language") if isinstance(options, dict) else None
-    return Language(str(code)) if code else Language.ENGLISH
+    known = [language for language in Language if language == code]
+    return known[0] if known else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:
