@@ -309,7 +309,7 @@ def test_qc_says_what_counts_and_adds_to_a_githubs_step_summary(
     assert run()[0] == 1
     code, output = run("--allow", "algebra.*", "--save-recovered", found)
     assert code == 0
-    assert "fail (allowed)" in output
+    assert "fail, allowed" in output
     assert found.is_file()
     assert run("--fail-on", "structure.*")[0] == 0
     junit = (tmp_path / "qc" / "junit.xml").read_text(encoding="utf-8")
