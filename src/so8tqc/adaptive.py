@@ -65,7 +65,7 @@ class AdaptiveTemperature(LogitsProcessor):  # type: ignore[misc]
         config = _read(Path(path))
         try:
             low, high = config["bounds"]
-            one = _group_temperature(config, language=language, category=category)
+            one = _group_temperature(config, path, language=language, category=category)
             rule = config["entropy_temperature"]
             if one is None and rule["significant"]:
                 return cls(rule["a"], rule["b"], tuple(rule["bounds"]))
@@ -111,7 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _group_temperature(config: Mapping[str, Any], **labels: str | None) -> float | None:
+def _group_temperature(
+    config: Mapping[str, Any], path: str | Path, **labels: str | None
+) -> float | None:
     """Of the first named group whose axis is supported."""
     for axis, label in labels.items():
         groups = config["group_temperatures"][axis]
@@ -119,6 +121,6 @@ def _group_temperature(config: Mapping[str, Any], **labels: str | None) -> float
             continue
         if label not in groups["temperatures"]:
             known = ", ".join(groups["temperatures"])
-            raise DataError(f"no {axis} {label!r}", remedy=f"There are {known}.")
+            raise DataError(f"no {axis} {label!r}", where=str(path), remedy=f"There are {known}.")
         return float(groups["temperatures"][label]["temperature"])
     return None

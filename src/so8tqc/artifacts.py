@@ -300,7 +300,7 @@ class RunDirectory:
             return _directory_ref(path, self.ref)
         try:
             stat = path.stat()
-        except FileNotFoundError:
+        except (OSError, ValueError):  # absent, or a name in the manifest that no file can have
             raise InputError("no such file", where=str(path)) from None
         key = str(path.resolve())
         known = self.manifest.digests.get(key)

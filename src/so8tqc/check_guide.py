@@ -463,26 +463,26 @@ GUIDE: dict[str, Guide] = {
     ),
     # a statement and its files
     "attest.verdicts": Guide(
-        "Verdicts attested",
-        "Stages whose own checks failed, as the statement says.",
+        "Verdicts of the run",
+        "Stages whose own checks failed: the statement is true, and says so.",
         "the statement is true, and says of a link that it did not pass",
         "See the record of that stage before you ship: so8tqc report DIR",
     ),
     "statement.files": Guide(
-        "Stated files",
-        "Files that are here and not as the statement says.",
+        "Files of the statement",
+        "Files that are not those of the statement, by SHA-256.",
         "a file was changed after it was attested, or is another file",
         "Get the named files again, or attest the run anew: so8tqc attest DIR",
     ),
     "statement.strangers": Guide(
-        "Strangers",
+        "Unknown files",
         "Files in the model directory that the statement does not name.",
         "somebody added a file that the run did not make",
         "Remove them: a runtime may read them.",
     ),
     "statement.absent": Guide(
         "Absent files",
-        "Files of the statement that are not here, so not checked.",
+        "Files of the statement that are not here: it says what was not looked at.",
         "it never fails; it says what was not looked at",
         "Say where the files are: --files DIR",
     ),
@@ -501,7 +501,7 @@ GUIDE: dict[str, Guide] = {
     ),
     "files.changed": Guide(
         "Changed files",
-        "Files of the run that are not as its manifest says.",
+        "Files of the run that are not as its manifest says, by SHA-256.",
         "a file was changed after it was made",
         "Run again; changed stages are made anew: so8tqc run CONFIG",
     ),

@@ -94,6 +94,11 @@ def test_placeholders_and_commands_agree(language: Language) -> None:
         assert holes(other) == holes(english)
 
 
+def test_titles_differ() -> None:
+    titles = [guide.title for guide in GUIDE.values()]
+    assert len(set(titles)) == len(titles)
+
+
 def test_every_code_is_a_message() -> None:
     assert set(CODES) == set(diagnose._TEXTS)
 

@@ -342,6 +342,6 @@ def test_capture_and_qc_from_the_command_line(
     capsys.readouterr()
     assert run_main(qc_arguments) == 3
     message = capsys.readouterr().err
-    assert re.search(r"error .*text t5 has non-finite logits at\s+position 0", message)
+    assert re.search(r"error .*text t5 has a non-finite logit at\s+position 0", message)
     recording.write_bytes(content[:-1])
     assert run_main([*qc_arguments, "--quiet"]) == 3

@@ -91,7 +91,9 @@ def test_results_do_not_depend_on_the_block_size(
 def test_non_finite_logits_are_located(value: float) -> None:
     texts, sources = setup()
     sources[1]._logits[1][150, 7] = value
-    with pytest.raises(DataError, match=r"t1: b yields non-finite logits at position 150"):
+    with pytest.raises(
+        DataError, match=r"t1: b yields a non-finite logit at position 150, token 7"
+    ):
         compare(sources, [("a", "b")], texts)
 
 

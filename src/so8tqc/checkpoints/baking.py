@@ -66,7 +66,8 @@ class TensorFold:
         try:
             return fold(chunk, blocks, torch_dtype(self.dtype), element=element)
         except So8tqcError as error:
-            raise type(error)(error.what, where=self._name, remedy=error.remedy) from None
+            where = f"{self._planned.entry.file}, {self._name}"
+            raise type(error)(error.what, where=where, remedy=error.remedy) from None
 
 
 def sha256_tensor(entry: TensorEntry) -> str:

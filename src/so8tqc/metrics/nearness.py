@@ -30,17 +30,25 @@ FloatArray = npt.NDArray[np.float64]
 SERIES = 2.0**-5
 """|e| up to which the series to e⁶ are within 1e-10 of the whole."""
 
-_LARGEST = 700.0
-"""e^700 is just representable in float64."""
+_GROWN = 1.0
+"""e from which on p e^e is computed as e^(ln p + e): p itself may be zero in float64."""
 
 
 @dataclass(frozen=True)
 class _Outliers:
-    """The tokens beyond the series, k of them in all rows: row, probability and e, [k] each."""
+    """The tokens beyond the series, k of them in all rows: row, p, ln p and e, [k] each."""
 
     row: npt.NDArray[np.int64]
     p: FloatArray
+    log_p: FloatArray
     e: FloatArray
+
+    def growth(self, e: FloatArray) -> FloatArray:
+        """p (e^e − 1), [k] → [k]; at most about 1, since p e^e is about q."""
+        grown = e > _GROWN
+        far = np.exp(np.where(grown, self.log_p + e, 0)) - self.p
+        values: FloatArray = np.where(grown, far, self.p * np.expm1(np.where(grown, 0, e)))
+        return values
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> FloatArray:
@@ -53,6 +61,8 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> FloatArray:
 def close_divergences(
     weights: torch.Tensor,
     total: FloatArray,
+    logits: torch.Tensor,
+    log_normaliser: FloatArray,
     e: torch.Tensor,
     scratch: torch.Tensor,
     more: torch.Tensor,
@@ -62,6 +72,8 @@ def close_divergences(
     Args:
         weights: [t, V] float64, proportional to p.
         total: [t], Σ of the weights.
+        logits: [t, V] float64, those of p.
+        log_normaliser: [t], of the logits.
         e: [t, V] centred difference; overwritten.
         scratch, more: [t, V] float64; overwritten.
 
@@ -70,7 +82,7 @@ def close_divergences(
     """
     import torch
 
-    far = _set_aside(weights, total, e, torch.abs(e, out=scratch))
+    far = _set_aside(e, torch.abs(e, out=scratch), weights, total, logits, log_normaliser)
     square = torch.mul(e, e, out=scratch)
     product = torch.mul(square, weights, out=more)
     m2 = product.sum(dim=1).numpy() / total
@@ -80,26 +92,34 @@ def close_divergences(
     kl, reverse, m1 = np.zeros_like(total), np.zeros_like(total), np.zeros_like(total)
     m0 = np.ones_like(total)
     if far is not None:
-        growth = np.expm1(far.e)
-        np.add.at(kl, far.row, far.p * (growth - far.e))
-        np.add.at(reverse, far.row, far.p * growth * far.e)
+        growth = far.growth(far.e)
+        np.add.at(kl, far.row, growth - far.p * far.e)
+        np.add.at(reverse, far.row, growth * far.e)
         np.subtract.at(m0, far.row, far.p)
         np.subtract.at(m1, far.row, far.p * far.e)  # Σ p e over all tokens is zero
     kl = np.log1p(kl + m2 / 2 + m3 / 6 + m4 / 24 + m5 / 120 + m6 / 720)
     reverse = np.exp(-kl) * (reverse + m2 + m3 / 2 + m4 / 6 + m5 / 24 + m6 / 120) - kl
+    # (1 + e^x)/2 (t tanh t − ln cosh t) = x²/8 (1 + x/2 + x²/8 + x³/48 + x⁴/288 + …)
     # Σ p x^k for x = e − KL, from Σ p e^k, without the tokens set aside
     x2 = m2 - 2 * kl * m1 + m0 * np.square(kl)
-    x3 = m3 - 3 * kl * m2 + 3 * np.square(kl) * m1
-    x4 = m4 - 4 * kl * m3 + 6 * np.square(kl) * m2
-    x5 = m5 - 5 * kl * m4
-    js = (x2 + x3 / 2 + x4 / 8 + x5 / 48 + m6 / 288) / 8
+    x3 = m3 - 3 * kl * m2 + 3 * kl**2 * m1 - kl**3 * m0
+    x4 = m4 - 4 * kl * m3 + 6 * kl**2 * m2 - 4 * kl**3 * m1 + kl**4 * m0
+    x5 = m5 - 5 * kl * m4 + 10 * kl**2 * m3 - 10 * kl**3 * m2
+    x6 = m6 - 6 * kl * m5 + 15 * kl**2 * m4
+    js = (x2 + x3 / 2 + x4 / 8 + x5 / 48 + x6 / 288) / 8
     if far is not None:
-        np.add.at(js, far.row, far.p * _js_terms(far.e - kl[far.row]))
+        x = far.e - kl[far.row]
+        np.add.at(js, far.row, (far.p + far.growth(x) / 2) * _spread(x))
     return kl, reverse, js
 
 
 def _set_aside(
-    weights: torch.Tensor, total: FloatArray, e: torch.Tensor, size: torch.Tensor
+    e: torch.Tensor,
+    size: torch.Tensor,
+    weights: torch.Tensor,
+    total: FloatArray,
+    logits: torch.Tensor,
+    log_normaliser: FloatArray,
 ) -> _Outliers | None:
     """Take the tokens beyond the series, by their size |e|, out of ``e``: zeros are left."""
     if float(size.amax()) <= SERIES:
@@ -107,18 +127,14 @@ def _set_aside(
     at = np.flatnonzero(size.numpy() > SERIES)
     row = at // e.shape[1]
     flat = e.numpy().reshape(-1)
-    # where e^e would overflow, p is zero in float64, and must stay so in a product
-    far = np.minimum(flat[at], _LARGEST)
+    far = flat[at]
     flat[at] = 0
-    return _Outliers(row, weights.numpy().reshape(-1)[at] / total[row], far)
+    p = weights.numpy().reshape(-1)[at] / total[row]
+    return _Outliers(row, p, logits.numpy().reshape(-1)[at] - log_normaliser[row], far)
 
 
-def _js_terms(x: FloatArray) -> FloatArray:
-    """(1 + e^x)/2 · (t tanh t − ln cosh t) for t = x/2, elementwise.
-
-    Up to |x| = 1/32 it is x²/8 (1 + x/2 + x²/8 + x³/48 + x⁴/288 + …).
-    """
+def _spread(x: FloatArray) -> FloatArray:
+    """t tanh t − ln cosh t for t = x/2, elementwise."""
     t = np.abs(x) / 2
-    spread = t * np.tanh(t) - t - np.log1p(np.exp(-2 * t)) + math.log(2)
-    terms: FloatArray = (1 + np.expm1(x) / 2) * spread
-    return terms
+    spread: FloatArray = t * np.tanh(t) - t - np.log1p(np.exp(-2 * t)) + math.log(2)
+    return spread

@@ -20,6 +20,7 @@ _COARSE_TO_FINE = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 _PLOTS = message("Open the plots of the failed case and compare both models' series.")
 _CHECKS = message("See the failed checks.")
 _CHECKS_NAMED = 4
+_ENDS = ".)。）"
 
 
 class NextStep(NamedTuple):
@@ -146,7 +147,7 @@ def _remedies(stage: str, failed: Iterable[Check]) -> str:
     unknown = _PLOTS if stage == "longtext" else _CHECKS
     found = (GUIDE[check.id].remedy if check.id in GUIDE else unknown for check in failed)
     texts = (say(text) for text in dict.fromkeys(found))
-    return say(" ").join(text if text[-1] in ".)。" else f"{text}." for text in texts)
+    return say(" ").join(text if text[-1] in _ENDS else say("{text}.", text=text) for text in texts)
 
 
 def _lost_too_much(

@@ -40,6 +40,9 @@ _KEY = re.compile(
     r"(?P<module>.+)\.oft_R\.(?:[^.]+\.)?weight$"
 )
 _DEFAULT_TERMS = 5
+_MOST_TERMS = 1000
+"""Of a series that is of use only where ‖Q‖ < 1; PEFT's default is 5."""
+
 _DEFAULT_EPS = 6e-5
 
 
@@ -186,6 +189,11 @@ def _series(
     config: Mapping[str, Any], skew: Mapping[Target, FloatArray], notices: list[str], path: Path
 ) -> dict[Target, FloatArray]:
     terms = number(config, "num_cayley_neumann_terms", _DEFAULT_TERMS, path)
+    if not 0 <= terms <= _MOST_TERMS or terms != int(terms):
+        raise RotationError(
+            f"num_cayley_neumann_terms is {terms:g}, expected a whole number up to {_MOST_TERMS}",
+            where=str(path / CONFIG_NAME),
+        )
     halved, generation = _last_term_halved(config)
     blocks = {target: neumann_series(q, int(terms), halved) for target, q in skew.items()}
     drift = max(float(orthogonality_error(b).max()) for b in blocks.values())

@@ -173,10 +173,11 @@ def _batches(
 def _check_theta(theta: FloatArray, where: str) -> None:
     if theta.ndim != 3 or theta.shape[1] != theta.shape[2] or 0 in theta.shape:
         raise RotationError(f"theta has shape {list(theta.shape)}, expected [N, b, b]", where=where)
-    finite = np.isfinite(theta).all(axis=(1, 2))
+    finite = np.isfinite(theta)
     if not finite.all():
+        at = np.unravel_index(int(np.argmin(finite)), theta.shape)
         raise RotationError(
-            f"theta of block {int(np.argmin(finite))} has a non-finite value",
+            f"theta of block {at[0]} has a non-finite value at [{at[1]}, {at[2]}]",
             where=where,
             remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
         )

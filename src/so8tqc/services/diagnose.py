@@ -62,7 +62,7 @@ def summarise_findings(findings: Sequence[Finding], targets: int, model: str) ->
 def diagnose_structure(checks: Iterable[Check], model: str) -> list[Diagnosis]:
     """Name edits that have nothing to do with the rotations, from the checks that caught them."""
     failed = {c.id: c for c in checks if c.verdict is Verdict.FAIL and c.group == "structure"}
-    if "structure.finite" in failed and (
+    if {"structure.finite", "structure.untouched"} <= failed.keys() and (
         failed["structure.finite"].value == failed["structure.untouched"].value
     ):
         del failed["structure.untouched"]  # the tensors with NaN, which have a better name

@@ -50,6 +50,7 @@ from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
 _log = logging.getLogger(__name__)
+
 _BEGINNING = 200
 """Characters of a page that hold its language."""
 

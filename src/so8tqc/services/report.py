@@ -60,8 +60,7 @@ def report(
 def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
-    run = _run_record(directory)
-    language = language or _configured_language(run)
+    language = language or _configured_language(_run_record(directory))
     out = directory / "report"
     remove_leftovers(out)
     with progress.task("writing the report", total=len(_FILES)) as task:
@@ -186,16 +185,16 @@ def read_stages(directory: Path) -> dict[str, Record]:
     return records
 
 
-def _run_record(directory: Path) -> Record | None:
-    """What ``run`` itself wrote, if this is a run directory."""
-    path = directory / "record.json"
-    return read_record(path) if path.is_file() else None
-
-
 def _name(directory: Path) -> str:
     """The run's name from its own record, else the directory's."""
     run = _run_record(directory)
     return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
+
+
+def _run_record(directory: Path) -> Record | None:
+    """What ``run`` itself wrote, if this is a run directory."""
+    path = directory / "record.json"
+    return read_record(path) if path.is_file() else None
 
 
 def _configured_language(run: Record | None) -> Language:

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from so8tqc.checkpoints.baking import differing
+from so8tqc.checkpoints.finite import first_non_finite
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
-from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, TensorEntry
+from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge
 from so8tqc.rotations.algebra import FoldComparison, compare_fold
@@ -41,16 +42,19 @@ _GATE_WORDS = ("rotation_gate", "oft_r", ".theta")
 
 @dataclass(frozen=True)
 class TargetAlgebra:
-    """The comparison of one folded tensor, with its place."""
+    """The comparison of one folded tensor, and where its first NaN or infinity is."""
 
     planned: PlannedTensor
     comparison: FoldComparison
+    non_finite: tuple[int, ...] | None = None
 
 
 def structure_checks(
     base: Checkpoint, baked: Checkpoint, planned: Sequence[PlannedTensor], subject: str = ""
 ) -> list[Check]:
     """Same tensors, shapes and dtypes; everything but the targets bit-identical; no gates left.
+
+    NaN and infinity are looked for in every tensor but the targets, which the algebra compares.
 
     Compares ``baked`` with ``base``; ``planned`` says which tensors may differ.
     """
@@ -61,7 +65,7 @@ def structure_checks(
     reshaped = sorted(n for n in common if base.tensors[n].shape != baked.tensors[n].shape)
     retyped = sorted(n for n in common - targets if base.tensors[n].dtype != baked.tensors[n].dtype)
     changed = differing(base, baked, sorted(common - targets - set(reshaped) - set(retyped)))
-    broken = [n for n in changed if not _is_finite(baked.tensors[n])]
+    broken = _non_finite(baked, sorted(baked.tensors.keys() - targets))
     gates = sorted(n for n in baked.tensors if any(word in n.lower() for word in _GATE_WORDS))
     config = _config_differences(base, baked)
     companions = _companion_differences(base.directory, baked.directory)
@@ -71,7 +75,7 @@ def structure_checks(
         _none("structure.shapes", reshaped, "tensor(s) changed shape", subject),
         _none("structure.dtypes", retyped, "untouched tensor(s) changed dtype", subject),
         _none("structure.untouched", changed, "untouched tensor(s) changed", subject),
-        _none("structure.finite", broken, "changed tensor(s) hold NaN or infinity", subject),
+        _none("structure.finite", broken, "untouched tensor(s) hold NaN or infinity", subject),
         _none("structure.gates", gates, "gate tensor(s) are left", subject),
         _none("structure.config", config, "config value(s) changed", subject),
         _none("structure.tokenizer", companions, "tokenizer file(s) differ", subject),
@@ -91,7 +95,9 @@ def algebra(
             tensor_view(plan.entry), blocks, rotations.site, transposed=transposed
         )
         stored, _ = orient(tensor_view(entry), blocks, rotations.site, transposed=transposed)
-        result = TargetAlgebra(plan, compare_fold(matrix, stored, oriented))
+        compared = compare_fold(matrix, stored, oriented)
+        place = first_non_finite(entry) if compared.non_finite else None
+        result = TargetAlgebra(plan, compared, place)
         task.advance(1, item=plan.entry.name)
         return result
 
@@ -140,7 +146,8 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
             subject=subject,
             detail="No folded element is NaN or infinite."
             if not bad
-            else f"Non-finite elements, first in {_place(bad[0])}.",
+            else f"Non-finite elements, first in {_place(bad[0])} at "
+            f"{list(bad[0].non_finite or ())}.",
         ),
     ]
 
@@ -212,11 +219,15 @@ def _none(check_id: str, names: Sequence[str], what: str, subject: str) -> Check
     return judge(check_id, len(names), 0, subject=subject, detail=detail)
 
 
-def _is_finite(entry: TensorEntry) -> bool:
-    """Whether a stored tensor has no NaN and no infinity; integers have none."""
-    import torch
-
-    return entry.dtype not in ITEM_BYTES or bool(torch.isfinite(tensor_view(entry)).all())
+def _non_finite(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
+    """``NAME[first index]`` of those that hold NaN or infinity; on all cores."""
+    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
+        places = pool.map(first_non_finite, (checkpoint.tensors[name] for name in names))
+        return [
+            f"{name}[{', '.join(map(str, place))}]"
+            for name, place in zip(names, places, strict=True)
+            if place is not None
+        ]
 
 
 def _config_differences(base: Checkpoint, baked: Checkpoint) -> list[str]:

@@ -220,9 +220,9 @@ class CaptureSource:
 
         finite = torch.isfinite(block)
         if not bool(finite.all()):
-            row = int((~finite).nonzero()[0, 0])
+            row, token = (int(i) for i in (~finite).nonzero()[0])
             raise DataError(
-                f"text {text} has non-finite logits at position {start + row}",
+                f"text {text} has a non-finite logit at position {start + row}, token {token}",
                 where=str(self.capture.path),
                 remedy="Record it again; mask nothing, and store float32 where float16 overflows.",
             )

@@ -168,9 +168,11 @@ def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: in
     # a NaN anywhere in a row, or an infinity, leaves its mark on the row's entropy
     finite = np.isfinite(side.entropy) & np.isfinite(side.nll)
     if not finite.all():
-        at = text.start + text.first + row + int(np.flatnonzero(~finite)[0])
+        bad = int(np.flatnonzero(~finite)[0])
+        at = text.start + text.first + row + bad
+        token = int(np.argmax(~np.isfinite(side.logits[bad].numpy())))
         raise DataError(
-            f"{source.name} yields non-finite logits at position {at}",
+            f"{source.name} yields a non-finite logit at position {at}, token {token}",
             where=text.id,
             remedy="The weights hold NaN or infinity, or overflow in the compute dtype.",
         )

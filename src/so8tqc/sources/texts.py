@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,12 +230,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise ModelError(
             "not a model directory", where=str(path), remedy="Give --tokenizer MODEL_DIRECTORY."
         )
-    try:
+    with _naming_the_tokenizer(str(path)):
         return AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # noqa: BLE001  tokenizers raises nothing more special
-        raise _unusable(error, str(path)) from None
+    raise AssertionError("either it is returned, or something is raised")
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> TokenIds:
@@ -243,20 +243,27 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -
     Raises:
         ModelError: the tokenizer fails, which shows it to be malformed.
     """
-    try:
+    with _naming_the_tokenizer(str(tokenizer.name_or_path)):
         ids = tokenizer(text, verbose=False, **options)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
-    except Exception as error:  # noqa: BLE001  tokenizers raises nothing more special
-        raise _unusable(error, str(tokenizer.name_or_path)) from None
+    raise AssertionError("either they are returned, or something is raised")
 
 
-def _unusable(error: Exception, where: str) -> ModelError:
-    reason = str(error).strip().splitlines()
-    return ModelError(
-        f"no usable tokenizer: {reason[0][:_SHOWN] if reason else type(error).__name__}",
-        where=where,
-        remedy="Give --tokenizer MODEL_DIRECTORY.",
-    )
+@contextmanager
+def _naming_the_tokenizer(where: str) -> Iterator[None]:
+    """Any failure inside is that of a malformed tokenizer: its library raises bare exceptions, and
+    panics, which are none."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"no usable tokenizer: {reason[0][:_SHOWN] if reason else type(error).__name__}",
+            where=where,
+            remedy="Give --tokenizer MODEL_DIRECTORY.",
+        ) from None
 
 
 def encode(
