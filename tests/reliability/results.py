@@ -19,10 +19,10 @@ _OUTCOMES = {
     "random": "No output was half there; the run went on, and ended with the same bytes.",
 }
 _PLANTED = {
-    "killed": "A file written in place instead of renamed; the fsync before a rename left out; a "
-    "stage remembered as done before its outputs are.",
+    "killed": "A file written in place instead of renamed; an fsync before or after "
+    "a rename left out.",
     "refused": "Temporaries that an error leaves behind.",
-    "random": "None of its own; those of a killed command are found at their operations.",
+    "random": "None of its own.",
 }
 
 
