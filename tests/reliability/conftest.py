@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from disk_bench import Bench
-from results import Results
+from results import RESULTS, Results
 from stage_cases import Cases, Inputs, write_inputs
 
 
@@ -17,11 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def results(request: pytest.FixtureRequest) -> Iterator[Results]:
-    made = Results()
-    yield made
-    if request.config.getoption("--crash-results", False):
-        made.write()
+def results(request: pytest.FixtureRequest) -> Results:
+    return Results(RESULTS if request.config.getoption("--crash-results", False) else None)
 
 
 @pytest.fixture(scope="session")

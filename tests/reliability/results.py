@@ -19,17 +19,22 @@ _OUTCOMES = {
     "random": "No output was half there; the run went on, and ended with the same bytes.",
 }
 _PLANTED = {
-    "killed": "A file written in place instead of renamed; the fsync before a rename left out; a "
-    "stage remembered as done before its outputs are.",
+    "killed": "A file written in place instead of renamed; an fsync before or after "
+    "a rename left out.",
     "refused": "Temporaries that an error leaves behind.",
-    "random": "None of its own; those of a killed command are found at their operations.",
+    "random": "None of its own.",
 }
 
 
 class Results:
-    """Rows by kind and command; a test adds to them."""
+    """Rows by kind and command; a test adds to them when it has passed.
 
-    def __init__(self) -> None:
+    Args:
+        path: written after each addition, so that a run that is ended keeps its rows; or None.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
         self._counts: dict[tuple[str, str, str], int] = {}
 
     def add(self, kind: str, command: str, how: str, count: int) -> None:
@@ -43,8 +48,10 @@ class Results:
         """
         key = (kind, command, how)
         self._counts[key] = self._counts.get(key, 0) + count
+        if self._path is not None:
+            self._write(self._path)
 
-    def write(self, path: Path = RESULTS) -> None:
+    def _write(self, path: Path) -> None:
         """Write the rows, in order; rows of tests that were not run now stay as they are."""
         old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         rows = {(row["kind"], row["tried"]): row for row in old}
