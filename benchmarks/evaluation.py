@@ -1,4 +1,5 @@
-"""The cost of comparing two models, over the bare forward passes of both, in one run.
+"""The cost of comparing two models, over the bare forward passes of both, in one run; and the
+memory it takes beyond the loaded models, of which the limit is 512 MiB.
 
 python benchmarks/evaluation.py [TOKENS]
 
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from process_memory import forget_peak, peak_bytes, resident_bytes
 from so8tqc.services.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.compare import compare, head_rows
 from so8tqc.sources.hf import HFModel, HFSource
@@ -60,6 +62,10 @@ def report(models: Sequence[HFModel], texts: Sequence[EncodedText]) -> None:
             parameter.data *= 1 + 2**-8 * torch.rand_like(parameter)
             parameter.data = parameter.data.bfloat16().float()
     sources = [HFSource(model, name) for model, name in zip(models, "ab", strict=True)]
+    loaded = resident_bytes()
+    forget_peak()
+    compare(sources, [("a", "b")], texts[:1])
+    beyond = (peak_bytes() - loaded) / 2**20
     ratios = []
     for _ in range(3):
         started = time.perf_counter()
@@ -75,7 +81,8 @@ def report(models: Sequence[HFModel], texts: Sequence[EncodedText]) -> None:
     kl = tables[("a", "b")].columns["kl"].mean()
     print(f"{tokens} tokens, V = {models[0].vocab_size}, mean KL {kl:.1e}: comparing takes "
           f"{np.median(ratios):.3f} × the bare forward passes "
-          f"(of {', '.join(f'{r:.3f}' for r in sorted(ratios))})", flush=True)  # fmt: skip
+          f"(of {', '.join(f'{r:.3f}' for r in sorted(ratios))}), and {beyond:.0f} MiB beyond the "
+          f"loaded models ({beyond / 512:.2f} of the limit)", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

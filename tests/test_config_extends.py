@@ -9,7 +9,10 @@ import pytest
 from so8tqc.config import RunConfig
 from so8tqc.config_extends import read_layers
 from so8tqc.config_file import load_options
+from so8tqc.config_yaml import read_yaml
 from so8tqc.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def write(path: Path, text: str) -> Path:
@@ -70,3 +73,23 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path, value: str, message: s
     write(tmp_path / "a.yaml", "base: m\n")
     with pytest.raises(ConfigError, match=rf"top\.yaml:1: .*{message}"):
         read_layers(write(tmp_path / "top.yaml", f"extends: {value}\n"))
+
+
+EXTENDING = [path for path in CONFIGS.glob("*.yaml") if "extends" in read_yaml(path)[0]]
+
+
+@pytest.mark.parametrize("path", EXTENDING, ids=lambda p: p.name)
+def test_a_shipped_file_takes_something_from_what_it_extends_and_repeats_nothing(
+    path: Path,
+) -> None:
+    own, _ = read_yaml(path)
+    low, _ = read_layers(path.parent / own.pop("extends"))
+    merged, _ = read_layers(path)
+    assert merged not in (own, low)
+    kept = {key for key, value in low.items() if merged[key] == value}
+    assert kept - own.keys()
+    for key, value in own.items():
+        inner = value.items() if isinstance(value, dict) else [(None, value)]
+        for name, stated in inner:
+            below = low.get(key) if name is None else low.get(key, {}).get(name)
+            assert stated != below, f"{key} {name or ''} is the same in both files"

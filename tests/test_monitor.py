@@ -214,3 +214,8 @@ def test_wrong_arguments_show_at_once() -> None:
         OscillationMonitor(loops=(8, 1, 8))
     with pytest.raises(ValueError, match="a value of the series is nan"):
         OscillationMonitor(reference=[1.0, float("nan")])
+
+
+def test_stopping_at_an_alarm_that_is_never_given_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no alarm of kind 'loops'; there are oscillation, loop"):
+        OscillationMonitor().stopping("loop", "loops")  # type: ignore[arg-type]

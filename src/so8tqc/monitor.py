@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from transformers import LogitsProcessor, StoppingCriteria
 from so8tqc.metrics.sequential import LoopWatch, OscillationChart, Statistic
 
 IntArray = npt.NDArray[np.int64]
+
+Kind = Literal["oscillation", "loop", "non_finite"]
 
 KEPT_ALARMS = 64
 """The last alarms are kept, so many of them."""
@@ -38,7 +40,7 @@ class Alarm:
         period: tokens of the loop, else 0.
     """
 
-    kind: Literal["oscillation", "loop", "non_finite"]
+    kind: Kind
     row: int
     step: int
     period: int = 0
@@ -130,9 +132,16 @@ class OscillationMonitor(LogitsProcessor):  # type: ignore[misc]
         self._rows: list[_Row] = []
         self._prompt = self._length = 0
 
-    def stopping(self, *kinds: str) -> StopOnAlarm:
-        """A stopping criterion that ends a sequence at its first alarm, of these kinds or any."""
-        return StopOnAlarm(self, frozenset(kinds or ("oscillation", "loop", "non_finite")))
+    def stopping(self, *kinds: Kind) -> StopOnAlarm:
+        """A stopping criterion that ends a sequence at its first alarm, of these kinds or any.
+
+        Raises:
+            ValueError: no such kind of alarm.
+        """
+        known = get_args(Kind)
+        if unknown := [kind for kind in kinds if kind not in known]:
+            raise ValueError(f"no alarm of kind {unknown[0]!r}; there are {', '.join(known)}")
+        return StopOnAlarm(self, frozenset(kinds or known))
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Look at the logits of the next token.

@@ -37,11 +37,11 @@ def test_a_bakes_log_lies_beside_the_model_and_the_model_is_the_same_without_it(
     log = tmp_path / "m.so8tqc.log"
     assert all(LINE.fullmatch(line) for line in log.read_text(encoding="utf-8").splitlines())
     said = lines(log)
-    assert re.fullmatch(r"INFO begin .*, process \d+", said[0])
+    assert re.fullmatch(r"INFO begin so8tqc bake, process \d+", said[0])
     assert re.search(r"so8tqc \d.*torch \d.*transformers \d", said[1])
     assert json.loads(said[2].removeprefix("INFO config "))["base"] == str(llama)
     assert "INFO verdict bake: pass" in said
-    assert re.fullmatch(r"INFO end .*, \d+\.\d s", said[-1])
+    assert re.fullmatch(r"INFO end so8tqc bake, \d+\.\d s", said[-1])
     tasks = [line.removeprefix("INFO begin ") for line in said[3:] if "INFO begin" in line]
     assert tasks
     assert all(any(line.startswith(f"INFO end {task}, ") for line in said) for task in tasks)

@@ -134,6 +134,8 @@ def _environment(command: str) -> dict[str, str]:
     """Small sizes, for the commands that take them; ``config`` shows what a user would see."""
     if command == "config":
         return {}
+    if command == "quantize":  # what a comparison takes if no type is named
+        return {**ENVIRONMENT, "SO8TQC_MAX_TOKENS": "48", "SO8TQC_TYPES": "[Q5_K_M, Q8_0]"}
     if command == "qc":
         return {**ENVIRONMENT, "SO8TQC_MAX_TOKENS": "48", "SO8TQC_PROFILE": "loose.yaml"}
     return {**ENVIRONMENT, "SO8TQC_MAX_TOKENS": "48"}

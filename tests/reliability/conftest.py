@@ -13,6 +13,7 @@ from stage_cases import Cases, Inputs, write_inputs
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--crash-results", action="store_true", help="Write crash.json.")
+    parser.addoption("--crash-moments", type=int, default=100, help="Random moments to kill at.")
 
 
 @pytest.fixture(scope="session")

@@ -23,10 +23,11 @@ from disk_bench import Bench, Fault, Operation, Outcome
 Tree = dict[str, str]
 """Path under the root → SHA-256 of the file; temporaries and locks (hidden) are left out."""
 
-LOGS = (".gguf.log",)
-"""What an external program said is written as it comes."""
+LOGS = (".gguf.log", "so8tqc.log")
+"""Logs are written as things happen."""
 
 _RANDOM = re.compile(r"\.[a-z0-9_]{8}\.so8tqc-partial")
+_OF_RUNS = ("run", "seconds", "reused")
 _REMOVALS = ("unlink", "rmdir")
 
 
@@ -183,8 +184,10 @@ def _content(path: Path) -> bytes:
 
 
 def _without_run(value: object) -> object:
+    """The record of a run repeats its stages' seconds, and whether they were reused."""
     if isinstance(value, dict):
-        return {key: _without_run(part) for key, part in value.items() if key != "run"}
+        told = {key: part for key, part in value.items() if key not in _OF_RUNS}
+        return {key: _without_run(part) for key, part in told.items()}
     return [_without_run(part) for part in value] if isinstance(value, list) else value
 
 

@@ -23,7 +23,6 @@ def case(name: str, *marks: pytest.MarkDecorator) -> object:
     return pytest.param(name, marks=[*own, *marks])
 
 
-MOMENTS = 100
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CRASH = pytest.mark.crash
 SLOW = [case(name, CRASH) for name in ("bake again", "run", "export", "calibrate")]
@@ -93,10 +92,11 @@ def test_other_signals(name: str, signal_: signal.Signals, cases: Cases, results
 @vendored
 @pytest.mark.llama
 def test_a_pipeline_killed_at_random_moments_ends_as_if_it_had_not_been(
-    cases: Cases, results: Results
+    cases: Cases, results: Results, request: pytest.FixtureRequest
 ) -> None:
-    """A hundred kills; every run goes on where the last one was killed, until one comes through."""
+    """Every run goes on where the last one was killed, until one comes through."""
     trial, moments = cases("pipeline"), random.Random(0)
-    for _ in range(MOMENTS):
+    count = int(request.config.getoption("--crash-moments", 100))
+    for _ in range(count):
         kill_after(trial, moments.uniform(0.0, trial.seconds), moments.choice(SIGNALS))
-    results.add("random", "pipeline", "SIGKILL, SIGTERM or SIGINT", MOMENTS)
+    results.add("random", "pipeline", "SIGKILL, SIGTERM or SIGINT", count)

@@ -48,5 +48,5 @@ def test_what_is_installed_is_what_is_locked(lock: dict[str, tuple[str, list[str
 
 def test_the_lock_is_a_file_of_this_project() -> None:
     text = LOCK.read_text(encoding="utf-8")
-    assert "http" not in text
+    assert "://" not in text
     assert "file:" not in text

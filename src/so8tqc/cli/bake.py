@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from so8tqc.cli.options import (
+    NOTHING,
     ConfigOption,
-    ConventionOption,
     JsonOption,
-    LayersOption,
-    OrthogonalizeOption,
-    ParametrizationOption,
     QuietOption,
     SetOption,
-    SiteOption,
     given,
+    reads_rotations,
 )
 from so8tqc.cli.stage import Output, configure, finish, run_single_output
 
 
+@reads_rotations
 def bake(
     base: Annotated[
         Path, typer.Argument(help="Model directory (safetensors), or org/name on a hub.")
     ],
     rotations: Annotated[Path, typer.Argument(help="Gate file, checkpoint, or OFT adapter.")],
     out: Annotated[Path, typer.Option(help="Directory to write the baked model to.")],
-    convention: ConventionOption = None,
-    parametrization: ParametrizationOption = None,
-    site: SiteOption = None,
-    layers: LayersOption = None,
-    orthogonalize: OrthogonalizeOption = None,
+    rotation_options: Mapping[str, object] = NOTHING,
     baked_dtype: Annotated[
         str | None,
         typer.Option(help="keep, float32, float16 or bfloat16.", show_default=False),
@@ -80,14 +75,10 @@ def bake(
         base=base,
         rotations=rotations,
         out=out,
-        convention=convention,
-        parametrization=parametrization,
-        site=site,
-        layers=layers,
-        orthogonalize=orthogonalize,
         baked_dtype=baked_dtype,
         force=force,
         verify=verify,
+        **rotation_options,
     )
     options, output = configure(BakeConfig, flags, config, set_), Output(json, quiet)
     if not dry_run:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from so8tqc.cli.options import (
+    NOTHING,
     ConfigOption,
-    ConventionOption,
     JsonOption,
-    LayersOption,
-    OrthogonalizeOption,
-    ParametrizationOption,
     QuietOption,
     SetOption,
-    SiteOption,
     ThreadsOption,
     given,
+    reads_rotations,
 )
 from so8tqc.cli.stage import Output, configure, run_single_output
 
 
+@reads_rotations
 def capture(
     model: Annotated[Path, typer.Argument(help="Model to record: directory or GGUF.")],
     out: Annotated[Path, typer.Option(help="Capture to write, NAME.safetensors.")],
@@ -30,11 +29,7 @@ def capture(
         Path | None,
         typer.Option(help="Rotations: the gated model is recorded."),
     ] = None,
-    convention: ConventionOption = None,
-    parametrization: ParametrizationOption = None,
-    site: SiteOption = None,
-    layers: LayersOption = None,
-    orthogonalize: OrthogonalizeOption = None,
+    rotation_options: Mapping[str, object] = NOTHING,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,10 +65,6 @@ def capture(
     from so8tqc.config import CaptureConfig
     from so8tqc.services.capture import capture as service
 
-    rotation_options = given(
-        convention=convention, parametrization=parametrization, site=site, layers=layers,
-        orthogonalize=orthogonalize,
-    )  # fmt: skip
     flags = given(
         rotation_options=rotation_options, model=model, out=out, rotations=rotations, data=data,
         tokenizer=tokenizer, dtype=dtype, max_tokens=max_tokens, threads=threads,

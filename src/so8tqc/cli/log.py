@@ -10,12 +10,12 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import click
 from pydantic import BaseModel
 
+from so8tqc.config import COMMAND_CONFIGS
 from so8tqc.errors import So8tqcError
 from so8tqc.filesystem import disk_errors, make_folder
 from so8tqc.progress import Progress, Task
@@ -50,13 +50,12 @@ def logged(path: Path, config: BaseModel | None, progress: Progress) -> Iterator
     """
     with disk_errors(path):
         make_folder(path.parent)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_formatter())
     level = _logger.level
     _logger.addHandler(handler)
     _logger.setLevel(logging.INFO)
-    context = click.get_current_context(silent=True)
-    command = context.command_path if context else "so8tqc"
+    command = _command(config)
     started = time.monotonic()
     try:
         _logger.info("begin %s, process %d", command, os.getpid())
@@ -77,7 +76,15 @@ def logged(path: Path, config: BaseModel | None, progress: Progress) -> Iterator
     finally:
         _logger.removeHandler(handler)
         _logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A disk that refuses the log refuses the outputs, too; those are what the user is told of."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
+        """Go on, where the library prints a traceback."""
 
 
 def log_record(record: Record) -> None:
@@ -108,6 +115,12 @@ class _LoggedProgress:
     def message(self, text: str) -> None:
         _logger.info("%s", _line(text))
         self._shown.message(text)
+
+
+def _command(config: BaseModel | None) -> str:
+    """``so8tqc qc``: the command whose config this is; what has none of its own is a run."""
+    names = (name for name, model in COMMAND_CONFIGS.items() if type(config) is model)
+    return f"so8tqc {next(names, 'run')}"
 
 
 def _formatter() -> logging.Formatter:

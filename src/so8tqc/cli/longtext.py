@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from so8tqc.cli.options import (
+    NOTHING,
     ConfigOption,
-    ConventionOption,
     JsonOption,
-    LayersOption,
-    OrthogonalizeOption,
-    ParametrizationOption,
     QuietOption,
+    RotationsOption,
     SetOption,
-    SiteOption,
     ThreadsOption,
     given,
+    reads_rotations,
 )
 from so8tqc.cli.stage import Output, configure, run_reported_stage
 
 
+@reads_rotations
 def longtext(
     model: Annotated[Path, typer.Argument(help="Model directory or GGUF file under test.")],
     out: Annotated[Path, typer.Option(help="Directory for record, plots and series.")],
@@ -30,15 +30,8 @@ def longtext(
         Path | None,
         typer.Option(help="Base model to compare with."),
     ] = None,
-    rotations: Annotated[
-        Path | None,
-        typer.Option(help="Rotations: the reference is then the gated base."),
-    ] = None,
-    convention: ConventionOption = None,
-    parametrization: ParametrizationOption = None,
-    site: SiteOption = None,
-    layers: LayersOption = None,
-    orthogonalize: OrthogonalizeOption = None,
+    rotations: RotationsOption = None,
+    rotation_options: Mapping[str, object] = NOTHING,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,10 +71,6 @@ def longtext(
     from so8tqc.config import LongTextConfig
     from so8tqc.services.longtext import longtext as service
 
-    rotation_options = given(
-        convention=convention, parametrization=parametrization, site=site, layers=layers,
-        orthogonalize=orthogonalize,
-    )  # fmt: skip
     flags = given(
         rotation_options=rotation_options,
         model=model, out=out, reference=reference, rotations=rotations, data=data,

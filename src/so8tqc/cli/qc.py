@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from so8tqc.cli.options import (
+    NOTHING,
+    BaseOption,
     ConfigOption,
-    ConventionOption,
     JsonOption,
-    LayersOption,
-    OrthogonalizeOption,
-    ParametrizationOption,
     QuietOption,
+    RotationsOption,
     SetOption,
-    SiteOption,
     ThreadsOption,
     given,
+    reads_rotations,
 )
 from so8tqc.cli.stage import Output, configure, run_reported_stage
 
 
+@reads_rotations
 def qc(
     reference: Annotated[
         Path, typer.Option(help="The model we trust: directory, GGUF or capture.")
     ],
     candidate: Annotated[list[Path], typer.Option(help="Model under test; repeatable.")],
     out: Annotated[Path, typer.Option(help="Directory for record and reports.")],
-    rotations: Annotated[
-        Path | None,
-        typer.Option(help="Rotations: the reference is then the gated model."),
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="What the rotations are applied to, if the reference is a capture."),
-    ] = None,
-    convention: ConventionOption = None,
-    parametrization: ParametrizationOption = None,
-    site: SiteOption = None,
-    layers: LayersOption = None,
-    orthogonalize: OrthogonalizeOption = None,
+    rotations: RotationsOption = None,
+    base: BaseOption = None,
+    rotation_options: Mapping[str, object] = NOTHING,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -153,10 +144,6 @@ def qc(
     from so8tqc.config import QCConfig
     from so8tqc.services.qc import qc as service
 
-    rotation_options = given(
-        convention=convention, parametrization=parametrization, site=site, layers=layers,
-        orthogonalize=orthogonalize,
-    )  # fmt: skip
     flags = given(
         rotation_options=rotation_options,
         reference=reference, base=base, candidates=candidate, out=out, rotations=rotations,

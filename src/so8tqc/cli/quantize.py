@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from so8tqc.cli.options import (
+    NOTHING,
+    BaseOption,
     ConfigOption,
-    ConventionOption,
     JsonOption,
-    LayersOption,
-    OrthogonalizeOption,
-    ParametrizationOption,
     QuietOption,
+    RotationsOption,
     SetOption,
-    SiteOption,
     ThreadsOption,
     given,
+    reads_rotations,
 )
 from so8tqc.cli.stage import Output, configure, run_reported_stage, run_stage
 
 
+@reads_rotations
 def quantize(
     gguf: Annotated[Path, typer.Argument(help="Unquantized GGUF (F16, BF16, F32).")],
     out: Annotated[Path, typer.Option(help="Directory for the quantized files.")],
@@ -104,18 +105,9 @@ def quantize(
         Path | None,
         typer.Option(help="Compare with: directory, capture or GGUF; the input if left out."),
     ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="What the rotations are applied to, if the reference is a capture."),
-    ] = None,
-    rotations: Annotated[
-        Path | None, typer.Option(help="Rotations: the reference is then the gated model.")
-    ] = None,
-    convention: ConventionOption = None,
-    parametrization: ParametrizationOption = None,
-    site: SiteOption = None,
-    layers: LayersOption = None,
-    orthogonalize: OrthogonalizeOption = None,
+    base: BaseOption = None,
+    rotations: RotationsOption = None,
+    rotation_options: Mapping[str, object] = NOTHING,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,10 +153,6 @@ def quantize(
         output_tensor_type=output_tensor_type, token_embedding_type=token_embedding_type,
         pure=pure or None, allow_requantize=allow_requantize or None, imatrix=imatrix,
         imatrix_data=imatrix_data, threads=threads,
-    )  # fmt: skip
-    rotation_options = given(
-        convention=convention, parametrization=parametrization, site=site, layers=layers,
-        orthogonalize=orthogonalize,
     )  # fmt: skip
     budget = given(max_kl=max_kl, min_top1=min_top1, max_size=max_size)
     judging = given(

@@ -66,8 +66,6 @@ def report(
         raise ConfigError("--model-card is for the report of one run directory")
     if verify and (other or out):
         raise ConfigError("--verify is for one run directory")
-    if lang is not None and (verify or other):
-        raise ConfigError("--lang is for the report of one run")
     if other is not None:
         _compare(directory, other, out or other / "comparison", output)
     elif out is not None:

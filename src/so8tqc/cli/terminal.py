@@ -186,9 +186,23 @@ def scaled(value: float) -> str:
     return f"{value:.1f}"
 
 
+@contextmanager
+def _trimmed() -> Iterator[Console]:
+    """A console on stdout; a line ends with its last letter, not with a table's padding."""
+    console = Console()
+    with console.capture() as captured:
+        yield console
+    for line in captured.get().removesuffix("\n").split("\n"):
+        console.file.write(f"{line.rstrip()}\n")
+
+
 def show(record: Record, path: Path | None = None) -> None:
     """Print a record for people: checks, notices, diagnosis, verdict."""
-    console = Console()
+    with _trimmed() as console:
+        _show(console, record, path)
+
+
+def _show(console: Console, record: Record, path: Path | None) -> None:
     if record.kind == "comparison":
         console.print(escape(comparison_sentence(record)))
     if "stages" in record.metrics:
@@ -208,7 +222,8 @@ def show(record: Record, path: Path | None = None) -> None:
             console.print("  " + say("layers {layers}", layers=fmt.ranges(diagnosis.layers)))
         console.print(f"  [bold]{escape(say(diagnosis.remedy))}[/]")
     for name, output in record.outputs.items():
-        console.print(f"[dim]{escape(name)}:[/] {escape(output.path)}", soft_wrap=True)
+        label = "" if Path(output.path).name == name else f"[dim]{escape(name)}:[/] "
+        console.print(f"{label}{escape(output.path)}", soft_wrap=True)
     if path is not None:
         kind = say("record") if path.suffix == ".json" else say("report")
         console.print(f"[dim]{kind}:[/] {escape(str(path))}", soft_wrap=True)
@@ -228,7 +243,11 @@ def _show_table(console: Console, shown: ReportTable) -> None:
 
 def show_plan(record: Record) -> None:
     """Print what a bake would do: its tensors, drift, bytes, disk and memory."""
-    console = Console()
+    with _trimmed() as console:
+        _show_plan(console, record)
+
+
+def _show_plan(console: Console, record: Record) -> None:
     metrics: dict[str, Any] = record.metrics
     tensors = Table(box=None, pad_edge=False)
     for column in ("tensor", "shape", "dtype", "bytes"):
@@ -260,7 +279,8 @@ def show_plan(record: Record) -> None:
 
 
 def _show_stages(console: Console, record: Record) -> None:
-    table = Table(title=say("Stages"), title_justify="left", box=None, pad_edge=False)
+    console.print(f"[bold]{say('Stages')}[/]")
+    table = Table(box=None, pad_edge=False)
     for i, column in enumerate(_STAGE_COLUMNS):
         table.add_column(say(column), justify="left" if i < _STAGE_WORDS else "right")
     stages = record.metrics.get("stages", {})

@@ -65,7 +65,7 @@ def percent(share: float) -> str:
 
 def counted(count: int, noun: str) -> str:
     """``1 text``, ``6,375 tokens``."""
-    one, many = _COUNTED[noun]
+    one, many = _COUNTED.get(noun, (f"{{count}} {noun}", f"{{count}} {noun}s"))
     return say(one if count == 1 else many, count=f"{count:,}")
 
 

@@ -10,6 +10,7 @@ from typing import NotRequired, TypedDict
 from so8tqc.artifacts import require_space, write_record, write_text
 from so8tqc.config_batch import Batch, Combination
 from so8tqc.errors import ExitCode, So8tqcError, explained
+from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, Verdict, jsonable, versions
 from so8tqc.reports.batch import batch_markdown
@@ -50,6 +51,7 @@ class Row(TypedDict):
     files: NotRequired[dict[str, File]]
 
 
+@exclusive(claim_folder)
 def run_batch(
     batch: Batch,
     progress: Progress = SILENT,

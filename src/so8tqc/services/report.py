@@ -188,9 +188,7 @@ def read_stages(directory: Path) -> dict[str, Record]:
 def _name(directory: Path) -> str:
     """The run's name from its own record, else the directory's."""
     run = _run_record(directory)
-    if run is not None:
-        return str(run.metrics.get("name", directory.name))
-    return directory.resolve().name
+    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
 
 
 def _run_record(directory: Path) -> Record | None:
@@ -202,8 +200,7 @@ def _run_record(directory: Path) -> Record | None:
 def _configured_language(run: Record | None) -> Language:
     options = run.config.get("report") if run else None
     code = options.get("language") if isinstance(options, dict) else None
-    known = [language for language in Language if language == code]
-    return known[0] if known else Language.ENGLISH
+    return Language(str(code)) if code else Language.ENGLISH
 
 
 def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:

@@ -1,0 +1,56 @@
+"""The time of `so8tqc --help` over that of `python -c pass`, and under the limit of 0.3 s.
+
+python benchmarks/startup.py
+
+Each command is a process of its own, and the commands take turns, so that a busy moment strikes
+all of them. `import typer` is what any command line made with it costs; `so8tqc config show` is
+the fastest command that reads options, so pydantic is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+LIMIT_SECONDS = 0.3
+REPEATS = 15
+ROOT = Path(__file__).parent.parent
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    "import typer": ["-c", "import typer"],
+    "so8tqc --help": ["-m", "so8tqc", "--help"],
+    "so8tqc --version": ["-m", "so8tqc", "--version"],
+    "so8tqc run --help": ["-m", "so8tqc", "run", "--help"],
+    "so8tqc config show": ["-m", "so8tqc", "config", "show", str(ROOT / "configs" / "demo.yaml")],
+}
+
+
+def seconds(arguments: list[str]) -> float:
+    """Wall time of one process, its output thrown away."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SO8TQC_")}
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True, env=environment
+    )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    for arguments in COMMANDS.values():  # compiled and read from disk once, before it counts
+        seconds(arguments)
+    rounds = [[seconds(arguments) for arguments in COMMANDS.values()] for _ in range(REPEATS)]
+    times = np.array(rounds)
+    bare = times[:, [0]]
+    for name, own, ratios in zip(COMMANDS, times.T, (times / bare).T, strict=True):
+        limit = f", {np.median(own) / LIMIT_SECONDS:.2f} × the limit" if "so8tqc" in name else ""
+        print(f"{name}: median {np.median(own):.3f} s (fastest {own.min():.3f}), "
+              f"{np.median(ratios):.1f} × python -c pass{limit}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

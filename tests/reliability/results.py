@@ -1,0 +1,59 @@
+"""Counts what was tried and writes ``crash.json``: ``pytest tests/reliability --crash-results``.
+
+A row is one kind of disturbance of one command: ``{"kind", "tried", "count", "outcome",
+"planted"}``: what was done to it, how often, what came out, and the fault of ours that turns the
+test red (each was planted by hand, once). A row is written only when its test has passed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("crash.json")
+
+_OUTCOMES = {
+    "killed": "No output was half there; the same command then ended with the same bytes.",
+    "refused": "One error that names path and cause, exit code 4, nothing half there, temporaries "
+    "gone where anything could be deleted; the same command then ended with the same bytes.",
+    "random": "No output was half there; the run went on, and ended with the same bytes.",
+}
+_PLANTED = {
+    "killed": "A file written in place instead of renamed; the fsync before a rename left out; a "
+    "stage remembered as done before its outputs are.",
+    "refused": "Temporaries that an error leaves behind.",
+    "random": "None of its own; those of a killed command are found at their operations.",
+}
+
+
+class Results:
+    """Rows by kind and command; a test adds to them."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, str], int] = {}
+
+    def add(self, kind: str, command: str, how: str, count: int) -> None:
+        """Remember that a command passed so many disturbances.
+
+        Args:
+            kind: ``killed``, ``refused`` or ``random``.
+            command: the case's name.
+            how: signal or errno.
+            count: how many operations were disturbed, or moments tried.
+        """
+        key = (kind, command, how)
+        self._counts[key] = self._counts.get(key, 0) + count
+
+    def write(self, path: Path = RESULTS) -> None:
+        """Write the rows, in order; rows of tests that were not run now stay as they are."""
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        rows = {(row["kind"], row["tried"]): row for row in old}
+        for (kind, command, how), count in self._counts.items():
+            tried = f"{command}: {how}"
+            rows[(kind, tried)] = {
+                "kind": kind, "tried": tried, "count": count, "outcome": _OUTCOMES[kind],
+                "planted": _PLANTED[kind],
+            }  # fmt: skip
+        ordered = [rows[key] for key in sorted(rows)]
+        text = json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
