@@ -39,13 +39,13 @@ ROWS = (
     Row(
         "numbers", "The same token alone, in blocks of 1 to 9 rows, in any order",
         "metrics/test_extreme_logits.py", "neighbours", "To 1e-12.",
-        "None of ours; a row left out of its block turns it red.",
+        "A block shifted by its largest logit, not each row by its own.",
     ),
     Row(
         "numbers", "Block sizes, and two processes instead of one",
         "sources", "block_size or two_processes_give",
         "Means to 1e-12; records and token tables of two processes to the bit.",
-        "An error in one process left the other waiting.",
+        "Targets counted from the block's start instead of the text's.",
     ),
     Row(
         "numbers", "NaN and ±∞ in rotations, in any tensor of base and candidate",
