@@ -35,7 +35,7 @@ SPDX = {
 
 ALLOWED = frozenset(
     {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "MPL-2.0", "PSF-2.0",
-     "Zlib", "CC0-1.0", "CNRI-Python", "Public-Domain"}
+     "Zlib", "BSL-1.0", "CC0-1.0", "CNRI-Python", "Public-Domain"}
 )  # fmt: skip
 """Licences that go with Apache-2.0. MPL-2.0 binds its own files alone; nothing of it is copied."""
 
@@ -95,15 +95,19 @@ def licence(dist: Distribution) -> str:
     for text in (metadata.get("License-Expression"), metadata.get("License"), *classifiers):
         first = (text or "").strip().split("\n")[0]
         name = SPDX.get(first, first)
-        if name and not names_in(name) - ALLOWED:
+        if name and not not_allowed(name):
             return name
     return metadata.get("License-Expression") or metadata.get("License") or "unknown"
 
 
-def names_in(expression: str) -> set[str]:
-    """Licences of an SPDX expression; an exception only permits more, so it is left out."""
+def not_allowed(expression: str) -> set[str]:
+    """Licences of an SPDX expression that are not allowed; {} if one of its alternatives is.
+
+    An exception (WITH) only permits more, so it is left out. Parentheses are not met, and not read.
+    """
     plain = re.sub(r"\s+WITH\s+[\w.-]+", "", expression)
-    return {part for part in re.split(r"\s+(?:AND|OR)\s+|[()]", plain) if part.strip()}
+    alternatives = [set(re.split(r"\s+AND\s+", part)) - ALLOWED for part in plain.split(" OR ")]
+    return min(alternatives, key=len)
 
 
 def locked() -> Iterator[tuple[str, str, list[str]]]:

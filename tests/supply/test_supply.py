@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from distributions import ALLOWED, LOCK, PAGE, ROOT, canonical, licence, locked, names_in, needed
+from distributions import LOCK, PAGE, ROOT, canonical, licence, locked, needed, not_allowed
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,14 @@ def lock() -> dict[str, tuple[str, list[str]]]:
 def test_every_licence_is_known_and_listed() -> None:
     listed = dict(re.findall(r"^\| ([\w.-]+) \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.M))
     found = {name: licence(dist) for name, dist in needed().items()}
-    assert {n: x for n, x in found.items() if names_in(x) - ALLOWED} == {}
+    assert {n: x for n, x in found.items() if not_allowed(x)} == {}
     assert {n: x for n, x in found.items() if listed.get(n) != x} == {}
+
+
+def test_a_licence_that_does_not_go_with_ours_is_found() -> None:
+    assert not_allowed("GPL-3.0-only") == {"GPL-3.0-only"}
+    assert not_allowed("MIT AND GPL-3.0-only") == {"GPL-3.0-only"}
+    assert not_allowed("MIT OR GPL-3.0-only") == set()
 
 
 def test_the_lock_holds_all_that_is_needed_by_digest(
