@@ -101,6 +101,10 @@ def fuzz(session: nox.Session) -> None:
     install(session, "test")
     arguments = session.posargs or ["--inputs", "20000", "--out", "fuzz.json"]
     session.run("python", "tests/hostile/fuzz.py", *arguments)
+    if not session.posargs:
+        session.run("python", "tests/hostile/fuzz_rows.py", "fuzz.json")
+        session.run("python", "tests/reliability/tested_rows.py")
+        session.run("python", "tests/reliability/reliability_page.py")
 
 
 @nox.session

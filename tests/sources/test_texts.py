@@ -174,3 +174,27 @@ def test_encoding_cuts_and_refuses(llama: Path, tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "absent")
     with pytest.raises(ModelError, match="no usable tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
+    """JSON strings may hold U+2028 as it is, and U+0085; only a newline ends a line of JSONL."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "one\u2028two\x85three"}\n\n{"text": "four"}\n', encoding="utf-8")
+    assert [text.text for text in load_texts([str(path)])] == ["one\u2028two\x85three", "four"]
+    path.write_text('{"text": "one\u2028two"}\n{\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"texts.jsonl:2: not JSON"):
+        load_texts([str(path)])
+
+
+def test_a_name_made_for_a_second_text_is_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    names = ["a", "a#2", "a", "a"]
+    path.write_text("\n".join(f'{{"id": "{name}", "text": "x"}}' for name in names))
+    assert [text.id for text in load_texts([str(path)])] == ["a", "a#2", "a#3", "a#4"]
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"id": "a", "text": "x\\ud800"}')
+    with pytest.raises(DataError, match=r"texts.jsonl, a: character 1 is half of a surrogate"):
+        load_texts([str(path)])

@@ -1,0 +1,71 @@
+"""docs/reliability.md from the results beside it: ``python tests/reliability/reliability_page.py``.
+
+Every ``*.json`` here is the result of one part: a list of rows ``{"kind", "tried", "count",
+"outcome", "planted"}`` (see ``results.py``), written by the run that made them and by nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parents[1] / "docs" / "reliability.md"
+
+_PARTS = {
+    "hostile": ("Hostile files", "`nox -s fuzz`, `tests/hostile/`"),
+    "numbers": ("Numbers", "`tests/metrics/test_extreme_logits.py`, "
+                "`tests/services/test_non_finite.py`"),
+    "scale": ("Scale", "`tests/scale/`, [what it costs](scale.md)"),
+    "network": ("No network", "`tests/test_no_network.py`"),
+    "crash": ("Killed, and refused by the disk", "`nox -s crash`, `tests/reliability/`"),
+}  # fmt: skip
+"""File → title, and what makes it; other files come after these, by their names."""
+
+_HEAD = """\
+# Reliability
+
+What was done to `so8tqc`, how often, and what happened. Each table is written from the results of
+the run that its first line names. *Shown by* says how the check itself is known to work: a fault of
+ours that it found and that was mended, or one that was planted to turn it red.
+
+Hostile inputs are *read* (accepted, and nothing else happened) or *refused* (one message that names
+the file, and the exit code of its kind). There is no third outcome: anything else fails the run.
+Python's audit events, the folder's files and the kernel's count of memory tell what else happened:
+no input made a reader write, start or connect to anything, or take more than 1 GiB or 10 seconds.
+
+Written by `python tests/reliability/reliability_page.py`.
+"""
+
+
+def document() -> str:
+    """The page."""
+    names = [path.stem for path in sorted(HERE.glob("*.json"))]
+    ordered = [name for name in _PARTS if name in names]
+    return _HEAD + "".join(map(_part, ordered + [n for n in names if n not in _PARTS]))
+
+
+def _part(name: str) -> str:
+    title, made_by = _PARTS.get(name, (name.capitalize(), f"`{name}.json`"))
+    rows = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    total = sum(row["count"] for row in rows)
+    lines = [
+        f"\n## {title}\n",
+        f"{made_by}; {total:,} tries.\n",
+        "| what was tried | how often | what happened | shown by |",
+        "|---|---|---|---|",
+        *(
+            f"| {_cell(row['tried'])} | {row['count']:,} | {_cell(row['outcome'])} | "
+            f"{_cell(row['planted'])} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(), encoding="utf-8")
