@@ -53,7 +53,8 @@ class Watch:
             if (
                 event != "os.mkdir" or not Path(os.fsdecode(arguments[0])).is_dir()
             ):  # exist_ok asks, too
-                self._changed(event, arguments[0])
+                named = arguments[:1] if event == "os.truncate" else arguments  # its last: a length
+                self._changed(event, _within(named))
         elif event in _STARTS and not self.spawns:
             self.found.append(f"{event} {arguments[0]!r}")
         elif event in _REACHES:
@@ -75,6 +76,14 @@ class Watch:
         if self.spawns and "/tmp" in place and str(self.folder) not in place:  # the worker's words
             return
         self.found.append(f"{event} {place}")
+
+
+def _within(arguments: tuple[Any, ...]) -> object:
+    """The path of an event, in the directory whose descriptor it may name last."""
+    path, descriptor = arguments[0], arguments[-1]
+    if isinstance(path, str | bytes) and isinstance(descriptor, int) and descriptor >= 0:
+        return Path(f"/proc/self/fd/{descriptor}") / os.fsdecode(path)
+    return path
 
 
 _watch: Watch | None = None
