@@ -68,8 +68,8 @@ ROWS = (
         "attestation", "One byte edited anywhere in what ships: weights, headers, configuration, "
         "tokenizer, temperature, the statement itself", "services/test_attest.py", "random_edits",
         "Each found: the file, in a file of weights the tensor; a statement is refused.",
-        "Digests of weights alone compared; seals not compared; a form other than the canonical one "
-        "accepted: each left edits unfound.",
+        "Digests of weights alone compared; seals not compared; a form other than the canonical "
+        "one accepted: each left edits unfound.",
     ),
     Row(
         "attestation", "A statement with a link dropped, moved, twice, or of another input, or "
