@@ -36,7 +36,7 @@ def pieces(stored: torch.Tensor, site: Site, *, transposed: bool) -> list[torch.
     entry = TensorEntry(NAME, Path("model.safetensors"), "F32", tuple(stored.shape), 0, 0)
     planned = PlannedTensor(TensorSite(TARGET, NAME, None, transposed), entry, "F16")
     with SILENT.task("baking") as task:
-        return list(TensorFold(planned, rotations(site), task).pieces(stored))
+        return list(TensorFold(planned, lambda: rotations(site), task).pieces(stored))
 
 
 def stored_weight(site: Site, *, transposed: bool) -> torch.Tensor:

@@ -22,9 +22,17 @@ _READ_BYTES = 1 << 20  # fits the cache, so that what is read is hashed from it
 
 
 class TensorFold:
-    """The new value of one planned tensor; a ``patch.Patch``."""
+    """The new value of one planned tensor; a ``patch.Patch``.
 
-    def __init__(self, planned: PlannedTensor, rotations: RotationSet, task: Task) -> None:
+    Args:
+        planned: which tensor.
+        rotations: waits for the rotations, which may still be computed.
+        task: told about bytes.
+    """
+
+    def __init__(
+        self, planned: PlannedTensor, rotations: Callable[[], RotationSet], task: Task
+    ) -> None:
         self.dtype = planned.dtype
         self._name = planned.entry.name
         self._planned = planned
@@ -39,10 +47,11 @@ class TensorFold:
 
         Raises:
             ModelError: the base tensor holds a NaN or an infinity.
-            RotationError: a product overflows the storage dtype.
+            RotationError: a product overflows the storage dtype; or the rotations are none.
         """
-        site, transposed = self._rotations.site, self._planned.site.transposed
-        blocks = self._rotations.column_blocks(self._planned.site.target)
+        rotations = self._rotations()
+        site, transposed = rotations.site, self._planned.site.transposed
+        blocks = rotations.column_blocks(self._planned.site.target)
         along_rows = stored.ndim == 2 and blocks_along_rows(site, transposed=transposed)
         size = blocks.shape[1] if along_rows else 1
         length = stored.shape[0] if stored.ndim == 2 else 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, TensorE
 from so8tqc.checkpoints.sites import TensorSite, locate, require_all_layers
 from so8tqc.errors import ShapeError
 from so8tqc.rotations.enums import Site
-from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.rotations.rotation_set import RotationSet, Target
 from so8tqc.threads import WORKERS
 
 CHUNK_ELEMENTS = 1 << 18
@@ -35,14 +37,35 @@ class PlannedTensor:
     dtype: str
 
 
+class Turning(Protocol):
+    """What a plan must know of rotations: a ``RotationSet``, or its source."""
+
+    @property
+    def site(self) -> Site:
+        """Where the gates are."""
+
+    @property
+    def source(self) -> str:
+        """Where the rotations come from."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have a rotation."""
+
+    def __iter__(self) -> Iterator[Target]: ...
+
+    def shape(self, target: Target) -> tuple[int, ...]:
+        """(N, b, b) of a target's blocks."""
+
+
 def plan_bake(
-    checkpoint: Checkpoint, rotations: RotationSet, *, dtype: str, all_layers: bool
+    checkpoint: Checkpoint, rotations: Turning, *, dtype: str, all_layers: bool
 ) -> tuple[PlannedTensor, ...]:
     """Every tensor to fold, with shapes checked.
 
     Args:
         checkpoint: the base model's weights.
-        rotations: what to fold in.
+        rotations: what to fold in, or its source; shared blocks must have been widened.
         dtype: ``keep`` or a torch dtype name for the folded tensors.
         all_layers: require a rotation for every layer of the model.
 
@@ -111,11 +134,11 @@ def memory_estimate(planned: tuple[PlannedTensor, ...]) -> int:
     return WORKERS * (largest + MEMORY_ARRAYS * 8 * CHUNK_ELEMENTS)
 
 
-def _check_shape(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -> None:
+def _check_shape(entry: TensorEntry, site: TensorSite, rotations: Turning) -> None:
     if len(entry.shape) != 2:
         raise ShapeError(f"{entry.name} has shape {list(entry.shape)}, expected a matrix")
     width = _features(entry, site, rotations)
-    count, size, _ = rotations.blocks[site.target].shape
+    count, size, _ = rotations.shape(site.target)
     if count * size != width:
         raise ShapeError(
             f"{site.target}: {count} blocks of {size} cover {count * size} features, but "
@@ -126,7 +149,7 @@ def _check_shape(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -
         )
 
 
-def _features(entry: TensorEntry, site: TensorSite, rotations: RotationSet) -> int:
+def _features(entry: TensorEntry, site: TensorSite, rotations: Turning) -> int:
     """Features of the projection at the rotation's site."""
     along_rows = (rotations.site is Site.INPUT) == site.transposed
     return entry.shape[0 if along_rows else 1]

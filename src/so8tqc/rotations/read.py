@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,93 @@ _NAMED = 10  # missing layers that a message lists
 _Word = TypeVar("_Word", bound=StrEnum)
 
 
+@dataclass(frozen=True)
+class RotationSource:
+    """A rotation file that was read, before any rotation is computed.
+
+    Attributes:
+        theta: target → [N, b, b] parameters of the layers that are wanted.
+        site: before or after the projection.
+        source: the file or directory.
+        shared: each target has one block, repeated over all its features.
+    """
+
+    theta: Mapping[Target, FloatArray]
+    site: Site
+    source: str
+    shared: bool
+    _raw: RawRotations
+    _options: RotationOptions
+    _notices: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(sorted(self.theta, key=lambda t: (t.layer, t.module or "")))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have a rotation, ascending."""
+        return tuple(sorted({target.layer for target in self.theta}))
+
+    def shape(self, target: Target) -> tuple[int, ...]:
+        """(N, b, b) of a target's blocks."""
+        return self.theta[target].shape
+
+    def rotations(self) -> RotationSet:
+        """Compute them.
+
+        Raises:
+            RotationError: a non-finite theta, a singular block that has no nearest rotation, or
+                what a ``RotationSet`` refuses.
+        """
+        notices = list(self._notices)
+        raw, options, path = self._raw, self._options, Path(self.source)
+        parametrization = _choose(
+            "parametrization",
+            options.parametrization,
+            raw.parametrization,
+            Parametrization.EXP,
+            notices,
+        )
+        convention = _choose(
+            "convention", options.convention, raw.convention, Convention.COLUMN, notices
+        )
+        site = _choose("site", options.site, raw.site, Site.INPUT, notices)
+        theta = dict(self.theta)
+        blocks = _blocks(theta, parametrization, path)
+        if options.orthogonalize == "polar":
+            blocks = _orthogonalized(blocks, notices, path)
+        return RotationSet(
+            blocks=blocks,
+            convention=convention,
+            site=site,
+            parametrization=parametrization,
+            theta={} if parametrization is Parametrization.MATRIX else theta,
+            source=self.source,
+            shared=self.shared,
+            metadata=raw.metadata,
+            notices=tuple(notices),
+        )
+
+
+def open_rotations(path: Path, options: RotationOptions | None = None) -> RotationSource:
+    """Read a gate file, training checkpoint or PEFT OFT adapter directory.
+
+    Raises:
+        RotationError: see the readers, and: a layer in ``options.layers`` without a gate; a theta
+            that is not [N, b, b].
+        ConfigError: a range in ``options.layers`` that runs backwards.
+    """
+    options = options or RotationOptions()
+    raw = _read(path)
+    theta = dict(raw.theta)
+    for target, value in theta.items():
+        _check_shape(value, f"{path}, {target}")
+    if options.layers is not None:
+        theta = _select(theta, options.layers, path)
+    site = options.site or raw.site or Site.INPUT
+    return RotationSource(theta, site, str(path), raw.shared, raw, options, raw.notices)
+
+
 def read_rotations(path: Path, options: RotationOptions | None = None) -> RotationSet:
     """Rotations of a gate file, training checkpoint or PEFT OFT adapter directory.
 
@@ -38,41 +126,9 @@ def read_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
     differ; what neither says is assumed (exp, column, input), with a notice.
 
     Raises:
-        RotationError: see the readers, ``RotationSet``, and: a non-finite theta; a layer in
-            ``options.layers`` without a gate; a singular block that has no nearest rotation.
-        ConfigError: a range in ``options.layers`` that runs backwards.
+        RotationError, ConfigError: as :func:`open_rotations` and ``RotationSource.rotations``.
     """
-    options = options or RotationOptions()
-    raw = _read(path)
-    notices = list(raw.notices)
-    parametrization = _choose(
-        "parametrization",
-        options.parametrization,
-        raw.parametrization,
-        Parametrization.EXP,
-        notices,
-    )
-    convention = _choose(
-        "convention", options.convention, raw.convention, Convention.COLUMN, notices
-    )
-    site = _choose("site", options.site, raw.site, Site.INPUT, notices)
-    theta = dict(raw.theta)
-    if options.layers is not None:
-        theta = _select(theta, options.layers, path)
-    blocks = _blocks(theta, parametrization, path)
-    if options.orthogonalize == "polar":
-        blocks = _orthogonalized(blocks, notices, path)
-    return RotationSet(
-        blocks=blocks,
-        convention=convention,
-        site=site,
-        parametrization=parametrization,
-        theta={} if parametrization is Parametrization.MATRIX else theta,
-        source=str(path),
-        shared=raw.shared,
-        metadata=raw.metadata,
-        notices=tuple(notices),
-    )
+    return open_rotations(path, options).rotations()
 
 
 def parse_layers(text: str) -> tuple[range, ...]:
@@ -170,9 +226,12 @@ def _batches(
     return list(sizes.values())
 
 
-def _check_theta(theta: FloatArray, where: str) -> None:
+def _check_shape(theta: FloatArray, where: str) -> None:
     if theta.ndim != 3 or theta.shape[1] != theta.shape[2] or 0 in theta.shape:
         raise RotationError(f"theta has shape {list(theta.shape)}, expected [N, b, b]", where=where)
+
+
+def _check_theta(theta: FloatArray, where: str) -> None:
     finite = np.isfinite(theta)
     if not finite.all():
         at = np.unravel_index(int(np.argmin(finite)), theta.shape)

@@ -88,6 +88,10 @@ class RotationSet:
         """Layers that have a rotation, ascending."""
         return tuple(sorted({target.layer for target in self.blocks}))
 
+    def shape(self, target: Target) -> tuple[int, ...]:
+        """(N, b, b) of a target's blocks."""
+        return self.blocks[target].shape
+
     def column_blocks(self, target: Target) -> FloatArray:
         """[N, b, b] matrices C with which the gate computes C·x for a column vector x.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from so8tqc.errors import ModelError
 from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
-from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.read import open_rotations
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target, orthogonality_error
 from so8tqc.services.structure import (
     TargetAlgebra,
@@ -58,9 +58,18 @@ class _Prepared:
     """A bake that has passed every check that needs no writing."""
 
     checkpoint: Checkpoint
-    rotations: RotationSet
+    reading: Future[RotationSet]
     planned: tuple[PlannedTensor, ...]
     size: int
+
+    @property
+    def rotations(self) -> RotationSet:
+        """The rotations, waited for.
+
+        Raises:
+            RotationError: they are none.
+        """
+        return self.reading.result()
 
 
 @dataclass(frozen=True)
@@ -109,16 +118,19 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
-    ready = _prepare(config)
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        return _bake(config, _prepare(config, reader), watch, progress)
+
+
+def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Progress) -> Record:
     require_space(config.out.parent, ready.size, "the baked model needs {}")
     remove_leftovers(config.out.parent)
-    notices = list(ready.rotations.notices)
     with atomic_directory(config.out) as directory:
         # writing waits for the disk; the rest leaves the interpreter lock to the fold
         with ThreadPoolExecutor(max_workers=2) as pool:
-            hashing = pool.submit(_hashes, _to_hash(config, ready), progress)
-            summarising = pool.submit(_summary, ready.rotations)
-            notices += _write(ready, directory, progress)
+            hashing = pool.submit(_hashed, config, ready, progress)
+            summarising = pool.submit(lambda: _summary(ready.rotations))
+            left = _write(ready, directory, progress)
             before, summary = hashing.result(), summarising.result()
         baked = open_checkpoint(directory)
         proof = _prove(ready, baked, progress) if config.verify else _Proof()
@@ -136,7 +148,7 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
             "orthogonality": jsonable(summary.drift),
             "bytes_written": ready.size,
         },
-        notices=tuple(notices),
+        notices=(*ready.rotations.notices, *left),
         inputs=_inputs(config, ready, provenance.base_fingerprint),
         outputs={
             "baked_model": FileRef(
@@ -163,7 +175,8 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
-    ready = _prepare(config)
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ready = _prepare(config, reader)
     summary = _summary(ready.rotations)
     progress.message(f"{len(ready.planned)} tensors would be folded; nothing was written")
     return Record(
@@ -197,17 +210,25 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
 
 def planned_bytes(config: BakeConfig) -> int:
     """Size of what :func:`bake` would write, bytes; raises what it would raise beforehand."""
-    return _prepare(config).size
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ready = _prepare(config, reader)
+    ready.reading.result()
+    return ready.size
 
 
-def _prepare(config: BakeConfig) -> _Prepared:
+def _prepare(config: BakeConfig, reader: ThreadPoolExecutor) -> _Prepared:
+    """Everything but the rotations' values, which are computed meanwhile: a plan needs none."""
     checkpoint = open_checkpoint(config.base)
     _refuse_second_bake(config)
-    rotations = widened(read_rotations(config.rotations, config), checkpoint)
+    source = open_rotations(config.rotations, config)
+    reading = reader.submit(lambda: widened(source.rotations(), checkpoint))
     planned = plan_bake(
-        checkpoint, rotations, dtype=config.baked_dtype, all_layers=config.layers is None
+        checkpoint,
+        reading.result() if source.shared else source,
+        dtype=config.baked_dtype,
+        all_layers=config.layers is None,
     )
-    return _Prepared(checkpoint, rotations, planned, bytes_needed(checkpoint, planned))
+    return _Prepared(checkpoint, reading, planned, bytes_needed(checkpoint, planned))
 
 
 def _summary(rotations: RotationSet) -> _Summary:
@@ -272,7 +293,7 @@ def _write(ready: _Prepared, directory: Path, progress: Progress) -> list[str]:
     with progress.task("baking", total=total, unit="bytes") as task:
         patch_files(
             [(shard, directory / shard.name) for shard in base.files],
-            {p.entry.name: TensorFold(p, ready.rotations, task) for p in ready.planned},
+            {p.entry.name: TensorFold(p, ready.reading.result, task) for p in ready.planned},
         )
     if leave:
         names = ", ".join(file.name for file in leave[:5])
@@ -288,11 +309,12 @@ def _prove(ready: _Prepared, baked: Checkpoint, progress: Progress) -> _Proof:
         return _Proof(structure.result() + algebra_checks(results), results)
 
 
-def _to_hash(config: BakeConfig, ready: _Prepared) -> list[TensorEntry]:
-    """The whole base for a bake that reads everything back, else only what is folded."""
+def _hashed(config: BakeConfig, ready: _Prepared, progress: Progress) -> dict[str, str]:
+    """SHA-256 of the whole base for a bake that reads everything back, else of what is folded."""
+    ready.reading.result()  # of what cannot be baked nothing needs to be hashed
     if config.verify:
-        return list(ready.checkpoint.tensors.values())
-    return [p.entry for p in ready.planned]
+        return _hashes(list(ready.checkpoint.tensors.values()), progress)
+    return _hashes([p.entry for p in ready.planned], progress)
 
 
 def _hashes(entries: list[TensorEntry], progress: Progress) -> dict[str, str]:
