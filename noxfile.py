@@ -1,7 +1,7 @@
 """Tasks: `nox -s demo`, `nox -s tests`, `nox -s lint types docs`, `nox -s bench`.
 
 Every session installs with constraints.txt, which pins torch: an unpinned torch
-pulls gigabytes of CUDA. With SO8TQC_LOCKED set, as in CI, it installs exactly what
+pulls gigabytes of CUDA. With NOX_LOCKED set, as in CI, it installs exactly what
 requirements.lock names, by SHA-256 (`nox -s lock` writes that file).
 """
 
@@ -31,7 +31,7 @@ BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", " ".join(CMAKE_ARGS))}
 
 
 LOCK = Path("requirements.lock")
-LOCKED = "SO8TQC_LOCKED" in os.environ
+LOCKED = "NOX_LOCKED" in os.environ
 TOOLS = ("ruff", "mypy", "types-PyYAML")
 LLAMA = ("llama-cpp-python",)
 

@@ -46,7 +46,7 @@ def test_the_lock_and_the_constraints_pin_the_same(lock: dict[str, tuple[str, li
     assert {n for n in both if lock[n][0].split("+")[0] != pins[n]} == set()
 
 
-@pytest.mark.skipif("SO8TQC_LOCKED" not in os.environ, reason="not installed from the lock")
+@pytest.mark.skipif("NOX_LOCKED" not in os.environ, reason="not installed from the lock")
 def test_what_is_installed_is_what_is_locked(lock: dict[str, tuple[str, list[str]]]) -> None:
     found = {n: d.version for n, d in needed().items() if n not in _BASE}
     assert found == {n: lock[n][0] for n in found}
