@@ -122,10 +122,14 @@ def test_token_tables_come_back_as_they_were(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[name].columns[column], table.columns[column])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\3\4 no zip", b"plain text"])
-def test_what_is_no_token_table_is_refused(content: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 no zip", b"plain text"])
+def test_what_is_no_token_table_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokens.npz"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(InputError, match="token table"):
         read_tokens(path)
+
+
+def test_a_token_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokens\.npz: no such file"):
+        read_tokens(tmp_path / "tokens.npz")

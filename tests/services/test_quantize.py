@@ -454,7 +454,7 @@ def test_the_older_format_gives_the_same_file(model: Path, tmp_path: Path) -> No
 def test_what_is_no_importance_matrix_is_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "imatrix.dat"
     path.write_bytes(data)
-    with pytest.raises(ModelError, match="not an importance matrix"):
+    with pytest.raises(ModelError, match=r"not an importance matrix|there are no importances"):
         read_imatrix(path)
 
 
