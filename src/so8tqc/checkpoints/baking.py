@@ -18,7 +18,9 @@ from so8tqc.rotations.rotation_set import FloatArray, RotationSet
 if TYPE_CHECKING:
     import torch
 
-_READ_BYTES = 1 << 20  # fits the cache, so that what is read is hashed from it
+_READ_BYTES = (
+    1 << 18
+)  # what is read is hashed, or compared, in the cache: four times as fast as 1 MiB
 
 
 class TensorFold:
