@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from so8tqc.artifacts import sha256_json
+from so8tqc.cli.main import run as run_main
 from so8tqc.config import (
     AttestConfig,
     BakeOptions,
@@ -411,3 +413,15 @@ def test_a_statement_is_told_from_other_json_and_names_nothing_outside(copied: P
     other.write_text((copied / "bake" / "record.json").read_text())
     with pytest.raises(InputError, match="not an in-toto statement"):
         check(copied)
+
+
+def test_the_command_shows_every_link(
+    attested: Path, sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement = str(attested / "attestation.json")
+    given = ["--base", str(sources / "base"), "--rotations", str(sources / "gates.safetensors")]
+    assert run_main(["verify", statement, *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.match(r"quantize Q8_0 +identical", line) for line in lines)
+    assert any(re.match(r"calibrate +not checked", line) for line in lines)
+    assert max(map(len, lines)) <= 80

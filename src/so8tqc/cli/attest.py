@@ -40,4 +40,4 @@ def attest(
     options = configure(AttestConfig, given(directory=directory, out=out), config, set_)
     with terminal_progress(quiet=quiet) as progress:
         record = service(options, progress)
-    finish(record, Output(json, quiet), Path(record.outputs["statement"].path))
+    finish(record, Output(json, quiet))

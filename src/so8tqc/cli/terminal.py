@@ -27,6 +27,7 @@ from so8tqc.cli.checks_table import mark, print_checks
 from so8tqc.progress import SILENT, Progress, Task
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
+from so8tqc.reports.attestation import link_tables
 from so8tqc.reports.batch import batch_tables
 from so8tqc.reports.choices import terminal_tables
 from so8tqc.reports.comparison import comparison_tables
@@ -37,7 +38,7 @@ from so8tqc.reports.tables import Table as ReportTable
 
 PIPE_INTERVAL_SECONDS = 5.0
 _LEAST_WAIT_SECONDS = 0.05
-_TABLES = {"batch": batch_tables, "comparison": comparison_tables}
+_TABLES = {"batch": batch_tables, "comparison": comparison_tables, "verify": link_tables}
 """Records that are tables all through; of others, ``terminal_tables`` has the narrow ones."""
 _STAGE_COLUMNS = (
     message("stage"),
@@ -211,7 +212,9 @@ def _show(console: Console, record: Record, path: Path | None) -> None:
         if failed:
             print_checks(console, failed, say("Failed checks"))
     elif record.checks:
-        print_checks(console, record.checks, record.kind)
+        told = record.kind == "verify" and "links" in record.metrics  # by the table of links
+        checks = [c for c in record.checks if not told or not c.subject or c.failed]
+        print_checks(console, checks, record.kind)
     for shown in _TABLES.get(record.kind, terminal_tables)(record):
         _show_table(console, shown)
     for notice in record.notices:
