@@ -133,6 +133,11 @@ def test_a_pipe_hears_of_a_task_that_counts_nothing(
     assert re.fullmatch(r"thinking: \d+\.\d s", lines[-1])
 
 
+def _heed_interrupts() -> None:
+    """Jobs that a shell put into the background ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.llama
 @pytest.mark.skipif(not is_vendored(), reason="run `so8tqc vendor` first")
 @pytest.mark.parametrize("moment", ["converting to GGUF", "comparing logits"])
@@ -157,8 +162,8 @@ def test_ctrl_c_leaves_a_run_that_goes_on_where_it_stopped(
         done |= {"export", "quantize", "calibrate"}
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(
-        [*COMMAND, "run", str(config)], start_new_session=True, **pipes
-    ) as process:  # fmt: skip
+        [*COMMAND, "run", str(config)], start_new_session=True, preexec_fn=_heed_interrupts, **pipes
+    ) as process:
         assert process.stderr is not None
         said = []
         for line in process.stderr:
