@@ -7,12 +7,12 @@ exception: look at ``record.verdict``. What is wrong with the inputs is a ``So8t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from so8tqc.artifacts import read_record, write_record
+from so8tqc.artifacts import read_record, record_beside, write_record
 from so8tqc.config import (
     BakeConfig,
     CalibrateConfig,
@@ -32,6 +32,14 @@ from so8tqc.rotations.rotation_set import RotationSet
 
 StrPath = str | PathLike[str]
 _Config = TypeVar("_Config", bound=Options)
+
+
+class _HasOut(Protocol):
+    @property
+    def out(self) -> Path: ...
+
+
+_StageConfig = TypeVar("_StageConfig", bound=_HasOut)
 
 
 def read_rotations(path: StrPath, **options: object) -> RotationSet:
@@ -59,8 +67,7 @@ def bake(
     from so8tqc.services.bake import bake as service
 
     config = _config(BakeConfig, options, base=base, rotations=rotations, out=out)
-    with claim_output(config.out):
-        return _beside(service(config, progress), config.out)
+    return _single(service, config, progress)
 
 
 def export(
@@ -70,8 +77,7 @@ def export(
     from so8tqc.services.export import export as service
 
     config = _config(ExportConfig, options, model=model, out=out)
-    with claim_output(config.out):
-        return _beside(service(config, progress), config.out)
+    return _single(service, config, progress)
 
 
 def quantize(
@@ -86,8 +92,7 @@ def quantize(
     from so8tqc.services.quantize import quantize as service
 
     config = _config(QuantizeConfig, options, gguf=gguf, types=list(types), out=out)
-    with claim_folder(config.out):
-        return _inside(service(config, progress), config.out)
+    return _stage(service, config, progress)
 
 
 def calibrate(
@@ -102,8 +107,7 @@ def calibrate(
     from so8tqc.services.calibrate import calibrate as service
 
     config = _config(CalibrateConfig, options, gguf=gguf, tokenizer=tokenizer, out=out)
-    with claim_folder(config.out):
-        return _inside(service(config, progress), config.out)
+    return _stage(service, config, progress)
 
 
 def capture(
@@ -113,8 +117,7 @@ def capture(
     from so8tqc.services.capture import capture as service
 
     config = _config(CaptureConfig, options, model=model, out=out)
-    with claim_output(config.out):
-        return _beside(service(config, progress), config.out)
+    return _single(service, config, progress)
 
 
 def qc(
@@ -135,11 +138,11 @@ def qc(
         options: ``rotations``, ``data``, ``profile``, ``level`` and so on.
     """
     from so8tqc.services.qc import qc as service
+    from so8tqc.services.report import write_stage_reports
 
     several = [candidates] if isinstance(candidates, (str, PathLike)) else list(candidates)
     config = _config(QCConfig, options, reference=reference, candidates=several, out=out)
-    with claim_folder(config.out):
-        return _reported(service(config, progress), config.out)
+    return _stage(service, config, progress, write_stage_reports)
 
 
 def longtext(
@@ -147,10 +150,10 @@ def longtext(
 ) -> Record:
     """Look for what only long text shows, as ``so8tqc longtext``."""
     from so8tqc.services.longtext import longtext as service
+    from so8tqc.services.report import write_stage_reports
 
     config = _config(LongTextConfig, options, model=model, out=out)
-    with claim_folder(config.out):
-        return _reported(service(config, progress), config.out)
+    return _stage(service, config, progress, write_stage_reports)
 
 
 def compare(
@@ -186,18 +189,26 @@ def _text(value: object) -> object:
     return value
 
 
-def _beside(record: Record, out: Path) -> Record:
-    write_record(out.with_name(out.name + ".record.json"), record)
+def _single(
+    service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, progress: Progress
+) -> Record:
+    """Run a service that makes one file, or one directory as a whole; its record lies beside."""
+    with claim_output(config.out):
+        record = service(config, progress)
+        write_record(record_beside(config.out), record)
     return record
 
 
-def _inside(record: Record, out: Path) -> Record:
-    write_record(out / "record.json", record)
+def _stage(
+    service: Callable[[_StageConfig, Progress], Record],
+    config: _StageConfig,
+    progress: Progress,
+    report: Callable[[Record, Path], None] | None = None,
+) -> Record:
+    """Run a service that writes into a directory; record and reports lie in it."""
+    with claim_folder(config.out):
+        record = service(config, progress)
+        if report is not None:
+            report(record, config.out)
+        write_record(config.out / "record.json", record)
     return record
-
-
-def _reported(record: Record, out: Path) -> Record:
-    from so8tqc.services.report import write_stage_reports
-
-    write_stage_reports(record, out)
-    return _inside(record, out)

@@ -177,6 +177,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def record_beside(out: Path) -> Path:
+    """Where the record of what is one file, or one directory as a whole, goes."""
+    return out.with_name(f"{out.name}.record.json")
+
+
 def write_record(path: Path, record: Record) -> None:
     """Write a record as indented JSON, atomically."""
     write_text(path, record.model_dump_json(indent=2) + "\n")

@@ -109,3 +109,8 @@ def explained(error: Exception) -> tuple[str, ExitCode]:
         "and please report it.",
         ExitCode.INTERNAL,
     )
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, or its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

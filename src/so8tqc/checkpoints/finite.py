@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, TensorEntry
+from so8tqc.checkpoints.safetensors_index import READ_BYTES, TensorEntry, read_pieces
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_READ_BYTES = 1 << 18  # with its mask it stays in the cache: 2.5 times as fast as 1 MiB
 _EXPONENT: dict[str, tuple[npt.DTypeLike, int]] = {
     "F64": ("<u8", 0x7FF0000000000000),
     "F32": ("<u4", 0x7F800000),
@@ -29,16 +28,13 @@ def first_non_finite(entry: TensorEntry) -> tuple[int, ...] | None:
     if entry.dtype not in _EXPONENT:
         return None
     kind, exponent = _EXPONENT[entry.dtype]
-    size, done = ITEM_BYTES[entry.dtype], 0
-    buffer = bytearray(_READ_BYTES)
-    left = entry.end - entry.start
-    with entry.file.open("rb", buffering=0) as stream:
-        stream.seek(entry.start)
-        while left and (count := stream.readinto(memoryview(buffer)[: min(left, _READ_BYTES)])):
-            bits = np.frombuffer(buffer, kind, count // size) & exponent
-            if bits.max(initial=0) == exponent:
-                at = done + int(np.argmax(bits == exponent))
-                return tuple(int(i) for i in np.unravel_index(at, entry.shape or (1,)))
-            done += count // size
-            left -= count
+    buffer = bytearray(READ_BYTES)
+    values = np.frombuffer(buffer, kind)
+    done = 0
+    for count in read_pieces(entry, memoryview(buffer)):
+        bits = values[: count // values.itemsize] & exponent
+        if bits.max(initial=0) == exponent:
+            at = done + int(np.argmax(bits == exponent))
+            return tuple(int(i) for i in np.unravel_index(at, entry.shape or (1,)))
+        done += bits.size
     return None

@@ -65,9 +65,10 @@ def run_single_output(
     service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
 ) -> None:
     """As :func:`run_stage`, for a service that makes one file, or one directory, as a whole."""
+    from so8tqc.artifacts import record_beside
     from so8tqc.locks import claim_output
 
-    path = config.out.with_name(config.out.name + ".record.json")
+    path = record_beside(config.out)
     with claim_output(config.out):
         record = _recorded(service, config, output, path)
     finish(record, output, path)

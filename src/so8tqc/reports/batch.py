@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.tables import Table, entries
-from so8tqc.reports.templating import render
+from so8tqc.reports.templating import render_markdown
 
 
 def batch_tables(record: Record) -> list[Table]:
@@ -48,8 +47,7 @@ def batch_markdown(record: Record) -> str:
         for name, row in entries(record, "combinations").items()
         if "error" in row
     }
-    text = render("batch.md.j2", record=record, tables=batch_tables(record), errors=errors)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return render_markdown("batch.md.j2", record=record, tables=batch_tables(record), errors=errors)
 
 
 def _file_cells(found: Mapping[str, Any]) -> list[str]:

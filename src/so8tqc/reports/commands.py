@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from so8tqc.config import RotationOptions
 from so8tqc.records import Record
 
-_ROTATION_FLAGS = ("convention", "parametrization", "site", "layers", "orthogonalize")
-_DEFAULTS = {"orthogonalize": "as-trained"}
 _AGAIN = "-again"
 
 
@@ -74,10 +73,10 @@ def _baked(config: Mapping[str, Any]) -> str:
 
 def _flags(options: Mapping[str, Any] | None) -> list[str]:
     """How the rotations are to be read, as far as it was stated."""
-    stated = {name: (options or {}).get(name) for name in _ROTATION_FLAGS}
+    stated = options or {}
     return [
         part
-        for name, value in stated.items()
-        if value not in (None, _DEFAULTS.get(name))
-        for part in (f"--{name}", str(value))
+        for name, field in RotationOptions.model_fields.items()
+        if stated.get(name) not in (None, field.default)
+        for part in (f"--{name}", str(stated[name]))
     ]

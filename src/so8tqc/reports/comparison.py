@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.tables import Table
-from so8tqc.reports.templating import render
+from so8tqc.reports.templating import render, render_markdown
 
 _ORDER = ("worse", "better", "undecided", "not comparable")
 _SHOWN_DIGITS = 12
@@ -84,27 +83,23 @@ def comparison_tables(record: Record) -> list[Table]:
 
 def comparison_html(record: Record) -> str:
     """``comparison.html``: one file that needs no other."""
-    return render(
-        "comparison.html.j2",
-        record=record,
-        m=record.metrics,
-        sentence=sentence(record),
-        parts=comparison_parts(record),
-        names=_names(record),
-    )
+    return render("comparison.html.j2", **_told(record))
 
 
 def comparison_markdown(record: Record) -> str:
     """``comparison.md``."""
-    text = render(
-        "comparison.md.j2",
-        record=record,
-        m=record.metrics,
-        sentence=sentence(record),
-        parts=comparison_parts(record),
-        names=_names(record),
-    )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return render_markdown("comparison.md.j2", **_told(record))
+
+
+def _told(record: Record) -> dict[str, object]:
+    """What both templates are filled with."""
+    return {
+        "record": record,
+        "m": record.metrics,
+        "sentence": sentence(record),
+        "parts": comparison_parts(record),
+        "names": _names(record),
+    }
 
 
 def _names(record: Record) -> tuple[str, str]:

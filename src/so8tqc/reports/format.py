@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from so8tqc.records import Check
 from so8tqc.reports.language import message, say
 
+_LISTED = 5
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _COUNTED = {
     "text": (message("{count} text"), message("{count} texts")),
@@ -78,3 +79,9 @@ def ranges(layers: Sequence[int]) -> str:
         else:
             parts.append([layer])
     return ", ".join(f"{p[0]}–{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b``; of many the first five, and how many more; ``none`` of none."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more or "none"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from so8tqc.records import Record
 from so8tqc.reports.tables import Table
-from so8tqc.reports.templating import render
+from so8tqc.reports.templating import render_markdown
 
 
 def stage_markdown(record: Record, tables: Sequence[Table], summary: Mapping[str, Any]) -> str:
     """One stage: verdict, what to do next, tables, checks."""
-    return _render("stage.md.j2", record=record, tables=tables, summary=summary)
+    return render_markdown("stage.md.j2", record=record, tables=tables, summary=summary)
 
 
 def run_markdown(
@@ -22,9 +21,4 @@ def run_markdown(
     summary: Mapping[str, Any],
 ) -> str:
     """A whole run: the first screen, then each stage's tables and checks, folded."""
-    return _render("run.md.j2", records=records, tables=tables, summary=summary)
-
-
-def _render(template: str, **values: object) -> str:
-    # templates leave runs of blank lines where a record has nothing to show
-    return re.sub(r"\n{3,}", "\n\n", render(template, **values)).strip() + "\n"
+    return render_markdown("run.md.j2", records=records, tables=tables, summary=summary)

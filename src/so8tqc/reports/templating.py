@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ def render(template: str, **values: object) -> str:
     """Fill a template; values are escaped in HTML, and by the filter ``cell`` in Markdown."""
     text: str = _environment().get_template(template).render(**values)
     return text
+
+
+def render_markdown(template: str, **values: object) -> str:
+    """As :func:`render`, without the blank lines that stay where a record has nothing to show."""
+    return re.sub(r"\n{3,}", "\n\n", render(template, **values)).strip() + "\n"
 
 
 @cache

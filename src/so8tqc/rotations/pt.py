@@ -17,6 +17,9 @@ from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import FloatArray, Target
 from so8tqc.rotations.towers import in_other_tower
 
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+"""Endings of the files that a torch checkpoint of gates may have."""
+
 _KEY = re.compile(
     r"^(?P<prefix>(?:.+\.)?)layers\.(?P<layer>\d+)\.(?:self_attn\.)?rotation_gate\.theta$"
 )

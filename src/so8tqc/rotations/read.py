@@ -18,16 +18,17 @@ from so8tqc.rotations.native import read_native
 from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.peft_oft import is_adapter, read_oft
 from so8tqc.rotations.polar import nearest_rotations
-from so8tqc.rotations.pt import read_pt
+from so8tqc.rotations.pt import TORCH_SUFFIXES, read_pt
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import (
     FloatArray,
     RotationSet,
     Target,
+    in_order,
+    layers_of,
     orthogonality_error,
 )
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _NAMED = 10  # missing layers that a message lists
 _Word = TypeVar("_Word", bound=StrEnum)
 
@@ -38,26 +39,31 @@ class RotationSource:
 
     Attributes:
         theta: target → [N, b, b] parameters of the layers that are wanted.
-        site: before or after the projection.
+        parametrization, convention, site: as stated, declared or assumed.
+        orthogonalize: whether the nearest rotations are wanted instead of the trained matrices.
         source: the file or directory.
         shared: each target has one block, repeated over all its features.
+        metadata: what else the source declares.
+        notices: what was assumed or overridden.
     """
 
     theta: Mapping[Target, FloatArray]
+    parametrization: Parametrization
+    convention: Convention
     site: Site
+    orthogonalize: bool
     source: str
     shared: bool
-    _raw: RawRotations
-    _options: RotationOptions
-    _notices: tuple[str, ...]
+    metadata: Mapping[str, str]
+    notices: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Target]:
-        return iter(sorted(self.theta, key=lambda t: (t.layer, t.module or "")))
+        return in_order(self.theta)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that have a rotation, ascending."""
-        return tuple(sorted({target.layer for target in self.theta}))
+        return layers_of(self.theta)
 
     def shape(self, target: Target) -> tuple[int, ...]:
         """(N, b, b) of a target's blocks."""
@@ -70,32 +76,19 @@ class RotationSource:
             RotationError: a non-finite theta, a singular block that has no nearest rotation, or
                 what a ``RotationSet`` refuses.
         """
-        notices = list(self._notices)
-        raw, options, path = self._raw, self._options, Path(self.source)
-        parametrization = _choose(
-            "parametrization",
-            options.parametrization,
-            raw.parametrization,
-            Parametrization.EXP,
-            notices,
-        )
-        convention = _choose(
-            "convention", options.convention, raw.convention, Convention.COLUMN, notices
-        )
-        site = _choose("site", options.site, raw.site, Site.INPUT, notices)
-        theta = dict(self.theta)
-        blocks = _blocks(theta, parametrization, path)
-        if options.orthogonalize == "polar":
+        notices, theta, path = list(self.notices), dict(self.theta), Path(self.source)
+        blocks = _blocks(theta, self.parametrization, path)
+        if self.orthogonalize:
             blocks = _orthogonalized(blocks, notices, path)
         return RotationSet(
             blocks=blocks,
-            convention=convention,
-            site=site,
-            parametrization=parametrization,
-            theta={} if parametrization is Parametrization.MATRIX else theta,
+            convention=self.convention,
+            site=self.site,
+            parametrization=self.parametrization,
+            theta={} if self.parametrization is Parametrization.MATRIX else theta,
             source=self.source,
             shared=self.shared,
-            metadata=raw.metadata,
+            metadata=self.metadata,
             notices=tuple(notices),
         )
 
@@ -110,13 +103,34 @@ def open_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
     """
     options = options or RotationOptions()
     raw = _read(path)
+    notices = list(raw.notices)
+    parametrization = _choose(
+        "parametrization",
+        options.parametrization,
+        raw.parametrization,
+        Parametrization.EXP,
+        notices,
+    )
+    convention = _choose(
+        "convention", options.convention, raw.convention, Convention.COLUMN, notices
+    )
+    site = _choose("site", options.site, raw.site, Site.INPUT, notices)
     theta = dict(raw.theta)
     for target, value in theta.items():
         _check_shape(value, f"{path}, {target}")
     if options.layers is not None:
         theta = _select(theta, options.layers, path)
-    site = options.site or raw.site or Site.INPUT
-    return RotationSource(theta, site, str(path), raw.shared, raw, options, raw.notices)
+    return RotationSource(
+        theta=theta,
+        parametrization=parametrization,
+        convention=convention,
+        site=site,
+        orthogonalize=options.orthogonalize == "polar",
+        source=str(path),
+        shared=raw.shared,
+        metadata=raw.metadata,
+        notices=tuple(notices),
+    )
 
 
 def read_rotations(path: Path, options: RotationOptions | None = None) -> RotationSet:
@@ -159,7 +173,7 @@ def _read(path: Path) -> RawRotations:
         raise RotationError("no such rotation file", where=str(path))
     if path.suffix == ".safetensors":
         return read_native(path)
-    if path.suffix in _TORCH_SUFFIXES:
+    if path.suffix in TORCH_SUFFIXES:
         return read_pt(path)
     raise RotationError(
         f"unknown kind of rotation file {path.suffix!r}",

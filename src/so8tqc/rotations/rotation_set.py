@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -34,6 +34,16 @@ class Target:
 
     def __str__(self) -> str:
         return f"layer {self.layer} {self.module or 'attention output'}"
+
+
+def in_order(targets: Iterable[Target]) -> Iterator[Target]:
+    """By layer, then by module."""
+    return iter(sorted(targets, key=lambda t: (t.layer, t.module or "")))
+
+
+def layers_of(targets: Iterable[Target]) -> tuple[int, ...]:
+    """Layers that have a target, ascending."""
+    return tuple(sorted({target.layer for target in targets}))
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class RotationSet:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __iter__(self) -> Iterator[Target]:
-        return iter(sorted(self.blocks, key=lambda t: (t.layer, t.module or "")))
+        return in_order(self.blocks)
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -86,7 +96,7 @@ class RotationSet:
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that have a rotation, ascending."""
-        return tuple(sorted({target.layer for target in self.blocks}))
+        return layers_of(self.blocks)
 
     def shape(self, target: Target) -> tuple[int, ...]:
         """(N, b, b) of a target's blocks."""

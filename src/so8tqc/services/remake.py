@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from so8tqc.artifacts import file_ref
 from so8tqc.checkpoints.provenance import Provenance, read_provenance, write_provenance
 from so8tqc.config import BakeConfig, CalibrateConfig, ExportConfig
 from so8tqc.errors import ModelError
@@ -21,7 +20,7 @@ from so8tqc.llama.build import Build
 from so8tqc.progress import Progress
 from so8tqc.services.bake import bake
 from so8tqc.services.export import write_gguf
-from so8tqc.services.requantize import Recorded, make_again
+from so8tqc.services.requantize import make_again
 from so8tqc.services.statement import BASE, IMPORTANCE, ROTATIONS, Link
 from so8tqc.services.temperature_apply import write_applied
 
@@ -81,16 +80,8 @@ def _export(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Ma
 def _quantize(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Made:
     (output,) = link.outputs
     options = _mapping(link.parameters["options"])
-    kinds = {IMPORTANCE if name == IMPORTANCE else "gguf": path for name, path in inputs.items()}
-    references = {kind: file_ref(path) for kind, path in kinds.items()}
-    recorded = Recorded(
-        type=options["types"][0],
-        options=options,
-        inputs=references,
-        tensors={name: tensor.sha256 for name, tensor in output.tensors.items()},
-        build=recorded_build(link),
-    )
-    return {output.name: make_again(recorded, references, scratch, progress)}
+    places = {IMPORTANCE if name == IMPORTANCE else "gguf": path for name, path in inputs.items()}
+    return {output.name: make_again(options["types"][0], options, places, scratch, progress)}
 
 
 def recorded_build(link: Link) -> Build:

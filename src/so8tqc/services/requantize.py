@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.config import QuantizeConfig
-from so8tqc.llama.build import Build
 from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, block_layout
 from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, key_values
 from so8tqc.progress import Progress
-from so8tqc.records import FileRef
 from so8tqc.services.derivation import tensor_digests
 from so8tqc.services.quantize import quantize
 
@@ -29,48 +26,41 @@ round ties and reorder sums differently, which hardly moves a block's error; cha
 a block of 32 by a single step adds a third or more to its squared error."""
 
 
-class Link(StrEnum):
-    """How a tensor compares with the one made again."""
+class Likeness(StrEnum):
+    """How a tensor, or a link of a statement, compares with the one made again."""
 
     IDENTICAL = "identical"
     WITHIN_ROUNDING = "within rounding"
     DIFFERENT = "different"
+    NOT_CHECKED = "not checked"
 
 
 class ComparedTensor(TypedDict):
     """A tensor that is not identical; ``blocks`` of it differ (None: another type or shape)."""
 
-    link: Link
+    link: Likeness
     blocks: int | None
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What a record of ``quantize`` says of one file.
-
-    Attributes:
-        type: the recipe, e.g. ``Q5_K_M``.
-        options: of ``quantize``.
-        inputs: ``gguf`` and, if there was one, ``imatrix``.
-        tensors: tensor → SHA-256.
-        build: of libllama.
-    """
-
-    type: str
-    options: Mapping[str, Any]
-    inputs: Mapping[str, FileRef]
-    tensors: Mapping[str, str]
-    build: Build
-
-
 def make_again(
-    recorded: Recorded, inputs: Mapping[str, FileRef], scratch: Path, progress: Progress
+    type_: str,
+    options: Mapping[str, Any],
+    places: Mapping[str, Path],
+    scratch: Path,
+    progress: Progress,
 ) -> Path:
-    """Run the recipe in a directory; returns the file it makes."""
-    places = {kind: reference.path for kind, reference in inputs.items()}
-    options = {**recorded.options, **places, "out": scratch, "types": [recorded.type]}
-    record = quantize(QuantizeConfig.model_validate(options), progress)
-    return Path(record.outputs[recorded.type].path)
+    """Run a recipe again; returns the file it makes.
+
+    Args:
+        type_: the recipe, e.g. ``Q5_K_M``.
+        options: of ``quantize``, as they were; where its files were does not matter.
+        places: where they are now: ``gguf`` and, if there was one, ``imatrix``.
+        scratch: the directory to write to.
+        progress: told about the work.
+    """
+    config = {**options, **places, "out": scratch, "types": [type_]}
+    record = quantize(QuantizeConfig.model_validate(config), progress)
+    return Path(record.outputs[type_].path)
 
 
 def compare_tensors(
@@ -96,7 +86,7 @@ def compare_tensors(
     for name in sorted(file.tensors.keys() | made.tensors.keys()):
         theirs, ours = file.tensors.get(name), made.tensors.get(name)
         if theirs is None or ours is None or _layout(theirs) != _layout(ours):
-            found[name] = {"link": Link.DIFFERENT, "blocks": None}
+            found[name] = {"link": Likeness.DIFFERENT, "blocks": None}
         elif digests[name] != made_digests[name]:
             differ = _differing_blocks(theirs, ours)
             excused = (
@@ -104,7 +94,7 @@ def compare_tensors(
                 and digests[name] == recorded.get(name)
                 and _within_rounding(theirs, ours, source.tensors[name], differ)
             )
-            link = Link.WITHIN_ROUNDING if excused else Link.DIFFERENT
+            link = Likeness.WITHIN_ROUNDING if excused else Likeness.DIFFERENT
             found[name] = {"link": link, "blocks": int(differ.size)}
     return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from so8tqc.artifacts import file_ref, read_record
 from so8tqc.config import VerifyConfig
 from so8tqc.errors import InputError
-from so8tqc.llama.build import library_build
+from so8tqc.llama.build import Build, library_build
 from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
@@ -33,11 +34,11 @@ from so8tqc.records import (
     skipped,
     versions,
 )
+from so8tqc.reports.format import listed
 from so8tqc.services.derivation import Derivation, tensor_digests
 from so8tqc.services.requantize import (
     ComparedTensor,
-    Link,
-    Recorded,
+    Likeness,
     compare_tensors,
     make_again,
     other_keys,
@@ -61,10 +62,13 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
     recorded = _recorded(record_path, config.file.name)
     inputs = _inputs(recorded, config)
     here, digests = library_build(), tensor_digests(file)
+    places = {kind: Path(reference.path) for kind, reference in inputs.items()}
     with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
-        made = open_gguf(make_again(recorded, inputs, Path(scratch), progress))
+        made = open_gguf(
+            make_again(recorded.type, recorded.options, places, Path(scratch), progress)
+        )
         same_build = here == recorded.build
-        source = open_gguf(Path(inputs["gguf"].path))
+        source = open_gguf(places["gguf"])
         found = compare_tensors(file, digests, made, source, recorded.tensors, same_build)
         keys = other_keys(config.file, made.path)
     checks = [
@@ -75,7 +79,7 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
             "derivation.metadata",
             len(keys),
             0,
-            detail=f"Key-values that differ from those of the file made again: {_names(keys)}.",
+            detail=f"Key-values that differ from those of the file made again: {listed(keys)}.",
         ),
     ]
     links = [tensor["link"] for tensor in found.values()]
@@ -85,8 +89,11 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
         checks=tuple(checks),
         metrics={
             "tensors": {
-                Link.IDENTICAL: len(file.tensors | made.tensors) - len(links),
-                **{link: links.count(link) for link in (Link.WITHIN_ROUNDING, Link.DIFFERENT)},
+                Likeness.IDENTICAL: len(file.tensors | made.tensors) - len(links),
+                **{
+                    link: links.count(link)
+                    for link in (Likeness.WITHIN_ROUNDING, Likeness.DIFFERENT)
+                },
             },
             "not_identical": jsonable(found),
             "build": jsonable({"recorded": recorded.build, "here": here, "same": same_build}),
@@ -98,7 +105,26 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
     )
 
 
-def _recorded(path: Path, name: str) -> Recorded:
+@dataclass(frozen=True)
+class _Recorded:
+    """What a record of ``quantize`` says of one file.
+
+    Attributes:
+        type: the recipe, e.g. ``Q5_K_M``.
+        options: of ``quantize``.
+        inputs: ``gguf`` and, if there was one, ``imatrix``.
+        tensors: tensor → SHA-256.
+        build: of libllama.
+    """
+
+    type: str
+    options: Mapping[str, Any]
+    inputs: Mapping[str, FileRef]
+    tensors: Mapping[str, str]
+    build: Build
+
+
+def _recorded(path: Path, name: str) -> _Recorded:
     record = read_record(path)
     if record.kind != "quantize":
         raise InputError(
@@ -122,7 +148,7 @@ def _recorded(path: Path, name: str) -> Recorded:
         )
     files: Any = record.metrics["files"]
     references = {**record.outputs, **record.inputs}  # a matrix may have been computed on the way
-    return Recorded(
+    return _Recorded(
         type=str(files[name]["type"]),
         options=record.config,
         inputs={kind: references[kind] for kind in ("gguf", "imatrix") if kind in references},
@@ -131,7 +157,7 @@ def _recorded(path: Path, name: str) -> Recorded:
     )
 
 
-def _inputs(recorded: Recorded, config: VerifyConfig) -> dict[str, FileRef]:
+def _inputs(recorded: _Recorded, config: VerifyConfig) -> dict[str, FileRef]:
     """The inputs as they are now, with their digests."""
     given = {"gguf": config.input, "imatrix": config.imatrix}
     found = {}
@@ -147,32 +173,32 @@ def _inputs(recorded: Recorded, config: VerifyConfig) -> dict[str, FileRef]:
     return found
 
 
-def _inputs_check(recorded: Recorded, inputs: Mapping[str, FileRef]) -> Check:
+def _inputs_check(recorded: _Recorded, inputs: Mapping[str, FileRef]) -> Check:
     other = [kind for kind, ref in inputs.items() if ref.sha256 != recorded.inputs[kind].sha256]
     return judge(
         "derivation.inputs",
         len(other),
         0,
-        detail=f"Inputs that are not those of the record, by SHA-256: {_names(other)}.",
+        detail=f"Inputs that are not those of the record, by SHA-256: {listed(other)}.",
     )
 
 
-def _record_check(recorded: Recorded, digests: Mapping[str, str]) -> Check:
+def _record_check(recorded: _Recorded, digests: Mapping[str, str]) -> Check:
     names = digests.keys() | recorded.tensors.keys()
     other = sorted(name for name in names if digests.get(name) != recorded.tensors.get(name))
     return judge(
         "derivation.record",
         len(other),
         0,
-        detail=f"Tensors whose bytes are not those that quantize recorded: {_names(other)}.",
+        detail=f"Tensors whose bytes are not those that quantize recorded: {listed(other)}.",
     )
 
 
 def _tensor_checks(
     found: Mapping[str, ComparedTensor], total: int, same_build: bool
 ) -> list[Check]:
-    different = [n for n, tensor in found.items() if tensor["link"] is Link.DIFFERENT]
-    near = [n for n, tensor in found.items() if tensor["link"] is Link.WITHIN_ROUNDING]
+    different = [n for n, tensor in found.items() if tensor["link"] is Likeness.DIFFERENT]
+    near = [n for n, tensor in found.items() if tensor["link"] is Likeness.WITHIN_ROUNDING]
     build = "the same build of libllama" if same_build else "another build of libllama, or CPU"
     shown = [f"{name}{_blocks(found[name])}" for name in different]
     checks = [
@@ -181,7 +207,7 @@ def _tensor_checks(
             len(different),
             0,
             detail=f"{total - len(found)} of {total} tensors are identical when made again with "
-            f"{build}; different: {_names(shown)}.",
+            f"{build}; different: {listed(shown)}.",
         )
     ]
     if near:
@@ -190,7 +216,7 @@ def _tensor_checks(
             skipped(
                 "derivation.identical",
                 f"Within rounding, not identical: {blocks} blocks of {len(near)} tensors "
-                f"({_names(near)}). Only the recorded build shows whether it made these bytes.",
+                f"({listed(near)}). Only the recorded build shows whether it made these bytes.",
             )
         )
     return checks
@@ -201,9 +227,3 @@ def _blocks(tensor: ComparedTensor) -> str:
     if count is None:
         return " (missing, added, or of another type or shape)"
     return f" ({count} block{'' if count == 1 else 's'})"
-
-
-def _names(names: list[str]) -> str:
-    return (
-        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
-    )

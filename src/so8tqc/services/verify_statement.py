@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from so8tqc.artifacts import sha256_file
@@ -33,9 +32,9 @@ from so8tqc.records import (
     skipped,
     versions,
 )
+from so8tqc.reports.format import listed
 from so8tqc.services.remake import Made, recorded_build, remake
-from so8tqc.services.requantize import Link as Likeness
-from so8tqc.services.requantize import compare_tensors
+from so8tqc.services.requantize import Likeness, compare_tensors
 from so8tqc.services.statement import (
     BASE,
     IMPORTANCE,
@@ -47,23 +46,12 @@ from so8tqc.services.statement import (
 )
 from so8tqc.services.stored import differing_parts
 
-_SHOWN = 5
-
-
-class Found(StrEnum):
-    """What became of a link that was to be made again."""
-
-    IDENTICAL = "identical"
-    WITHIN_ROUNDING = "within rounding"
-    DIFFERENT = "different"
-    NOT_CHECKED = "not checked"
-
 
 @dataclass(frozen=True)
 class Outcome:
     """A link's result, with the differing parts or the reason, for people."""
 
-    found: Found
+    found: Likeness
     text: str
     differing: int = 0
 
@@ -166,17 +154,17 @@ class _Bench:
         places = {entry.name: self._input(entry.name) for entry in link.inputs}
         inputs = {name: path for name, path in places.items() if path is not None}
         if missing := [name for name in places if name not in inputs]:
-            return Outcome(Found.NOT_CHECKED, f"not here: {_names(missing)}{_options(missing)}.")
+            return Outcome(Likeness.NOT_CHECKED, f"not here: {listed(missing)}{_options(missing)}.")
         if other := _other_inputs(link, inputs):
-            return Outcome(Found.DIFFERENT, other, 1)
+            return Outcome(Likeness.DIFFERENT, other, 1)
         scratch.mkdir()
         try:
             made = remake(link, inputs, scratch, progress)
         except MissingToolError as error:
-            return Outcome(Found.NOT_CHECKED, str(error))
+            return Outcome(Likeness.NOT_CHECKED, str(error))
         if not made:
             return Outcome(
-                Found.NOT_CHECKED,
+                Likeness.NOT_CHECKED,
                 "a temperature is measured, not derived; so8tqc calibrate measures it again.",
             )
         return self._compared(link, inputs, made)
@@ -193,14 +181,16 @@ class _Bench:
         different |= {name: ["not in the statement"] for name in added}
         self.made |= {name: path for name, path in made.items() if name not in different}
         if not different:
-            rest = f", but for {_names(lacking)}, which is measured" if lacking else ""
-            return Outcome(Found.IDENTICAL, f"{len(made)} file(s) made again are identical{rest}.")
-        text = "; ".join(f"{name}: {_names(parts)}" for name, parts in different.items())
+            rest = f", but for {listed(lacking)}, which is measured" if lacking else ""
+            return Outcome(
+                Likeness.IDENTICAL, f"{len(made)} file(s) made again are identical{rest}."
+            )
+        text = "; ".join(f"{name}: {listed(parts)}" for name, parts in different.items())
         if link.kind == "bake":
             text += _other_sources(link, made)
         excused = self._excuse(link, inputs, made)
         return excused or Outcome(
-            Found.DIFFERENT, f"made again, it differs in {text}.", len(different)
+            Likeness.DIFFERENT, f"made again, it differs in {text}.", len(different)
         )
 
     def _excuse(self, link: Link, inputs: Mapping[str, Path], made: Made) -> Outcome | None:
@@ -209,11 +199,11 @@ class _Bench:
         if link.kind == "export":
             stated, converter = link.parameters["converter"], find_converter().revision
             if stated != converter:
-                return Outcome(Found.NOT_CHECKED, f"converted by {stated}; here is {converter}.")
+                return Outcome(Likeness.NOT_CHECKED, f"converted by {stated}; here is {converter}.")
         if link.kind == "quantize" and recorded_build(link) != library_build():
             if output.name not in self.here:
                 return Outcome(
-                    Found.NOT_CHECKED,
+                    Likeness.NOT_CHECKED,
                     "another build of libllama, or CPU, gives other bytes, and the file is not "
                     "here to be compared block by block.",
                 )
@@ -233,7 +223,7 @@ class _Bench:
             return None
         blocks = sum(tensor["blocks"] or 0 for tensor in found.values())
         return Outcome(
-            Found.WITHIN_ROUNDING,
+            Likeness.WITHIN_ROUNDING,
             f"{blocks} blocks of {len(found)} tensors differ, each about as near to the "
             "unquantized weights; another build of libllama, or CPU, made the file.",
         )
@@ -307,7 +297,7 @@ def _strangers(statement: Statement, directory: Path) -> list[str]:
 def _file_checks(bench: _Bench) -> list[Check]:
     different = {name: parts for name, parts in bench.parts.items() if parts}
     absent = [name for name in bench.parts if bench.state(name) == "absent"]
-    places = "; ".join(f"{name}: {_names(parts)}" for name, parts in different.items())
+    places = "; ".join(f"{name}: {listed(parts)}" for name, parts in different.items())
     checks = [
         judge(
             "statement.files",
@@ -321,11 +311,11 @@ def _file_checks(bench: _Bench) -> list[Check]:
             len(bench.strangers),
             0,
             detail="Files in the model directory that the statement does not name: "
-            f"{_names(bench.strangers) or 'none'}.",
+            f"{listed(bench.strangers)}.",
         ),
     ]
     if absent:
-        checks.append(skipped("statement.absent", f"Not here, not checked: {_names(absent)}."))
+        checks.append(skipped("statement.absent", f"Not here, not checked: {listed(absent)}."))
     return checks
 
 
@@ -337,13 +327,13 @@ def _stated_verdicts(statement: Statement) -> Check:
         "statement.verdicts",
         len(failed),
         0,
-        detail=f"Links whose own checks failed when they were made: {_names(failed) or 'none'}.",
+        detail=f"Links whose own checks failed when they were made: {listed(failed)}.",
     )
 
 
 def _link_check(name: str, outcome: Outcome) -> Check:
     text = f"{outcome.found}: {outcome.text}"
-    if outcome.found in (Found.WITHIN_ROUNDING, Found.NOT_CHECKED):
+    if outcome.found in (Likeness.WITHIN_ROUNDING, Likeness.NOT_CHECKED):
         return skipped("derivation.link", text, subject=name)
     return judge("derivation.link", outcome.differing, 0, subject=name, detail=text)
 
@@ -351,8 +341,3 @@ def _link_check(name: str, outcome: Outcome) -> Check:
 def _options(missing: Sequence[str]) -> str:
     options = [f"--{name}" for name in (BASE, ROTATIONS, IMPORTANCE) if name in missing]
     return f" (give {' and '.join(options)})" if options else ""
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from so8tqc.artifacts import atomic_file, sha256_json
-from so8tqc.errors import DataError, MissingToolError, ToolError
+from so8tqc.errors import DataError, MissingToolError, ToolError, first_line
 from so8tqc.resources import user_cache
 from so8tqc.sources.quiet import quiet_transformers
 
@@ -115,10 +115,10 @@ def _rows(wanted: DatasetSpec, spec: str) -> Iterator[Mapping[str, Any]]:
                 wanted.name, wanted.config, split=wanted.split, revision=wanted.revision
             )
     except ConnectionError as error:
-        raise ToolError(f"cannot be fetched: {_first_line(error)}", where=spec) from None
+        raise ToolError(f"cannot be fetched: {first_line(error)}", where=spec) from None
     except (ValueError, OSError, RuntimeError) as error:
         raise DataError(
-            f"datasets cannot load it: {_first_line(error)}",
+            f"datasets cannot load it: {first_line(error)}",
             where=spec,
             remedy="Name another split or config: datasets:NAME?config=…&split=…",
         ) from None
@@ -137,7 +137,3 @@ def _fields(row: Mapping[str, Any], wanted: DatasetSpec, spec: str) -> dict[str,
         raise DataError(f"column {wanted.column!r} holds no text", where=spec)
     kept = {key: str(row[key]) for key in _KEPT if row.get(key) not in (None, "")}
     return {**kept, "text": text}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

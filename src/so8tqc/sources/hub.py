@@ -14,8 +14,9 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from so8tqc.errors import InputError, ModelError, RotationError, So8tqcError, ToolError
+from so8tqc.errors import InputError, ModelError, RotationError, So8tqcError, ToolError, first_line
 from so8tqc.progress import SILENT, Progress
+from so8tqc.rotations.pt import TORCH_SUFFIXES
 
 _NAME = re.compile(
     r"^(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?:@(?P<revision>[\w.-]+))?$"
@@ -102,9 +103,7 @@ def local_rotations(path: Path, progress: Progress = SILENT) -> Path:
     if (directory / "adapter_config.json").is_file():
         return directory
     files = sorted(
-        file
-        for file in directory.iterdir()
-        if file.suffix in (".safetensors", ".pt", ".pth", ".bin")
+        file for file in directory.iterdir() if file.suffix in (".safetensors", *TORCH_SUFFIXES)
     )
     if len(files) != 1:
         listed = ", ".join(file.name for file in files) or "none"
@@ -150,9 +149,7 @@ def _fetch(
     except LocalEntryNotFoundError as error:
         raise _unreachable(name, kind, error) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ToolError(
-            f"the hub does not give it: {_first_line(error)}", where=str(name)
-        ) from None
+        raise ToolError(f"the hub does not give it: {first_line(error)}", where=str(name)) from None
     finally:
         if not quiet:
             enable_progress_bars()
@@ -179,9 +176,5 @@ def _unreachable(name: HubName, kind: type[InputError], error: Exception) -> So8
             "HF_HUB_OFFLINE. A path that is meant as one begins with ./",
         )
     return ToolError(
-        f"not a path here, and the hub cannot be reached: {_first_line(error)}", where=str(name)
+        f"not a path here, and the hub cannot be reached: {first_line(error)}", where=str(name)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
