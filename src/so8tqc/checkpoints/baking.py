@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, PlannedTensor
 from so8tqc.checkpoints.safetensors_index import (
     READ_BYTES,
-    Checkpoint,
     TensorEntry,
     read_pieces,
     torch_dtype,
@@ -91,23 +88,3 @@ def sha256_tensor(entry: TensorEntry) -> str:
     for count in read_pieces(entry, view):
         digest.update(view[:count])
     return digest.hexdigest()
-
-
-def differing(a: Checkpoint, b: Checkpoint, names: Sequence[str]) -> list[str]:
-    """Those of ``names``, tensors of both, whose dtype, shape or bytes differ; on all cores."""
-
-    def same(name: str) -> bool:
-        return same_bytes(a.tensors[name], b.tensors[name])
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return [n for n, equal in zip(names, pool.map(same, names), strict=True) if not equal]
-
-
-def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
-    """Whether two stored tensors have equal dtype, shape and bytes."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    left, right = bytearray(READ_BYTES), bytearray(READ_BYTES)
-    pairs = zip(read_pieces(a, memoryview(left)), read_pieces(b, memoryview(right)), strict=True)
-    # after the last, shorter piece the buffers' ends still hold the equal pieces before it
-    return all(n == m and left == right for n, m in pairs)

@@ -12,7 +12,7 @@ from so8tqc.rotations.rotation_set import FloatArray
 if TYPE_CHECKING:
     import torch
 
-_CHUNK_ELEMENTS = 1 << 18  # 2 MiB in float64
+_CHUNK_ELEMENTS = 1 << 16  # 512 KiB in float64: the arrays stay in the cache
 _HALF_ULP = 0.5
 _EXPONENT_BITS = 0x7FF << 52
 

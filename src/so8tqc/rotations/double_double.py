@@ -124,8 +124,8 @@ def frobenius_norm(a: FloatArray) -> FloatArray:
     return np.sqrt(total)
 
 
-def solve(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
-    """a⁻¹·b for [n, n, N] and [n, c, N] by Gauss–Jordan elimination without pivoting.
+def invert(a: DoubleDouble) -> DoubleDouble:
+    """a⁻¹ of [n, n, N] by Gauss–Jordan elimination in place, without pivoting.
 
     For a whose symmetric part is positive definite, xᵀ·a·x ≥ c·‖x‖² with c > 0, as for I − A/2
     with A skew (c = 1). No pivot vanishes then: after k steps the rest of the matrix is the
@@ -133,17 +133,19 @@ def solve(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
     a·x = (0, S·y), hence yᵀ·S·y = xᵀ·a·x ≥ c·‖x‖² ≥ c·‖y‖²: every pivot is at least c. Elements
     grow by at most ‖a‖²/c² (Golub and Van Loan, Linear Algebra Appl. 28, 1979).
     """
-    size = a.hi.shape[0]
-    work = DoubleDouble(np.concatenate([a.hi, b.hi], axis=1), np.concatenate([a.lo, b.lo], axis=1))
-    for k in range(size):
-        pivot = DoubleDouble(work.hi[k, None, k], work.lo[k, None, k])
-        row = divide(DoubleDouble(work.hi[k], work.lo[k]), pivot)
+    work = DoubleDouble(a.hi.copy(), a.lo.copy())
+    for k in range(a.hi.shape[0]):
+        pivot = DoubleDouble(work.hi[k, k].copy(), work.lo[k, k].copy())
         factors = DoubleDouble(work.hi[:, k, None].copy(), work.lo[:, k, None].copy())
         factors.hi[k] = factors.lo[k] = 0.0
+        # column k becomes that of the identity, which the elimination turns into the inverse's
+        work.hi[:, k], work.lo[:, k] = 0.0, 0.0
+        work.hi[k, k] = 1.0
+        row = divide(DoubleDouble(work.hi[k], work.lo[k]), pivot)
         step = multiply(factors, DoubleDouble(row.hi[None], row.lo[None]))
         work = add(work, negate(step))
         work.hi[k], work.lo[k] = row
-    return DoubleDouble(work.hi[:, size:], work.lo[:, size:])
+    return work
 
 
 def _product(a: DoubleDouble, b: DoubleDouble, k: int) -> DoubleDouble:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from fractions import Fraction
 
 import numpy as np
@@ -19,7 +17,6 @@ from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Parametrization
 from so8tqc.rotations.rotation_set import FloatArray
-from so8tqc.threads import WORKERS
 
 _BATCH = 256  # blocks at a time: intermediate arrays stay in the cache
 
@@ -78,12 +75,14 @@ def exponential(theta: FloatArray) -> FloatArray:
 def cayley(theta: FloatArray) -> FloatArray:
     """R = (I − A/2)⁻¹·(I + A/2), A = θ − θᵀ: [N, b, b] → [N, b, b].
 
-    It agrees with exp(A) up to A³/12: the two turn in the same direction. The symmetric
-    part of I − A/2 is I, so the system needs no pivoting (see :func:`double_double.solve`).
+    It agrees with exp(A) up to A³/12: the two turn in the same direction. Since
+    I + A/2 = 2·I − (I − A/2), it is R = 2·(I − A/2)⁻¹ − I. The symmetric part of I − A/2 is I, so
+    the inverse needs no pivoting (see :func:`double_double.invert`).
     """
     half = dd.scale(_skew(theta), 0.5)
     one = dd.identity_like(half)
-    return dd.to_blocks(dd.solve(dd.add(one, dd.negate(half)), dd.add(one, half)))
+    twice = dd.scale(dd.invert(dd.add(one, dd.negate(half))), 2.0)
+    return dd.to_blocks(dd.add(twice, dd.negate(one)))
 
 
 def legacy_taylor(theta: FloatArray) -> FloatArray:
@@ -164,16 +163,8 @@ def _squarings(a: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def _batched(function: Callable[[FloatArray], FloatArray], theta: FloatArray) -> FloatArray:
+    """In one thread: numpy's operations on so small arrays spend as long on its lock as on them."""
     result = np.empty_like(theta)
-
-    def compute(start: int) -> None:
+    for start in range(0, theta.shape[0], _BATCH):
         result[start : start + _BATCH] = function(theta[start : start + _BATCH])
-
-    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
-        parts = [
-            pool.submit(copy_context().run, compute, start)  # numpy's errstate is of the context
-            for start in range(0, theta.shape[0], _BATCH)
-        ]
-        for part in parts:
-            part.result()
     return result

@@ -133,8 +133,11 @@ def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Prog
             left = _write(ready, directory, progress)
             before, summary = hashing.result(), summarising.result()
         baked = open_checkpoint(directory)
-        proof = _prove(ready, baked, progress) if config.verify else _Proof()
-        after = _hashes([baked.tensors[p.entry.name] for p in ready.planned], SILENT)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            folded = [baked.tensors[p.entry.name] for p in ready.planned]
+            hashing = pool.submit(_hashes, folded, SILENT)
+            proof = _prove(ready, baked, progress) if config.verify else _Proof()
+            after = hashing.result()
         provenance = _provenance(config, ready, before, after)
         write_provenance(directory, provenance)
 

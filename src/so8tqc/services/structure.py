@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from so8tqc.checkpoints.baking import differing
-from so8tqc.checkpoints.finite import first_non_finite
+from so8tqc.checkpoints.finite import Compared, compare, first_non_finite
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
@@ -64,8 +63,17 @@ def structure_checks(
     added = sorted(baked.tensors.keys() - base.tensors.keys())
     reshaped = sorted(n for n in common if base.tensors[n].shape != baked.tensors[n].shape)
     retyped = sorted(n for n in common - targets if base.tensors[n].dtype != baked.tensors[n].dtype)
-    changed = differing(base, baked, sorted(common - targets - set(reshaped) - set(retyped)))
-    broken = _non_finite(baked, sorted(baked.tensors.keys() - targets))
+    untouched = _read(base, baked, sorted(baked.tensors.keys() - targets))
+    changed = sorted(
+        common.intersection(n for n, found in untouched.items() if not found.equal)
+        - set(reshaped)
+        - set(retyped)
+    )
+    broken = [
+        f"{name}[{', '.join(map(str, found.non_finite))}]"
+        for name, found in untouched.items()
+        if found.non_finite is not None
+    ]
     gates = sorted(n for n in baked.tensors if any(word in n.lower() for word in _GATE_WORDS))
     config = _config_differences(base, baked)
     companions = _companion_differences(base.directory, baked.directory)
@@ -219,15 +227,20 @@ def _none(check_id: str, names: Sequence[str], what: str, subject: str) -> Check
     return judge(check_id, len(names), 0, subject=subject, detail=detail)
 
 
-def _non_finite(checkpoint: Checkpoint, names: Sequence[str]) -> list[str]:
-    """``NAME[first index]`` of those that hold NaN or infinity; on all cores."""
+def _read(base: Checkpoint, baked: Checkpoint, names: Sequence[str]) -> dict[str, Compared]:
+    """Tensors of ``baked`` beside those of the base, in order; on all cores.
+
+    One that the base does not have, or has in another form, is not equal.
+    """
+
+    def read(name: str) -> Compared:
+        entry, other = baked.tensors[name], base.tensors.get(name)
+        if other is None or (entry.dtype, entry.shape) != (other.dtype, other.shape):
+            return Compared(equal=False, non_finite=first_non_finite(entry))
+        return compare(other, entry)
+
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
-        places = pool.map(first_non_finite, (checkpoint.tensors[name] for name in names))
-        return [
-            f"{name}[{', '.join(map(str, place))}]"
-            for name, place in zip(names, places, strict=True)
-            if place is not None
-        ]
+        return dict(zip(names, pool.map(read, names), strict=True))
 
 
 def _config_differences(base: Checkpoint, baked: Checkpoint) -> list[str]:
