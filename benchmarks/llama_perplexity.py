@@ -34,7 +34,7 @@ from so8tqc.config import QCConfig
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.services.evaluation_texts import evaluation_texts
 from so8tqc.sources.compare import Pair, compare, head_rows
-from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.gguf import open_together
 from so8tqc.sources.protocol import EncodedText
 from so8tqc.sources.texts import concatenated, load_texts
 
@@ -162,10 +162,10 @@ def _run_ours(
     config: QCConfig, threads: int
 ) -> tuple[tuple[EncodedText, ...], dict[Path, TokenTable], Cost]:
     """Windows, token table of each candidate, and the time from files to tables."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     texts = evaluation_texts(config, _no_tokenizer)
     paths = (config.reference, *config.candidates)
-    sources = [GGUFSource(path, str(path), threads=threads) for path in paths]
+    sources = open_together({str(path): path for path in paths}, threads=threads)
     pairs: dict[Path, Pair] = {
         path: (str(config.reference), str(path)) for path in config.candidates
     }
@@ -174,8 +174,14 @@ def _run_ours(
         summarise(tables[pairs[path]])
     for source in sources:
         source.close()
-    cost = Cost(time.perf_counter() - wall, time.process_time() - cpu)
+    cost = Cost(time.perf_counter() - wall, cpu_seconds() - cpu)
     return texts, {path: tables[pair] for path, pair in pairs.items()}, cost
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its ended children, in which libllama runs."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _no_tokenizer() -> None:
@@ -204,7 +210,7 @@ def _base_file_roundings(
 ) -> dict[Path, Rounding]:
     """Bounds by the derivation in docs/protocols.md, from the logits themselves."""
     paths = [options.reference, *options.candidates]
-    sources = [GGUFSource(path, str(path), threads=options.threads) for path in paths]
+    sources = open_together({str(path): path for path in paths}, threads=options.threads)
     parts: dict[Path, list[tuple[float, ...]]] = {path: [] for path in options.candidates}
     for text in texts:
         goals = text.tokens[text.first + 1 :].tolist()

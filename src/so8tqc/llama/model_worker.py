@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from so8tqc.errors import So8tqcError
 from so8tqc.llama.libllama import LlamaModel, tokenize
+from so8tqc.llama.light import light_bindings
 
 
 class Worker:
@@ -100,6 +102,8 @@ class Worker:
 
 def main() -> None:
     """Answer until the input ends."""
+    with suppress(ImportError, OSError):  # what is missing is said where it is needed
+        light_bindings()
     worker = Worker()
     for line in sys.stdin:
         print(json.dumps(worker.answer(json.loads(line))), flush=True)

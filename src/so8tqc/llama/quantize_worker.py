@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from so8tqc.llama.light import light_bindings
 
 if TYPE_CHECKING:
     from so8tqc.llama.imatrix import ImportanceMatrix
 
 DONE_MARK = "so8tqc: done"
-_PACKAGE = "llama_cpp"
 _OF_WRITING = {errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
 _OF_OPENING = {errno.EACCES, errno.EPERM, errno.EROFS}
 """What the disk may refuse. That a file cannot be opened is no failure where libllama has none."""
@@ -34,7 +32,7 @@ _OF_OPENING = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 def main() -> int:
     """Run ``llama_model_quantize`` for every job asked for; 0 on success of all."""
-    lib = _bindings()
+    lib = light_bindings()
     # the binding's import put a Python callback here; a null one means libllama's own printing
     lib.llama_log_set(lib.llama_log_callback(), ctypes.c_void_p(0))
     lib.llama_backend_init()
@@ -43,19 +41,6 @@ def main() -> int:
             return status
         print(DONE_MARK, file=sys.stderr, flush=True)
     return 0
-
-
-def _bindings() -> Any:
-    """The binding module without its package's ``__init__``, which imports numpy, jinja2 and more.
-
-    The parent has loaded it in the ordinary way before it gives out a job, so here it is there.
-    """
-    spec = find_spec(_PACKAGE)
-    if spec is not None and _PACKAGE not in sys.modules:
-        package = ModuleType(_PACKAGE)
-        package.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules[_PACKAGE] = package
-    return importlib.import_module(f"{_PACKAGE}.llama_cpp")
 
 
 def run(lib: Any, job: Mapping[str, Any]) -> int:

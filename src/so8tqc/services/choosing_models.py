@@ -13,7 +13,7 @@ from so8tqc.progress import Progress
 from so8tqc.services.qc_models import BASE, REFERENCE, reference_sources, rotations_of, texts_of
 from so8tqc.sources.capture import capture_if_one
 from so8tqc.sources.compare import compare
-from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.gguf import open_together
 from so8tqc.sources.protocol import LogitSource, TokenIds
 
 _MEMORY_SHARE = 0.5
@@ -79,10 +79,8 @@ class Evaluation:
             description = f"comparing {', '.join(batch)}" if len(batch) < 3 else (
                 f"comparing {len(batch)} files"
             )  # fmt: skip
-            models = []
+            models = open_together({n: files[n] for n in batch}, threads=self._threads)
             try:
-                for name in batch:
-                    models.append(GGUFSource(files[name], name, threads=self._threads))
                 pairs = [(REFERENCE, name) for name in batch]
                 if with_base:
                     pairs += [(BASE, REFERENCE), *((BASE, name) for name in batch)]

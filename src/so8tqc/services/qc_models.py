@@ -27,7 +27,7 @@ from so8tqc.sources.capture import (
 from so8tqc.sources.compare import Pair, compare
 from so8tqc.sources.folded import FoldedSource
 from so8tqc.sources.gated import GatedSource
-from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.gguf import GGUFSource, open_together
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
@@ -172,9 +172,11 @@ def _sources(
             pairs.append((witness, _floor(dtype)))
         sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
+    files = {name: path for name, path in names.items() if is_gguf(path)}
+    opened = {source.name: source for source in open_together(files, threads=config.threads)}
     for name, path in names.items():
-        if is_gguf(path):
-            sources.append(GGUFSource(path, name, threads=config.threads))
+        if name in opened:
+            sources.append(opened[name])
             if rotations is not None:
                 pairs.append((BASE, name))
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from so8tqc.llama.isolated import IsolatedModel
 from so8tqc.sources.protocol import TokenIds
+from so8tqc.threads import WORKERS
 
 if TYPE_CHECKING:
     import torch
@@ -85,3 +87,20 @@ class GGUFSource:
     def close(self) -> None:
         """Free the model."""
         self._model.close()
+
+
+def open_together(files: Mapping[str, Path], *, threads: int | None) -> list[GGUFSource]:
+    """Sources of several files, name → file; a few at a time, and all of them or none.
+
+    Raises:
+        ModelError, MissingToolError: as :class:`GGUFSource`; those that were open are closed.
+    """
+    with ThreadPoolExecutor(max_workers=WORKERS) as pool:
+        opening = [pool.submit(GGUFSource, p, n, threads=threads) for n, p in files.items()]
+    failed = [error for future in opening if (error := future.exception()) is not None]
+    opened = [future.result() for future in opening if future.exception() is None]
+    if failed:
+        for source in opened:
+            source.close()
+        raise failed[0]
+    return opened
