@@ -15,6 +15,7 @@ from so8tqc.errors import DataError, ModelError, ToolError
 from so8tqc.llama import isolated
 from so8tqc.llama.isolated import IsolatedModel
 from so8tqc.llama.libllama import LlamaModel
+from so8tqc.sources.gguf import open_together
 
 pytestmark = pytest.mark.llama
 
@@ -124,6 +125,27 @@ def test_no_worker_and_no_memory_is_left_behind(file: Path) -> None:
     model.close()
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def test_of_files_opened_together_none_stays_open_when_one_is_bad(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"first": file, "second": file}
+    opened = open_together(files, threads=1)
+    assert [source.name for source in opened] == list(files)
+    tokens = np.arange(5)
+    first, second = (next(source.logits(tokens, 8)).clone() for source in opened)
+    np.testing.assert_array_equal(first, second)
+    for source in opened:
+        source.close()
+
+    closed: list[Path] = []
+    real = IsolatedModel.close
+    monkeypatch.setattr(IsolatedModel, "close", lambda m: (closed.append(m.path), real(m)))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ModelError, match="bad.gguf"):
+        open_together({"good": file, "bad": tmp_path / "bad.gguf", "other": file}, threads=1)
+    assert closed.count(file) == 2
 
 
 def test_the_worker_ends_with_us(file: Path) -> None:
