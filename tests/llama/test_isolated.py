@@ -143,7 +143,7 @@ def test_of_files_opened_together_none_stays_open_when_one_is_bad(
     real = IsolatedModel.close
     monkeypatch.setattr(IsolatedModel, "close", lambda m: (closed.append(m.path), real(m)))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelError, match="bad.gguf"):
+    with pytest.raises(ModelError, match=r"bad\.gguf"):
         open_together({"good": file, "bad": tmp_path / "bad.gguf", "other": file}, threads=1)
     assert closed.count(file) == 2
 
