@@ -10,8 +10,9 @@ import pytest
 import scipy.special
 import torch
 
-from so8tqc.errors import DataError, InputError, ModelError
-from so8tqc.metrics.divergence import summarise
+from so8tqc.errors import DataError, InputError, ModelError, ToolError
+from so8tqc.metrics.distributions import distribution
+from so8tqc.metrics.divergence import summarise, token_rows
 from so8tqc.sources.compare import compare
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import EncodedText, LogitSource, TokenIds
@@ -137,3 +138,47 @@ def test_a_model_with_missing_weights_is_refused(llama: Path, tmp_path: Path) ->
     save_file(tensors, str(file), metadata={"format": "pt"})
     with pytest.raises(ModelError, match="missing and would be random"):
         HFModel.load(tmp_path / "model")
+
+
+class _Delayed:
+    """What a GPU does, done on the CPU: whole blocks, and a place for every broken row."""
+
+    def __init__(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        self.side = distribution(logits, targets)
+        first = (~torch.isfinite(logits)).int().argmax(dim=1)
+        self.broken = torch.where(torch.isfinite(logits).all(dim=1), logits.shape[1], first)
+
+
+@pytest.mark.parametrize("rows", [1, 128, 199, 200, 1000])
+def test_rows_that_a_gpu_gives_later_come_in_order(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, sources = setup()
+    expected = compare(sources, [("a", "b"), ("c", "b")], texts)
+    monkeypatch.setattr("so8tqc.sources.compare.head_rows", lambda _v: rows)
+    monkeypatch.setattr("so8tqc.sources.compare._gpu_of", lambda _b: torch.device("cpu"))
+    monkeypatch.setattr("so8tqc.sources.compare.gpu_distribution", _Delayed)
+    monkeypatch.setattr(
+        "so8tqc.sources.compare.gpu_token_rows", lambda a, b, goal: token_rows(a.side, b.side, goal)
+    )
+    for pair, table in compare(sources, [("a", "b"), ("c", "b")], texts).items():
+        for name, values in expected[pair].columns.items():
+            np.testing.assert_allclose(table.columns[name], values, rtol=1e-12, atol=1e-13)
+        np.testing.assert_array_equal(table.position, expected[pair].position)
+    sources[1]._logits[1][150, 7] = np.nan
+    with pytest.raises(
+        DataError, match=r"t1: b yields a non-finite logit at position 150, token 7"
+    ):
+        compare(sources, [("a", "b")], texts)
+
+
+def test_a_full_gpu_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, sources = setup()
+
+    def full(*_args: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.")
+
+    monkeypatch.setattr("so8tqc.sources.compare._gpu_of", lambda _b: torch.device("cpu"))
+    monkeypatch.setattr("so8tqc.sources.compare.gpu_distribution", full)
+    with pytest.raises(ToolError, match=r"t0: the GPU's memory does not suffice .*--device-map"):
+        compare(sources, [("a", "b")], texts)

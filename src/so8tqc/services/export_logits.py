@@ -28,6 +28,7 @@ from so8tqc.metrics.divergence import COLUMNS, token_rows
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge, skipped
 from so8tqc.sources.hf import HFModel, head_blocks
+from so8tqc.sources.placement import on_cpu
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
@@ -84,7 +85,7 @@ def run_model(checkpoint: Checkpoint) -> ModelRun | Check:
             f"its reference, {free / 2**30:.1f} GiB are free.",
         )
     try:
-        model = HFModel.load(checkpoint.directory)
+        model = HFModel.load(checkpoint.directory, dtype="float32")
     except ModelError as error:
         return skipped(CHECK, f"The file was not run: there is no reference. {error}")
     tokens = fixed_tokens(checkpoint.directory, model)
@@ -211,7 +212,7 @@ def rounded(values: torch.Tensor, type_: str) -> torch.Tensor:
 def _logits(model: HFModel, tokens: TokenIds) -> torch.Tensor:
     import torch
 
-    return torch.cat(list(head_blocks(model, model.hidden(tokens), tokens.size)))
+    return on_cpu(torch.cat(list(head_blocks(model, model.hidden(tokens), tokens.size))))
 
 
 def _table(reference: Any, candidate: Any, tokens: TokenIds) -> Mapping[str, Any]:

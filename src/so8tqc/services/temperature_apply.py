@@ -22,6 +22,7 @@ from so8tqc.metrics.temperature_fit import Scored, scored
 from so8tqc.progress import Progress
 from so8tqc.records import Check, judge
 from so8tqc.services.temperature_verdict import Calibration, chosen_classes
+from so8tqc.sources.placement import on_cpu
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.temperatures import BLOCK_BYTES, frequent_tokens, walk_temperatures
 
@@ -79,7 +80,7 @@ def proof_logits(source: LogitSource, texts: Sequence[EncodedText]) -> list[Floa
     return [
         np.concatenate(
             [
-                block.numpy().astype(np.float32)
+                on_cpu(block).numpy().astype(np.float32)
                 for block in source.logits(text.tokens[:rows], min(rows, text.tokens.size))
             ]
         )

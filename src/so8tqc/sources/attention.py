@@ -54,7 +54,7 @@ class AttentionEntropy:
         import torch
 
         stacked: npt.NDArray[np.float32] = torch.stack(
-            [self.layers[i] for i in sorted(self.layers)]
+            [self.layers[i].cpu() for i in sorted(self.layers)]
         ).numpy()
         return stacked
 
@@ -174,7 +174,7 @@ def _attend(
     k, v = key[0], value[0]
     sink = None if s_aux is None else s_aux.reshape(groups, heads // groups, 1).float()
     output = q.new_empty(groups, heads // groups, length, out_width)
-    entropy = torch.empty(groups, heads // groups, length, dtype=torch.float32)
+    entropy = q.new_empty(groups, heads // groups, length, dtype=torch.float32)
     for start in range(0, length, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, length)
         allowed = attention_mask.rows(start, stop, keys, query.device)
@@ -196,9 +196,7 @@ def _attend(
             # a_j = w_j / Z: −Σ a_j ln a_j = (ln Z · Σ w_j − Σ w_j s_j) / Z; a sink adds to Z alone
             normaliser = total if sink is None else total + (sink[g] - top).exp()
             mean_score = torch.linalg.vecdot(weights, scores)
-            entropy[g, :, start:stop] = (
-                (normaliser.log() * total - mean_score).div_(normaliser).cpu()
-            )
+            entropy[g, :, start:stop] = (normaliser.log() * total - mean_score).div_(normaliser)
             values = weights.to(v.dtype).flatten(0, 1) @ v[g, first:last]
             output[g, :, start:stop] = values.view(*total.shape, -1) / normaliser[..., None]
     if _collectors:

@@ -111,7 +111,7 @@ def _write_logits(
         finite = torch.isfinite(stored)
         if not bool(finite.all()):
             raise _not_finite(block, finite, text.id, start, dtype)
-        stream.write(stored.contiguous().view(torch.uint8).numpy().data)
+        stream.write(stored.cpu().contiguous().view(torch.uint8).numpy().data)
         yield 0.0 if dtype == block.dtype else float((stored.to(block.dtype) - block).abs().max())
         start += block.shape[0]
 

@@ -1,10 +1,15 @@
-"""Walking several logit sources in step: one pass over the text, no logits kept."""
+"""Walking several logit sources in step: one pass over the text, no logits kept.
+
+Logits that are made on a GPU are compared there, others by the CPU's cores. A GPU works through
+what it was told while the next text's work is told to it: a text's rows are asked for only then.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +18,10 @@ import numpy.typing as npt
 from so8tqc.errors import DataError, InputError, So8tqcError
 from so8tqc.metrics.distributions import Distribution, Workspace, distribution, rows_per_block
 from so8tqc.metrics.divergence import COLUMNS, TokenTable, token_rows
+from so8tqc.metrics.gpu_divergence import gpu_distribution, gpu_token_rows, works_on
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources import ranks
+from so8tqc.sources.placement import enough_gpu_memory, ids_on
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.threads import WORKERS, one_torch_thread
 
@@ -78,9 +85,16 @@ def compare(
         ThreadPoolExecutor(max_workers=WORKERS) as pool,
     ):
         try:
+            walked: list[tuple[int, _Walked]] = []
             for index in mine:
-                found[index] = _compare_text(sources, pairs, texts[index], memories, pool)
-                task.advance(texts[index].tokens.size, item=texts[index].id)
+                text = texts[index]
+                with enough_gpu_memory("comparing logits", text.id):
+                    walked.append((index, _compare_text(sources, pairs, text, memories, pool)))
+                if len(walked) > 1:
+                    _finish(walked.pop(0), found)
+                task.advance(text.tokens.size, item=text.id)
+            for last in walked:
+                _finish(last, found)
         except So8tqcError as raised:  # the others wait for this process, to be told
             error = raised
     found = ranks.together(found, error)
@@ -89,39 +103,133 @@ def compare(
             for pair in pairs}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Walked:
+    """A text whose statistics are computed, or told to a GPU.
+
+    Attributes:
+        text: the text.
+        rows: of each pair, [t, C] parts in order.
+        broken: first row, source, and of each row the first logit that is not finite, V if none.
+        vocab_size: V.
+    """
+
+    text: EncodedText
+    rows: Mapping[Pair, Sequence[torch.Tensor]]
+    broken: Sequence[tuple[int, LogitSource, torch.Tensor]]
+    vocab_size: int
+
+    def arrived(self) -> dict[Pair, Rows]:
+        """The rows, once the GPU has them.
+
+        Raises:
+            DataError: a logit is not finite.
+        """
+        import torch
+
+        for first, source, places in self.broken:
+            if (bad := torch.nonzero(places.cpu() < self.vocab_size)).numel():
+                row = int(bad[0])
+                raise _not_finite(source, self.text, first + row, int(places[row]))
+        return {pair: torch.cat(tuple(parts)).cpu().numpy() for pair, parts in self.rows.items()}
+
+
+def _finish(walked: tuple[int, _Walked], found: dict[int, dict[Pair, Rows]]) -> None:
+    index, text = walked
+    found[index] = text.arrived()
+
+
 def _compare_text(
     sources: Sequence[LogitSource],
     pairs: Sequence[Pair],
     text: EncodedText,
     memories: Sequence[Mapping[str, Workspace]],
     pool: ThreadPoolExecutor,
-) -> dict[Pair, Rows]:
+) -> _Walked:
     """The statistics of one text: all cores for a model's logits, then a thread for some rows."""
     import torch
 
     targets = torch.from_numpy(text.tokens[text.first + 1 :])
     rows: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
+    broken: list[tuple[int, LogitSource, torch.Tensor]] = []
     walks = [
         source.logits(text.tokens, head_rows(source.vocab_size), text.first) for source in sources
     ]
     start = 0
     while blocks := [block for walk in walks for block in itertools.islice(walk, 1)]:
         height = min(blocks[0].shape[0], targets.shape[0] - start)
-        each = max(1, -(-height // len(memories)))
-        with one_torch_thread():
-            parts = [
-                pool.submit(
-                    _compare_rows, sources, pairs, [block[at : at + each] for block in blocks],
-                    targets[start + at : start + min(at + each, height)], text, start + at, memory,
-                )
-                for at, memory in zip(range(0, height, each), memories, strict=False)
-            ]  # fmt: skip
-            for part in parts:
-                for pair, found in part.result().items():
-                    rows[pair] += found
+        if height and (device := _gpu_of(blocks)) is not None:
+            goal = ids_on(text.tokens[text.first + 1 + start :][:height], device)
+            parts, places = _compare_on_gpu(sources, pairs, blocks, goal)
+            broken += [(start, *side) for side in zip(sources, places, strict=True)]
+        else:
+            goal = targets[start : start + height]
+            parts = _compare_on_cpu(sources, pairs, blocks, goal, text, start, memories, pool)
+        for pair, part in parts.items():
+            rows[pair].append(part)
         start += blocks[0].shape[0]
         blocks.clear()  # their memory is for the next ones
-    return {pair: torch.cat(parts).numpy() for pair, parts in rows.items()}
+    return _Walked(text, rows, broken, sources[0].vocab_size)
+
+
+def _compare_on_cpu(
+    sources: Sequence[LogitSource],
+    pairs: Sequence[Pair],
+    blocks: Sequence[torch.Tensor],
+    targets: torch.Tensor,
+    text: EncodedText,
+    start: int,
+    memories: Sequence[Mapping[str, Workspace]],
+    pool: ThreadPoolExecutor,
+) -> dict[Pair, torch.Tensor]:
+    """The statistics of consecutive positions, a thread for some of them: [t, C] of each pair."""
+    import torch
+
+    height = targets.shape[0]
+    each = max(1, -(-height // len(memories)))
+    here = [block.to("cpu") for block in blocks]
+    with one_torch_thread():
+        jobs = [
+            pool.submit(
+                _compare_rows, sources, pairs, [block[at : at + each] for block in here],
+                targets[at : at + each], text, start + at, memory,
+            )
+            for at, memory in zip(range(0, height, each), memories, strict=False)
+        ]  # fmt: skip
+        parts = [job.result() for job in jobs]
+    none = targets.new_empty((0, len(COLUMNS)), dtype=torch.float64)
+    return {pair: torch.cat([none, *(row for part in parts for row in part[pair])])
+            for pair in pairs}  # fmt: skip
+
+
+def _gpu_of(blocks: Sequence[torch.Tensor]) -> torch.device | None:
+    """The GPU to compare on: of the first block that is on one, if our kernels run there."""
+    for block in blocks:
+        if block.device.type == "cuda":
+            return block.device if works_on(block.device) else None
+    return None
+
+
+def _compare_on_gpu(
+    sources: Sequence[LogitSource],
+    pairs: Sequence[Pair],
+    blocks: Sequence[torch.Tensor],
+    targets: torch.Tensor,
+) -> tuple[dict[Pair, torch.Tensor], list[torch.Tensor]]:
+    """The statistics of consecutive positions, and where each source's logits are not finite.
+
+    Args:
+        sources, pairs: as of :func:`compare`.
+        blocks: of each source, [t or more, V] logits, on any device.
+        targets: [t] the tokens that follow, on the GPU that compares.
+    """
+    height = targets.shape[0]
+    sides = {
+        source.name: gpu_distribution(block[:height].to(targets.device), targets)
+        for source, block in zip(sources, blocks, strict=True)
+    }
+    rows = {pair: gpu_token_rows(sides[pair[0]], sides[pair[1]], targets) for pair in pairs}
+    return rows, [side.broken for side in sides.values()]
 
 
 def _compare_rows(
@@ -169,14 +277,18 @@ def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: in
     finite = np.isfinite(side.entropy) & np.isfinite(side.nll)
     if not finite.all():
         bad = int(np.flatnonzero(~finite)[0])
-        at = text.start + text.first + row + bad
         token = int(np.argmax(~np.isfinite(side.logits[bad].numpy())))
-        raise DataError(
-            f"{source.name} yields a non-finite logit at position {at}, token {token}",
-            where=text.id,
-            remedy="The weights hold NaN or infinity, or overflow in the compute dtype.",
-        )
+        raise _not_finite(source, text, row + bad, token)
     return side
+
+
+def _not_finite(source: LogitSource, text: EncodedText, row: int, token: int) -> DataError:
+    at = text.start + text.first + row
+    return DataError(
+        f"{source.name} yields a non-finite logit at position {at}, token {token}",
+        where=text.id,
+        remedy="The weights hold NaN or infinity, or overflow in the compute dtype.",
+    )
 
 
 def _table(parts: list[Rows], texts: Sequence[EncodedText], vocab_size: int) -> TokenTable:

@@ -10,7 +10,7 @@ from so8tqc.rotations.fold import fold, orient
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.sources.gated import is_conv1d, projection
 from so8tqc.sources.hf import HFModel, head_blocks
-from so8tqc.sources.placement import Replacement, replaced, stored
+from so8tqc.sources.placement import Replacement, replaced, stored, waiting_beside
 from so8tqc.sources.protocol import TokenIds
 
 if TYPE_CHECKING:
@@ -67,4 +67,4 @@ def _fold_all(model: HFModel, rotations: RotationSet, storage: str | None) -> It
                 value, rotations.column_blocks(target), rotations.site, transposed=is_conv1d(module)
             )
             view.copy_(fold(view, blocks, dtype))
-            yield Replacement(module, name, value)
+            yield waiting_beside(Replacement(module, name, value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ from so8tqc.sources.protocol import TokenIds
 
 if TYPE_CHECKING:
     import torch
+
+_Gate = tuple[Any, "torch.Tensor"]
+"""A projection, and its blocks [N, b, b]."""
 
 
 class GatedSource:
@@ -33,15 +36,17 @@ class GatedSource:
         self.rotations = rotations
         self.name = name
         self.vocab_size = model.vocab_size
+        self._gates = _gates(model, rotations)
 
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
-        with gated(self.model, self.rotations):
+        with _installed(self._gates, self.rotations.site):
             hidden = self.model.hidden(tokens)
         yield from head_blocks(self.model, hidden[first:], rows)
 
     def close(self) -> None:
         """Release the model."""
+        self._gates = []
         self.model.close()
 
 
@@ -57,12 +62,25 @@ def gated(model: HFModel, rotations: RotationSet) -> Iterator[None]:
         RotationError: a target's module does not exist in the model.
         ShapeError: N·b differs from the projection's features at the site.
     """
+    with _installed(_gates(model, rotations), rotations.site):
+        yield
+
+
+def _gates(model: HFModel, rotations: RotationSet) -> list[_Gate]:
+    """Each target's module, and its blocks where it computes."""
+    gates = []
+    for target in rotations:
+        module = projection(model, target)
+        gates.append((module, _device_blocks(rotations, target, module)))
+    return gates
+
+
+@contextmanager
+def _installed(gates: Sequence[_Gate], site: Site) -> Iterator[None]:
     handles = []
     try:
-        for target in rotations:
-            module = projection(model, target)
-            blocks = _device_blocks(rotations, target, module)
-            if rotations.site is Site.INPUT:
+        for module, blocks in gates:
+            if site is Site.INPUT:
                 handles.append(module.register_forward_pre_hook(_input_hook(blocks)))
             else:
                 handles.append(module.register_forward_hook(_output_hook(blocks)))
@@ -120,15 +138,18 @@ def features(module: Any) -> tuple[int, int]:
 
 
 def apply_blocks(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """x ↦ C·x block by block: x [..., N·b], blocks [N, b, b] → [..., N·b].
+    """x ↦ C·x block by block: x [..., N·b], blocks [N, b, b] → [..., N·b] in x's dtype.
 
-    (C·x)_i = Σ_j C_ij x_j on each block: ``i, j`` index rows and columns of C.
+    (C·x)_i = Σ_j C_ij x_j on each block: ``i, j`` index rows and columns of C. Computed in the
+    blocks' dtype, and rounded once.
     """
     import torch
 
     count, size, _ = blocks.shape
-    rotated = torch.einsum("nij,...nj->...ni", blocks, x.reshape(*x.shape[:-1], count, size))
-    return rotated.flatten(-2)
+    rotated = torch.einsum(
+        "nij,...nj->...ni", blocks, x.to(blocks.dtype).reshape(*x.shape[:-1], count, size)
+    )
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def _device_blocks(rotations: RotationSet, target: Target, module: Any) -> torch.Tensor:
@@ -142,7 +163,9 @@ def _device_blocks(rotations: RotationSet, target: Target, module: Any) -> torch
             f"at the {rotations.site} of the projection",
             where=f"{rotations.source}, {target}",
         )
-    return torch.from_numpy(blocks).to(execution_device(module), module.weight.dtype)
+    # in bfloat16 R would no longer be a rotation: its rows would be off by 2⁻⁹
+    dtype = torch.promote_types(module.weight.dtype, torch.float32)
+    return torch.from_numpy(blocks).to(execution_device(module), dtype)
 
 
 def _input_hook(blocks: torch.Tensor) -> Any:

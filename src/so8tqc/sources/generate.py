@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.placement import ids_on
 from so8tqc.sources.protocol import TokenIds
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def hf_steps(
 
     ends = model.config.eos_token_id
     stops = set(ends) if isinstance(ends, (list, tuple)) else {ends}
-    ids = torch.from_numpy(np.ascontiguousarray(tokens))[None].to(model.device)
+    ids = ids_on(tokens, model.device)[None]
     cache = None
     for _ in range(max_new_tokens):
         with torch.inference_mode():

@@ -7,13 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from so8tqc.checkpoints.plausible import require_plausible_config
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.memory import BlockMemory
-from so8tqc.sources.placement import execution_device
+from so8tqc.sources.placement import enough_gpu_memory, execution_device, ids_on
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.sources.quiet import quiet_transformers
 from so8tqc.sources.ranks import local_rank
@@ -115,7 +113,9 @@ class HFModel:
                 where=str(path),
             )
         if cuda and device_map is None:
-            module = module.to(f"cuda:{local_rank()}")
+            with enough_gpu_memory("the model's weights", str(path)):
+                # several processes may share a GPU
+                module = module.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
         return cls(module, path, offloaded)
 
     @property
@@ -136,8 +136,11 @@ class HFModel:
         import torch
 
         self.check_length(tokens)
-        ids = torch.from_numpy(np.ascontiguousarray(tokens))[None].to(self.device)
-        with torch.inference_mode():
+        ids = ids_on(tokens, self.device)[None]
+        with (
+            torch.inference_mode(),
+            enough_gpu_memory(f"a text of {tokens.size} tokens", str(self.path)),
+        ):
             output = self._backbone(input_ids=ids, use_cache=False)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
@@ -149,14 +152,17 @@ class HFModel:
         return decoder if decoder is not None else self.module.base_model
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[t, D] hidden states → [t, V] logits on the CPU, as the model's forward makes them.
+        """[t, D] hidden states → [t, V] logits as the model's forward makes them, where it does.
 
         Logit scaling (Cohere, Granite) and soft-capping (Gemma 2) follow the
         formulas of those models' ``forward`` in transformers.
         """
         import torch
 
-        with torch.inference_mode():
+        with (
+            torch.inference_mode(),
+            enough_gpu_memory(f"the logits of {hidden.shape[0]} tokens", str(self.path)),
+        ):
             logits = self._product(hidden.to(self.device))
             if (scale := getattr(self.config, "logit_scale", None)) is not None:
                 logits *= scale
@@ -164,7 +170,7 @@ class HFModel:
                 logits /= divisor
             if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
                 logits.div_(cap).tanh_().mul_(cap)
-            return logits.to("cpu")
+            return logits
 
     def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         """The head's own output, on the CPU in memory that is used again."""

@@ -11,6 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from so8tqc.errors import ToolError
+from so8tqc.sources.protocol import TokenIds
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,6 +28,43 @@ def execution_device(module: Any) -> torch.device:
     device = module.weight.device if hook is None else torch.device(hook.execution_device)
     placed: torch.device = device
     return placed
+
+
+def on_cpu(block: torch.Tensor) -> torch.Tensor:
+    """Logits where numpy can read them: on the CPU, float32 or float64."""
+    import torch
+
+    return block.to("cpu", torch.promote_types(block.dtype, torch.float32))
+
+
+def ids_on(tokens: TokenIds, device: torch.device) -> torch.Tensor:
+    """[T] ids on a device; nobody waits until they, or what the GPU does before, have arrived."""
+    import torch
+
+    ids = torch.from_numpy(np.ascontiguousarray(tokens))
+    if device.type != "cuda":
+        return ids.to(device)
+    return ids.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def enough_gpu_memory(task: str, where: str) -> Iterator[None]:
+    """Say what a GPU had no room for, and what helps.
+
+    Raises:
+        ToolError: it ran out of memory.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ToolError(
+            f"the GPU's memory does not suffice for {task}",
+            where=where,
+            remedy="Give shorter texts (--max-tokens, --ctx), let --device-map auto spread the "
+            "models, or hide the GPU (CUDA_VISIBLE_DEVICES=).",
+        ) from None
 
 
 def stored(module: Any, name: str) -> torch.Tensor:
@@ -39,6 +81,19 @@ class Replacement(NamedTuple):
     module: Any
     name: str
     value: torch.Tensor
+
+
+def waiting_beside(replacement: Replacement) -> Replacement:
+    """The replacement where the parameter is, so that nothing moves when they are exchanged.
+
+    Raises:
+        ToolError: the GPU has no room for it.
+    """
+    module, name, value = replacement
+    if _offloading_hook(module) is not None:
+        return replacement
+    with enough_gpu_memory("a second copy of the folded weights", name):
+        return replacement._replace(value=value.to(getattr(module, name).device))
 
 
 @contextmanager

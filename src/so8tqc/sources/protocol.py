@@ -59,7 +59,8 @@ class LogitSource(Protocol):
             first: the first row that is wanted; logits of earlier ones are not computed.
 
         Yields:
-            [t, V] float32 or float64 on the CPU, in order. Row i of the whole holds the
+            [t, V] in order, in the dtype and on the device that the model computes with (see
+            ``placement.on_cpu``). Row i of the whole holds the
             logits of the token that follows ``tokens[: first + i + 1]``; T − first rows in
             all. A block is valid until the next one is requested (its memory may be reused).
 

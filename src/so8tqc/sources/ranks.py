@@ -80,14 +80,16 @@ def together(results: dict[int, _Result], error: So8tqcError | None) -> dict[int
 def _join() -> None:
     """Join the other processes, the first time, and leave them in order when this one ends.
 
-    A process that ends in the group still has its threads, and may be aborted for it.
+    What is gathered are tables in memory: it goes over the network (gloo), whatever computed them,
+    since GPUs would do it only for processes that have one each (NCCL). A process that ends in the
+    group still has its threads, and may be aborted for it.
     """
     import torch
     from accelerate import PartialState
 
     if torch.distributed.is_initialized():
         return  # by us, or by whoever uses us as a library and leaves by himself
-    PartialState(cpu=not torch.cuda.is_available())
+    PartialState(cpu=True)
     atexit.register(_leave)
 
 

@@ -19,6 +19,7 @@ from so8tqc.metrics.temperature import (
     temperature_table,
 )
 from so8tqc.progress import SILENT, Progress
+from so8tqc.sources.placement import on_cpu
 from so8tqc.sources.protocol import EncodedText, LogitSource, TokenIds
 
 MOST_ROWS = 128
@@ -116,7 +117,7 @@ def _blocks(
     for block in source.logits(text.tokens, rows):
         scored = min(block.shape[0], text.tokens.size - 1 - start)
         if scored > 0:
-            yield start, block[:scored].numpy()
+            yield start, on_cpu(block[:scored]).numpy()
         start += block.shape[0]
 
 

@@ -1,0 +1,123 @@
+"""Token rows of logits that lie on a GPU, computed there.
+
+The same numbers as ``metrics.distributions`` and ``metrics.divergence``, whose definitions hold;
+the kernels are in ``metrics.gpu_kernels``. Nothing here waits for the GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from so8tqc.metrics.distributions import LEADERS
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class GpuDistribution:
+    """One model's side of a block of rows, on the GPU.
+
+    Attributes:
+        logits: [t, V] as they came, any float dtype.
+        numbers: [t, 6] float64: log-normaliser, nll, entropy, max prob, max logit, Brier score.
+        top: [t] int32, the largest logit, of equal ones the first.
+        broken: [t] int32, the first logit that is not finite, V if there is none.
+        leaders: [t, min(5, V)] the most likely tokens, in no order.
+    """
+
+    logits: torch.Tensor
+    numbers: torch.Tensor
+    top: torch.Tensor
+    broken: torch.Tensor
+    leaders: torch.Tensor
+
+
+@functools.cache
+def works_on(device: torch.device) -> bool:
+    """Whether Triton is there and its kernels run on a GPU, tried once."""
+    import torch
+
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    logits = torch.zeros(1, 8, device=device)
+    try:
+        side = gpu_distribution(logits, torch.zeros(1, dtype=torch.int64, device=device))
+        gpu_token_rows(side, side, torch.zeros(1, dtype=torch.int64, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001  no C compiler, no Python headers, a card too old: each its own way
+        return False
+    return True
+
+
+def gpu_distribution(logits: torch.Tensor, targets: torch.Tensor) -> GpuDistribution:
+    """Softmax and what follows from it.
+
+    Args:
+        logits: [t, V], any float dtype.
+        targets: [t] the token that really follows, on the same device.
+    """
+    import torch
+
+    from so8tqc.metrics import gpu_kernels as kernels
+
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    height, width = logits.shape
+    numbers = logits.new_empty((height, kernels.SIDE), dtype=torch.float64)
+    places = logits.new_empty((height, 2), dtype=torch.int32)
+    with _on(logits.device):
+        kernels.side_kernel[(height,)](
+            logits, logits.stride(0), targets, numbers, places, width,
+            BLOCK=kernels.BLOCK, num_warps=kernels.WARPS,
+        )  # fmt: skip
+    leaders = logits.topk(min(LEADERS, width), dim=1, sorted=False).indices
+    return GpuDistribution(logits, numbers, places[:, 0], places[:, 1], leaders)
+
+
+def gpu_token_rows(
+    reference: GpuDistribution, candidate: GpuDistribution, targets: torch.Tensor
+) -> torch.Tensor:
+    """One row of ``metrics.divergence.COLUMNS`` for each position: [t, 21] float64, on the GPU.
+
+    Args:
+        reference: of t positions.
+        candidate: of the same positions, on the same device.
+        targets: [t] the token that really follows, there, too.
+    """
+    import torch
+
+    from so8tqc.metrics import gpu_kernels as kernels
+
+    height, width = reference.logits.shape
+    between = reference.numbers.new_empty((height, kernels.PAIR))
+    with _on(reference.logits.device):
+        kernels.pair_kernel[(height,)](
+            reference.logits, reference.logits.stride(0),
+            candidate.logits, candidate.logits.stride(0),
+            reference.numbers, candidate.numbers, between, width,
+            BLOCK=kernels.BLOCK, num_warps=kernels.WARPS,
+        )  # fmt: skip
+    shared = (reference.leaders[:, :, None] == candidate.leaders[:, None, :]).sum(dim=(1, 2))
+    sides = torch.stack([reference.numbers[:, 1:], candidate.numbers[:, 1:]], dim=2).flatten(1)
+    p = (-sides[:, :2]).exp()
+    rest = (
+        p[:, 1] - p[:, 0],
+        reference.top == candidate.top,
+        shared.double() / reference.leaders.shape[1],
+        reference.top == targets,
+        candidate.top == targets,
+    )
+    columns = torch.stack([column.double() for column in rest], dim=1)
+    return torch.cat([sides, between[:, :3], columns, between[:, 3:]], dim=1)
+
+
+def _on(device: torch.device) -> torch.cuda.device:
+    """Triton launches on the current device."""
+    import torch
+
+    return torch.cuda.device(device if device.type == "cuda" else -1)
