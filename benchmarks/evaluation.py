@@ -112,8 +112,8 @@ def large(shape: dict[str, Any], dtype: torch.dtype, device: str) -> HFModel:
 def report(models: Sequence[HFModel], texts: Sequence[EncodedText]) -> None:
     for name, parameter in models[1].module.named_parameters():
         if "o_proj" in name:
-            parameter.data *= 1 + 2**-8 * torch.rand_like(parameter)
-            parameter.data = parameter.data.bfloat16().to(parameter.dtype)
+            disturbed = parameter.data.float() * (1 + 2**-8 * torch.rand_like(parameter.float()))
+            parameter.data = disturbed.bfloat16().to(parameter.dtype)
     sources = [HFSource(model, name) for model, name in zip(models, "ab", strict=True)]
     compare(sources, [("a", "b")], texts[:1])  # kernels are compiled, cuBLAS has its workspace
     beyond = peak_beyond(models[0].device, lambda: compare(sources, [("a", "b")], texts[:2]))
