@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from so8tqc.metrics.distributions import LEADERS
+from so8tqc.metrics.divergence import COLUMNS
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +25,18 @@ class GpuDistribution:
     Attributes:
         logits: [t, V] as they came, any float dtype.
         numbers: [t, 6] float64: log-normaliser, nll, entropy, max prob, max logit, Brier score.
-        top: [t] int32, the largest logit, of equal ones the first.
-        broken: [t] int32, the first logit that is not finite, V if there is none.
-        leaders: [t, min(5, V)] the most likely tokens, in no order.
+        places: [t, 6] int32: the first logit that is not finite, V if all are; then the five most
+            likely tokens in order.
     """
 
     logits: torch.Tensor
     numbers: torch.Tensor
-    top: torch.Tensor
-    broken: torch.Tensor
-    leaders: torch.Tensor
+    places: torch.Tensor
+
+    @property
+    def broken(self) -> torch.Tensor:
+        """[t] the first logit of each row that is not finite, V if all are."""
+        return self.places[:, 0]
 
 
 @functools.cache
@@ -73,14 +75,13 @@ def gpu_distribution(logits: torch.Tensor, targets: torch.Tensor) -> GpuDistribu
         logits = logits.contiguous()
     height, width = logits.shape
     numbers = logits.new_empty((height, kernels.SIDE), dtype=torch.float64)
-    places = logits.new_empty((height, 2), dtype=torch.int32)
+    places = logits.new_empty((height, 1 + kernels.LEADERS), dtype=torch.int32)
     with _on(logits.device):
         kernels.side_kernel[(height,)](
             logits, logits.stride(0), targets, numbers, places, width,
-            BLOCK=kernels.BLOCK, num_warps=kernels.WARPS,
+            BLOCK=kernels.BLOCK, COLUMNS=kernels.columns(width), num_warps=kernels.WARPS,
         )  # fmt: skip
-    leaders = logits.topk(min(LEADERS, width), dim=1, sorted=False).indices
-    return GpuDistribution(logits, numbers, places[:, 0], places[:, 1], leaders)
+    return GpuDistribution(logits, numbers, places)
 
 
 def gpu_token_rows(
@@ -93,31 +94,18 @@ def gpu_token_rows(
         candidate: of the same positions, on the same device.
         targets: [t] the token that really follows, there, too.
     """
-    import torch
-
     from so8tqc.metrics import gpu_kernels as kernels
 
     height, width = reference.logits.shape
-    between = reference.numbers.new_empty((height, kernels.PAIR))
-    with _on(reference.logits.device):
+    rows = reference.numbers.new_empty((height, len(COLUMNS)))
+    with _on(rows.device):
         kernels.pair_kernel[(height,)](
             reference.logits, reference.logits.stride(0),
-            candidate.logits, candidate.logits.stride(0),
-            reference.numbers, candidate.numbers, between, width,
+            candidate.logits, candidate.logits.stride(0), targets,
+            reference.numbers, candidate.numbers, reference.places, candidate.places, rows, width,
             BLOCK=kernels.BLOCK, num_warps=kernels.WARPS,
         )  # fmt: skip
-    shared = (reference.leaders[:, :, None] == candidate.leaders[:, None, :]).sum(dim=(1, 2))
-    sides = torch.stack([reference.numbers[:, 1:], candidate.numbers[:, 1:]], dim=2).flatten(1)
-    p = (-sides[:, :2]).exp()
-    rest = (
-        p[:, 1] - p[:, 0],
-        reference.top == candidate.top,
-        shared.double() / reference.leaders.shape[1],
-        reference.top == targets,
-        candidate.top == targets,
-    )
-    columns = torch.stack([column.double() for column in rest], dim=1)
-    return torch.cat([sides, between[:, :3], columns, between[:, 3:]], dim=1)
+    return rows
 
 
 def _on(device: torch.device) -> torch.cuda.device:

@@ -21,7 +21,7 @@ from so8tqc.metrics.divergence import COLUMNS, TokenTable, token_rows
 from so8tqc.metrics.gpu_divergence import gpu_distribution, gpu_token_rows, works_on
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources import ranks
-from so8tqc.sources.placement import enough_gpu_memory, ids_on
+from so8tqc.sources.placement import beside_the_models, enough_gpu_memory, ids_on, on_the_way, sent
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.threads import WORKERS, one_torch_thread
 
@@ -83,6 +83,7 @@ def compare(
     with (
         progress.task(description, total=total, unit="tokens") as task,
         ThreadPoolExecutor(max_workers=WORKERS) as pool,
+        beside_the_models(),
     ):
         try:
             walked: list[tuple[int, _Walked]] = []
@@ -105,33 +106,36 @@ def compare(
 
 @dataclass(frozen=True)
 class _Walked:
-    """A text whose statistics are computed, or told to a GPU.
+    """A text whose statistics are computed, or on their way from a GPU.
 
     Attributes:
         text: the text.
-        rows: of each pair, [t, C] parts in order.
-        broken: first row, source, and of each row the first logit that is not finite, V if none.
+        rows: of each pair, [T, C].
+        broken: source → [T] the first logit that is not finite in each row, V if all are.
         vocab_size: V.
+        event: of the GPU, after which rows and places are here; None if they are.
     """
 
     text: EncodedText
-    rows: Mapping[Pair, Sequence[torch.Tensor]]
-    broken: Sequence[tuple[int, LogitSource, torch.Tensor]]
+    rows: Mapping[Pair, torch.Tensor]
+    broken: Mapping[str, torch.Tensor]
     vocab_size: int
+    event: torch.cuda.Event | None
 
     def arrived(self) -> dict[Pair, Rows]:
-        """The rows, once the GPU has them.
+        """The rows, once they are here.
 
         Raises:
             DataError: a logit is not finite.
         """
         import torch
 
-        for first, source, places in self.broken:
-            if (bad := torch.nonzero(places.cpu() < self.vocab_size)).numel():
-                row = int(bad[0])
-                raise _not_finite(source, self.text, first + row, int(places[row]))
-        return {pair: torch.cat(tuple(parts)).cpu().numpy() for pair, parts in self.rows.items()}
+        if self.event is not None:
+            self.event.synchronize()
+        for name, places in self.broken.items():
+            if (bad := torch.nonzero(places < self.vocab_size)).numel():
+                raise _not_finite(name, self.text, int(bad[0]), int(places[bad[0]]))
+        return {pair: rows.numpy() for pair, rows in self.rows.items()}
 
 
 def _finish(walked: tuple[int, _Walked], found: dict[int, dict[Pair, Rows]]) -> None:
@@ -151,25 +155,36 @@ def _compare_text(
 
     targets = torch.from_numpy(text.tokens[text.first + 1 :])
     rows: dict[Pair, list[torch.Tensor]] = {pair: [] for pair in pairs}
-    broken: list[tuple[int, LogitSource, torch.Tensor]] = []
+    broken: dict[str, list[torch.Tensor]] = {source.name: [] for source in sources}
     walks = [
         source.logits(text.tokens, head_rows(source.vocab_size), text.first) for source in sources
     ]
-    start = 0
+    start, device = 0, None
     while blocks := [block for walk in walks for block in itertools.islice(walk, 1)]:
         height = min(blocks[0].shape[0], targets.shape[0] - start)
-        if height and (device := _gpu_of(blocks)) is not None:
-            goal = ids_on(text.tokens[text.first + 1 + start :][:height], device)
-            parts, places = _compare_on_gpu(sources, pairs, blocks, goal)
-            broken += [(start, *side) for side in zip(sources, places, strict=True)]
-        else:
-            goal = targets[start : start + height]
+        if start == 0 and (device := _gpu_of(blocks)) is not None:
+            targets = ids_on(targets.numpy(), device)
+        goal = targets[start : start + height]
+        places: Mapping[str, torch.Tensor] = {}
+        if not height:  # nothing follows the last position
+            parts: Mapping[Pair, torch.Tensor] = {}
+        elif device is None:
             parts = _compare_on_cpu(sources, pairs, blocks, goal, text, start, memories, pool)
+        else:
+            parts, places = _compare_on_gpu(sources, pairs, blocks, goal)
         for pair, part in parts.items():
             rows[pair].append(part)
+        for name, place in places.items():
+            broken[name].append(place)
         start += blocks[0].shape[0]
         blocks.clear()  # their memory is for the next ones
-    return _Walked(text, rows, broken, sources[0].vocab_size)
+    return _Walked(
+        text,
+        {pair: on_the_way(torch.cat(parts)) for pair, parts in rows.items()},
+        {name: on_the_way(torch.cat(places)) for name, places in broken.items() if places},
+        sources[0].vocab_size,
+        sent(device),
+    )
 
 
 def _compare_on_cpu(
@@ -197,9 +212,7 @@ def _compare_on_cpu(
             for at, memory in zip(range(0, height, each), memories, strict=False)
         ]  # fmt: skip
         parts = [job.result() for job in jobs]
-    none = targets.new_empty((0, len(COLUMNS)), dtype=torch.float64)
-    return {pair: torch.cat([none, *(row for part in parts for row in part[pair])])
-            for pair in pairs}  # fmt: skip
+    return {pair: torch.cat([row for part in parts for row in part[pair]]) for pair in pairs}
 
 
 def _gpu_of(blocks: Sequence[torch.Tensor]) -> torch.device | None:
@@ -215,7 +228,7 @@ def _compare_on_gpu(
     pairs: Sequence[Pair],
     blocks: Sequence[torch.Tensor],
     targets: torch.Tensor,
-) -> tuple[dict[Pair, torch.Tensor], list[torch.Tensor]]:
+) -> tuple[dict[Pair, torch.Tensor], dict[str, torch.Tensor]]:
     """The statistics of consecutive positions, and where each source's logits are not finite.
 
     Args:
@@ -229,7 +242,7 @@ def _compare_on_gpu(
         for source, block in zip(sources, blocks, strict=True)
     }
     rows = {pair: gpu_token_rows(sides[pair[0]], sides[pair[1]], targets) for pair in pairs}
-    return rows, [side.broken for side in sides.values()]
+    return rows, {name: side.broken for name, side in sides.items()}
 
 
 def _compare_rows(
@@ -278,14 +291,14 @@ def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: in
     if not finite.all():
         bad = int(np.flatnonzero(~finite)[0])
         token = int(np.argmax(~np.isfinite(side.logits[bad].numpy())))
-        raise _not_finite(source, text, row + bad, token)
+        raise _not_finite(source.name, text, row + bad, token)
     return side
 
 
-def _not_finite(source: LogitSource, text: EncodedText, row: int, token: int) -> DataError:
+def _not_finite(name: str, text: EncodedText, row: int, token: int) -> DataError:
     at = text.start + text.first + row
     return DataError(
-        f"{source.name} yields a non-finite logit at position {at}, token {token}",
+        f"{name} yields a non-finite logit at position {at}, token {token}",
         where=text.id,
         remedy="The weights hold NaN or infinity, or overflow in the compute dtype.",
     )

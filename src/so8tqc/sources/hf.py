@@ -11,7 +11,13 @@ from so8tqc.checkpoints.plausible import require_plausible_config
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.memory import BlockMemory
-from so8tqc.sources.placement import enough_gpu_memory, execution_device, ids_on
+from so8tqc.sources.placement import (
+    enough_gpu_memory,
+    execution_device,
+    followed,
+    ids_on,
+    passing,
+)
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.sources.quiet import quiet_transformers
 from so8tqc.sources.ranks import local_rank
@@ -113,9 +119,9 @@ class HFModel:
                 where=str(path),
             )
         if cuda and device_map is None:
+            torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # some may share one
             with enough_gpu_memory("the model's weights", str(path)):
-                # several processes may share a GPU
-                module = module.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
+                module = module.to("cuda")
         return cls(module, path, offloaded)
 
     @property
@@ -136,14 +142,15 @@ class HFModel:
         import torch
 
         self.check_length(tokens)
-        ids = ids_on(tokens, self.device)[None]
         with (
             torch.inference_mode(),
             enough_gpu_memory(f"a text of {tokens.size} tokens", str(self.path)),
+            passing(self.device),
         ):
+            ids = ids_on(tokens, self.device)[None]
             output = self._backbone(input_ids=ids, use_cache=False)
         hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+        return followed(hidden)
 
     @property
     def _backbone(self) -> Any:

@@ -48,6 +48,71 @@ def ids_on(tokens: TokenIds, device: torch.device) -> torch.Tensor:
 
 
 @contextmanager
+def beside_the_models() -> Iterator[None]:
+    """What is told to the GPU inside runs beside the models' passes, not between them.
+
+    These stay in the order of the default stream (:func:`passing`). They wait for the GPU at their
+    beginning (transformers looks at the positions), and would wait for all that was told before.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield
+        return
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+@contextmanager
+def passing(device: torch.device) -> Iterator[None]:
+    """A model's pass, on a GPU in its default stream, where weights are loaded and changed."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.default_stream(device)):
+        yield
+
+
+def followed(result: torch.Tensor) -> torch.Tensor:
+    """The result of a pass, for whatever stream goes on with it."""
+    import torch
+
+    if result.device.type == "cuda":
+        current = torch.cuda.current_stream(result.device)
+        default = torch.cuda.default_stream(result.device)
+        if current != default:
+            current.wait_stream(default)
+            result.record_stream(current)
+    return result
+
+
+def on_the_way(table: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU that is whole once the stream's next event has happened (:func:`sent`)."""
+    import torch
+
+    if table.device.type == "cpu":
+        return table
+    here = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+    return here.copy_(table, non_blocking=True)
+
+
+def sent(device: torch.device | None) -> torch.cuda.Event | None:
+    """An event after all that a GPU was told in this stream; None if it is none."""
+    import torch
+
+    if device is None or device.type == "cpu":
+        return None
+    return torch.cuda.current_stream(device).record_event()
+
+
+@contextmanager
 def enough_gpu_memory(task: str, where: str) -> Iterator[None]:
     """Say what a GPU had no room for, and what helps.
 
