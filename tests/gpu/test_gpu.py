@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,27 @@ def test_a_right_bake_passes(
     record = judged(base, gates, tmp_path / "baked", texts_file, tmp_path / "qc", **options)
     assert failures(record) == []
     assert record.diagnosis == ()
+
+
+def test_statistics_beside_the_passes_are_those_between_them(
+    baked: Baked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, gates, candidate = baked
+    generator = np.random.default_rng(3)
+    texts = [EncodedText(str(i), generator.integers(3, 500, 20 + 40 * (i % 12))) for i in range(60)]
+    model, rotations = HFModel.load(base), read_rotations(gates)
+    walked = [
+        GatedSource(model, rotations, "a"), FoldedSource(model, rotations, "b", None),
+        HFSource(model, "c"), HFSource(HFModel.load(candidate), "d"),
+    ]  # fmt: skip
+    pairs = [("a", "b"), ("a", "c"), ("a", "d")]
+    monkeypatch.setattr("so8tqc.sources.compare.head_rows", lambda _v: 70)
+    beside = compare(walked, pairs, texts)
+    monkeypatch.setattr("so8tqc.sources.compare.beside_the_models", nullcontext)
+    between = compare(walked, pairs, texts)
+    for pair in pairs:
+        for name, values in between[pair].columns.items():
+            np.testing.assert_array_equal(beside[pair].columns[name], values, err_msg=name)
 
 
 def unrotated_block(base: Path, baked: Path) -> None:

@@ -170,14 +170,10 @@ def side_kernel(
 
 
 @triton.jit
-def _differences(
-    first, second, normaliser, other_normaliser, width,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of a row's differences d: Σ p d, Σ q d, max |d|, Σ |d|, Σ d²."""
+def _differences(first, second, normaliser, width, BLOCK: tl.constexpr):
+    """Of a row's differences d: Σ p d, max |d|, Σ |d|, Σ d²."""
     lanes = tl.arange(0, BLOCK)
     mean = tl.zeros([BLOCK], tl.float64)
-    other_mean = tl.zeros([BLOCK], tl.float64)
     largest = tl.zeros([BLOCK], tl.float64)
     total = tl.zeros([BLOCK], tl.float64)
     square = tl.zeros([BLOCK], tl.float64)
@@ -188,26 +184,23 @@ def _differences(
         w = tl.load(second + index, mask=inside, other=0.0).to(tl.float64)
         d = w - z
         mean += tl.exp(z - normaliser) * d
-        other_mean += tl.exp(w - other_normaliser) * d
         size = tl.abs(d)
         largest = tl.maximum(largest, size)
         total += size
         square += d * d
-    return (
-        tl.sum(mean, 0), tl.sum(other_mean, 0), tl.max(largest, 0), tl.sum(total, 0),
-        tl.sum(square, 0),
-    )  # fmt: skip
+    return tl.sum(mean, 0), tl.max(largest, 0), tl.sum(total, 0), tl.sum(square, 0)
 
 
 @triton.jit
 def _nearness(
     first, second, normaliser, other_normaliser, centre, plain, width, BLOCK: tl.constexpr
 ):
-    """Of a row, with e = d − centre: Σ p (e^e − 1 − e), Σ p (e^e − 1) e, 2 JS."""
+    """Of a row, with e = d − centre: Σ p (e^e − 1 − e), Σ p (e^e − 1) e, Σ q e, 2 JS."""
     growth = tl.exp(plain)
     lanes = tl.arange(0, BLOCK)
     excess = tl.zeros([BLOCK], tl.float64)
     turned = tl.zeros([BLOCK], tl.float64)
+    other_mean = tl.zeros([BLOCK], tl.float64)
     js = tl.zeros([BLOCK], tl.float64)
     for start in range(0, width, BLOCK):
         index = start + lanes
@@ -223,8 +216,9 @@ def _nearness(
         term = tl.where(small, near, q * growth - p - p * e)
         excess += term
         turned += (term + p * e) * e
+        other_mean += q * e
         js += (p + q) * _spread(tl.abs(e - plain) * 0.5)
-    return tl.sum(excess, 0), tl.sum(turned, 0), tl.sum(js, 0)
+    return tl.sum(excess, 0), tl.sum(turned, 0), tl.sum(other_mean, 0), tl.sum(js, 0)
 
 
 @triton.jit
@@ -267,13 +261,10 @@ def pair_kernel(
     second = candidate + row.to(tl.int64) * candidate_stride
     normaliser = tl.load(reference_numbers + row * 6)
     other_normaliser = tl.load(candidate_numbers + row * 6)
-    centre, other_centre, largest, total, square = _differences(
-        first, second, normaliser, other_normaliser, width, BLOCK
-    )
+    centre, largest, total, square = _differences(first, second, normaliser, width, BLOCK)
     shift = other_normaliser - normaliser
     plain = shift - centre
-    plain_reverse = other_centre - shift
-    more, turned, js = _nearness(
+    more, turned, other_mean, js = _nearness(
         first, second, normaliser, other_normaliser, centre, plain, width, BLOCK
     )
     # KL = ln(1 + Σ p (e^e − 1 − e)), reverse KL = e^−KL Σ p (e^e − 1) e − KL: metrics.nearness
@@ -288,7 +279,7 @@ def pair_kernel(
         tl.store(out + 2 * i, tl.load(ours + 1 + i))
         tl.store(out + 2 * i + 1, tl.load(theirs + 1 + i))
     tl.store(out + 10, tl.where(close, kl, plain))
-    tl.store(out + 11, tl.where(close, reverse, plain_reverse))
+    tl.store(out + 11, tl.where(close, reverse, other_mean - plain))
     tl.store(out + 12, js * 0.5)
     tl.store(out + 13, tl.exp(-tl.load(theirs + 1)) - tl.exp(-tl.load(ours + 1)))
     leaders = reference_places + row * (1 + _LEADERS) + 1

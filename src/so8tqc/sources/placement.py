@@ -109,7 +109,8 @@ def sent(device: torch.device | None) -> torch.cuda.Event | None:
 
     if device is None or device.type == "cpu":
         return None
-    return torch.cuda.current_stream(device).record_event()
+    event: torch.cuda.Event = torch.cuda.current_stream(device).record_event()
+    return event
 
 
 @contextmanager
