@@ -23,6 +23,7 @@ from so8tqc.rotations.enums import Convention
 from so8tqc.rotations.read import read_rotations
 from so8tqc.services.bake import bake
 from so8tqc.services.capture import capture
+from so8tqc.services.doctor import examine
 from so8tqc.services.longtext import longtext
 from so8tqc.services.qc import qc
 from so8tqc.sources.attention import attention_entropy
@@ -321,6 +322,12 @@ def test_temperatures_are_walked_on_a_model_directory(
         found.append(walk_temperatures(source, texts, (0.5, 3.0)).at(1.3).nll.mean())
     assert found[0] == pytest.approx(found[1], rel=1e-9)
     assert found[2] == pytest.approx(found[1], rel=1e-2)
+
+
+def test_the_doctor_says_where_logits_are_compared() -> None:
+    (found,) = (finding for finding in examine() if finding.name == "gpu")
+    assert found.ok
+    assert found.value.startswith(torch.cuda.get_device_name())
 
 
 def test_too_little_gpu_memory_is_one_message(llama: Path) -> None:

@@ -172,6 +172,12 @@ def test_rows_that_a_gpu_gives_later_come_in_order(
         compare(sources, [("a", "b")], texts)
 
 
+def test_a_gpu_that_is_hidden_later_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, sources = setup()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert compare(sources, [("a", "b")], texts)
+
+
 def test_a_full_gpu_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     texts, sources = setup()
 

@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Versions, machine, libllama, converter, browser, demo model."""
+    """Versions, machine, GPU, libllama, converter, browser, demo model."""
     import psutil
 
     packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
@@ -64,6 +64,7 @@ def examine() -> list[Finding]:
             memory.available > 2 * 2**30,
         ),
         Finding("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"),
+        _gpu(),
         _libllama(),
         _converter(),
         _png(),
@@ -102,6 +103,24 @@ def _cpu_features() -> str:
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "native bf16", "amx_bf16": "AMX"}
     found = [label for flag, label in known.items() if flag in flags]
     return ", ".join(found) or platform.machine()
+
+
+def _gpu() -> Finding:
+    """Where transformers models compute, and where their logits are compared."""
+    import torch
+
+    from so8tqc.metrics.gpu_divergence import works_on
+
+    if not torch.cuda.is_available():
+        return Finding("gpu", "none that torch can use: models compute on the CPU")
+    free, total = torch.cuda.mem_get_info()
+    name = f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if works_on(torch.device("cuda", torch.cuda.current_device())):
+        return Finding("gpu", f"{name}, compares logits", True)
+    return Finding(
+        "gpu", f"{name}; logits are compared on the CPU, which takes several times as long: Triton "
+        "needs a C compiler and Python's headers", False, "apt install gcc python3-dev",
+    )  # fmt: skip
 
 
 def _libllama() -> Finding:

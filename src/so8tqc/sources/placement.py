@@ -56,7 +56,7 @@ def beside_the_models() -> Iterator[None]:
     """
     import torch
 
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
         yield
         return
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
