@@ -6,6 +6,7 @@ without values in between.
 
 from __future__ import annotations
 
+import functools
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,14 @@ def ids_on(tokens: TokenIds, device: torch.device) -> torch.Tensor:
     return ids.pin_memory().to(device, non_blocking=True)
 
 
+@functools.cache
+def _second_stream(device: int) -> torch.cuda.Stream:
+    """The same whenever it is asked for: cuBLAS keeps memory for every stream it has seen."""
+    import torch
+
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def beside_the_models() -> Iterator[None]:
     """What is told to the GPU inside runs beside the models' passes, not between them.
@@ -59,7 +68,7 @@ def beside_the_models() -> Iterator[None]:
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
         yield
         return
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = _second_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):
