@@ -82,7 +82,9 @@ def tests(session: nox.Session) -> None:
     """All tests but the demo chain; `nox -s tests -- -m demo` runs that."""
     install(session, "demo,test")
     session.run("so8tqc", "vendor", "--quiet")
-    session.run("pytest", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+    # a process for each core; the tests of a file stay together, and so do what they share
+    spread = () if session.posargs else ("-n", "logical", "--dist", "loadfile")
+    session.run("pytest", *spread, *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
 @nox.session
