@@ -16,6 +16,8 @@ _OUTCOMES = {
     "killed": "No output was half there; the same command then ended with the same bytes.",
     "refused": "One error that names path and cause, exit code 4, nothing half there, temporaries "
     "gone where anything could be deleted; the same command then ended with the same bytes.",
+    "interrupted": "Exit code 130 (SIGINT) or 143 (SIGTERM), said how to go on, no output half "
+    "there, no temporary left; the same command then ended with the same bytes.",
     "random": "No output was half there; the run went on, and ended with the same bytes.",
 }
 _PLANTED = {
@@ -41,7 +43,7 @@ class Results:
         """Remember that a command passed so many disturbances.
 
         Args:
-            kind: ``killed``, ``refused`` or ``random``.
+            kind: ``killed``, ``interrupted``, ``refused`` or ``random``.
             command: the case's name.
             how: signal or errno.
             count: how many operations were disturbed, or moments tried.

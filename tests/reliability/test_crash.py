@@ -7,26 +7,32 @@ import random
 import signal
 
 import pytest
-from crash import Trial, fail, kill, kill_after
+from crash import Trial, fail, kill, kill_at_moment
 from results import Results
 from stage_cases import Cases
 
 from so8tqc.llama.vendor import is_vendored
 
 vendored = pytest.mark.skipif(not is_vendored(), reason="run `so8tqc vendor` first")
+BY_LLAMA = ("export", "quantize", "calibrate", "qc", "pipeline")
 
 
 def case(name: str, *marks: pytest.MarkDecorator) -> object:
     """A parameter; what libllama takes part in needs it."""
-    by_llama = name in ("export", "quantize", "calibrate", "pipeline")
-    own = (vendored, pytest.mark.llama) if by_llama else ()
+    own = (vendored, pytest.mark.llama) if name in BY_LLAMA else ()
     return pytest.param(name, marks=[*own, *marks])
 
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CRASH = pytest.mark.crash
-SLOW = [case(name, CRASH) for name in ("bake again", "run", "export", "calibrate")]
-ALL = [case(name) for name in ("bake", "quantize", "report")] + SLOW
+FAST = ("bake", "quantize", "report")
+SLOW = (
+    "bake again", "run", "export", "calibrate", "qc", "longtext", "capture", "attest",
+)  # fmt: skip
+ALL = [case(name) for name in (*FAST, *SLOW)]
+FULL_DISK = [
+    case(name, *([] if name in ("bake", "report") else [CRASH])) for name in (*FAST, *SLOW)
+]
 
 
 def own_points(trial: Trial) -> list[int]:
@@ -34,7 +40,9 @@ def own_points(trial: Trial) -> list[int]:
     return [at for at in trial.points if "baked_model" not in str(trial.trace[at - 1].path)]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", [case("bake"), case("quantize"), case("report"), *(case(n, CRASH) for n in SLOW)]
+)
 def test_a_killed_command_leaves_nothing_half_and_goes_on(
     name: str, cases: Cases, results: Results
 ) -> None:
@@ -53,7 +61,7 @@ def test_a_killed_pipeline_remembers_what_is_done(cases: Cases, results: Results
     results.add("killed", "run, its own operations", "SIGKILL", len(points))
 
 
-@pytest.mark.parametrize("name", [case("bake"), case("report"), case("quantize", CRASH), *SLOW])
+@pytest.mark.parametrize("name", FULL_DISK)
 def test_a_full_disk_is_told_and_leaves_nothing(name: str, cases: Cases, results: Results) -> None:
     trial = cases(name)
     for at in trial.points:
@@ -79,13 +87,15 @@ def test_other_failures_are_told_as_well(
 
 
 @CRASH
-@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("name", ALL)
-def test_other_signals(name: str, signal_: signal.Signals, cases: Cases, results: Results) -> None:
+def test_an_interrupted_command_cleans_up_and_goes_on(
+    name: str, signal_: signal.Signals, cases: Cases, results: Results
+) -> None:
     trial = cases(name)
     for at in trial.points:
         kill(trial, at, signal_=signal_)
-    results.add("killed", name, signal_.name, len(trial.points))
+    results.add("interrupted", name, signal_.name, len(trial.points))
 
 
 @CRASH
@@ -94,9 +104,8 @@ def test_other_signals(name: str, signal_: signal.Signals, cases: Cases, results
 def test_a_pipeline_killed_at_random_moments_ends_as_if_it_had_not_been(
     cases: Cases, results: Results, request: pytest.FixtureRequest
 ) -> None:
-    """Every run goes on where the last one was killed, until one comes through."""
     trial, moments = cases("pipeline"), random.Random(0)
     count = int(request.config.getoption("--crash-moments", 100))
     for _ in range(count):
-        kill_after(trial, moments.uniform(0.0, trial.seconds), moments.choice(SIGNALS))
+        kill_at_moment(trial, moments.uniform(0.0, trial.seconds), moments.choice(SIGNALS))
     results.add("random", "pipeline", "SIGKILL, SIGTERM or SIGINT", count)
