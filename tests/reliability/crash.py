@@ -21,6 +21,9 @@ from pathlib import Path
 
 from disk_bench import Bench, Fault, Operation, Outcome
 
+from so8tqc.artifacts import Manifest, file_ref, read_record
+from so8tqc.locks import LOCK_NAME
+
 Tree = dict[str, str]
 """Path under the root → SHA-256 of the file; temporaries and locks (hidden) are left out."""
 
@@ -81,9 +84,11 @@ def begin(bench: Bench, case: Case) -> Trial:
     undurable = list(published_too_early(outcome.trace))
     assert not undurable, undurable
     bench.clear(case.start)
-    assert bench.run(case.arguments).status == outcome.status
+    again = bench.run(case.arguments)
+    assert again.status == outcome.status
     assert (other := differing(after, tree(bench.root))) == [], f"not reproducible: {other}"
-    return Trial(bench, case, before, after, outcome.trace, outcome.status, seconds)
+    # the second is the one whose like is disturbed: it logs less, as it runs no models
+    return Trial(bench, case, before, after, again.trace, outcome.status, seconds)
 
 
 def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> None:
@@ -129,12 +134,15 @@ def fail(trial: Trial, at: int, number: int, *, lasting: bool) -> Outcome:
     fault = Fault("fail", at, number, lasting)
     trial.bench.clear(trial.case.start)
     outcome = trial.bench.run(trial.case.arguments, fault)
-    what = f"{errno.errorcode[number]} {fault} {trial.trace[at - 1]}\n{outcome.said}"
+    hit = outcome.trace[at - 1] if outcome.hit else None
+    what = f"{errno.errorcode[number]} {fault} {hit}\n{outcome.said}"
     assert outcome.status in {trial.status, *([4] if outcome.hit else [])}, what
     if outcome.status == 4:
         assert "Traceback" not in outcome.said, what
         assert outcome.said.count("error ") >= 1, what
         assert os.strerror(number) in " ".join(outcome.said.split()), what
+    if number == errno.EIO and hit is not None and not _may_be_left_out(hit):
+        assert outcome.status == 4, f"went on after {what}"
     removable = number == errno.ENOSPC or not lasting  # else nothing can be deleted, either
     if removable and trial.trace[at - 1].what not in _REMOVALS:
         assert no_temporaries(trial.bench.root), what
@@ -143,6 +151,17 @@ def fail(trial: Trial, at: int, number: int, *, lasting: bool) -> Outcome:
         assert (other := differing(trial.after, tree(trial.bench.root))) == [], f"{other} {what}"
     continues(trial, what)
     return outcome
+
+
+def _may_be_left_out(operation: Operation) -> bool:
+    """Whether a command may go on without an operation.
+
+    Logs, locks and what is to be deleted serve nobody's result. A write that fails may be tried
+    again in another way, and if it is not, the bytes differ; a directory may be there already.
+    """
+    name = operation.path.name
+    serves_nobody = name.endswith((*LOGS, LOCK_NAME))
+    return serves_nobody or operation.what in ("write", "mkdir", *_REMOVALS)
 
 
 def nothing_half(trial: Trial, what: str) -> None:
@@ -157,6 +176,9 @@ def nothing_half(trial: Trial, what: str) -> None:
         )
     for manifest in trial.bench.root.rglob("manifest.json"):
         _holds(manifest, what)
+    for path, digest in found.items():
+        if path.endswith("record.json") and digest != trial.before.get(path):
+            _has_its_outputs(trial.bench.root / path, what)
 
 
 def continues(trial: Trial, what: str) -> None:
@@ -256,10 +278,16 @@ def _below(files: Tree, folder: str) -> Tree:
     return {path: digest for path, digest in files.items() if path.startswith(folder + "/")}
 
 
+def _has_its_outputs(record: Path, what: str) -> None:
+    """A record appears after all that it names."""
+    for ref in read_record(record).outputs.values():
+        path = Path(ref.path)
+        whole = path.is_dir() or (path.is_file() and file_ref(path).sha256 == ref.sha256)
+        assert whole, f"{path} of {record} after {what}"
+
+
 def _holds(manifest: Path, what: str) -> None:
     """A manifest can be read, and what it says is done is there as it says."""
-    from so8tqc.artifacts import Manifest, file_ref
-
     for stage in Manifest.model_validate_json(manifest.read_bytes()).stages.values():
         for path, ref in stage.outputs.items():
             assert file_ref(Path(path)).sha256 == ref.sha256, f"{path} after {what}"

@@ -8,6 +8,7 @@ would not survive it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import json
@@ -44,6 +45,8 @@ def main() -> None:
     _same_times()
     _convert_once(Path(sys.argv[1]))
     _evaluate_once(Path(sys.argv[1]))
+    gc.collect()
+    gc.freeze()  # no fork looks through, and so copies, what was imported
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -24,6 +24,8 @@ _PLANTED = {
     "killed": "A file written in place instead of renamed; an fsync before or after "
     "a rename left out.",
     "refused": "Temporaries that an error leaves behind.",
+    "interrupted": "SIGTERM left its temporaries; Ctrl-C did while one was made, or deleted (all "
+    "three mended).",
     "random": "None of its own.",
 }
 
