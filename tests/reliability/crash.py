@@ -62,7 +62,6 @@ class Trial:
     after: Tree
     trace: tuple[Operation, ...]
     status: int
-    seconds: float
     continued: set[str] = field(default_factory=set)
 
     @property
@@ -75,9 +74,7 @@ def begin(bench: Bench, case: Case) -> Trial:
     """Run a case undisturbed; all it wrote must be on the disk before it is published."""
     bench.clear(case.start)
     before = tree(bench.root)
-    started = time.monotonic()
     outcome = bench.run(case.arguments, afresh=True)
-    seconds = time.monotonic() - started
     assert outcome.status in (0, 1), outcome.said  # a verdict on random weights may be anything
     assert hidden(bench.root) == []
     after = tree(bench.root)
@@ -88,7 +85,15 @@ def begin(bench: Bench, case: Case) -> Trial:
     assert again.status == outcome.status
     assert (other := differing(after, tree(bench.root))) == [], f"not reproducible: {other}"
     # the second is the one whose like is disturbed: it logs less, as it runs no models
-    return Trial(bench, case, before, after, again.trace, outcome.status, seconds)
+    return Trial(bench, case, before, after, again.trace, outcome.status)
+
+
+def duration(trial: Trial) -> float:
+    """Seconds of an undisturbed run that knows nothing; llama.cpp's converter has run before."""
+    trial.bench.clear(trial.case.start)
+    started = time.monotonic()
+    trial.bench.run(trial.case.arguments, afresh=True)
+    return time.monotonic() - started
 
 
 def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> None:

@@ -7,7 +7,7 @@ import random
 import signal
 
 import pytest
-from crash import Trial, fail, kill, kill_at_moment
+from crash import Trial, duration, fail, kill, kill_at_moment
 from results import Results
 from stage_cases import Cases
 
@@ -33,6 +33,17 @@ ALL = [case(name) for name in (*FAST, *SLOW)]
 FULL_DISK = [
     case(name, *([] if name in ("bake", "report") else [CRASH])) for name in (*FAST, *SLOW)
 ]
+
+
+THINNED = {"export": 3, "qc": 3, "longtext": 3, "pipeline": 6}
+"""Where a try takes half a second and more, some disturbances come at every so many operations."""
+
+
+def thinned(trial: Trial) -> tuple[str, range]:
+    """The case's name, saying which operations are disturbed, and these."""
+    name = trial.case.name
+    step = THINNED.get(name, 1)
+    return (f"{name}, every {step}th operation" if step > 1 else name), trial.points[::step]
 
 
 def own_points(trial: Trial) -> list[int]:
@@ -80,10 +91,11 @@ def test_other_failures_are_told_as_well(
     name: str, number: int, lasting: bool, cases: Cases, results: Results
 ) -> None:
     trial = cases(name)
-    for at in trial.points:
+    tried, points = thinned(trial)
+    for at in points:
         fail(trial, at, number, lasting=lasting)
     how = f"{errno.errorcode[number]} {'from there on' if lasting else 'once'}"
-    results.add("refused", name, how, len(trial.points))
+    results.add("refused", tried, how, len(points))
 
 
 @CRASH
@@ -93,19 +105,36 @@ def test_an_interrupted_command_cleans_up_and_goes_on(
     name: str, signal_: signal.Signals, cases: Cases, results: Results
 ) -> None:
     trial = cases(name)
-    for at in trial.points:
+    tried, points = thinned(trial)
+    for at in points:
         kill(trial, at, signal_=signal_)
-    results.add("interrupted", name, signal_.name, len(trial.points))
+    results.add("interrupted", tried, signal_.name, len(points))
 
 
 @CRASH
-@vendored
-@pytest.mark.llama
-def test_a_pipeline_killed_at_random_moments_ends_as_if_it_had_not_been(
-    cases: Cases, results: Results, request: pytest.FixtureRequest
+@pytest.mark.parametrize("name", [case("pipeline")])
+@pytest.mark.parametrize("signal_", SIGNALS, ids=[signal_.name for signal_ in SIGNALS])
+def test_a_whole_pipeline_killed_at_its_operations(
+    name: str, signal_: signal.Signals, cases: Cases, results: Results
 ) -> None:
-    trial, moments = cases("pipeline"), random.Random(0)
+    """Each signal at other operations, which lie between those of the others."""
+    trial = cases(name)
+    tried, points = thinned(trial)
+    shift = SIGNALS.index(signal_) * points.step // len(SIGNALS)
+    for at in trial.points[shift :: points.step]:
+        kill(trial, at, signal_=signal_)
+    kind = "killed" if signal_ == signal.SIGKILL else "interrupted"
+    results.add(kind, tried, signal_.name, len(trial.points[shift :: points.step]))
+
+
+@CRASH
+@pytest.mark.parametrize("name", [case("pipeline")])
+def test_a_pipeline_killed_at_random_moments_ends_as_if_it_had_not_been(
+    name: str, cases: Cases, results: Results, request: pytest.FixtureRequest
+) -> None:
+    trial, moments = cases(name), random.Random(0)
+    seconds = duration(trial)
     count = int(request.config.getoption("--crash-moments", 100))
     for _ in range(count):
-        kill_at_moment(trial, moments.uniform(0.0, trial.seconds), moments.choice(SIGNALS))
-    results.add("random", "pipeline", "SIGKILL, SIGTERM or SIGINT", count)
+        kill_at_moment(trial, moments.uniform(0.0, seconds), moments.choice(SIGNALS))
+    results.add("random", name, "SIGKILL, SIGTERM or SIGINT", count)
