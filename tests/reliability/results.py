@@ -22,8 +22,9 @@ _OUTCOMES = {
 }
 _PLANTED = {
     "killed": "A file written in place instead of renamed; an fsync before or after "
-    "a rename left out.",
-    "refused": "Temporaries that an error leaves behind.",
+    "a rename left out; a record written before what it names. attest left its temporary for ever "
+    "(mended).",
+    "refused": "Temporaries that an error leaves behind; an fsync whose failure is ignored.",
     "interrupted": "SIGTERM left its temporaries; Ctrl-C did while one was made, or deleted (all "
     "three mended).",
     "random": "None of its own.",

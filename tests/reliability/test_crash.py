@@ -25,17 +25,15 @@ def case(name: str, *marks: pytest.MarkDecorator) -> object:
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CRASH = pytest.mark.crash
-FAST = ("bake", "quantize", "report")
-SLOW = (
-    "bake again", "run", "export", "calibrate", "qc", "longtext", "capture", "attest",
+NAMES = (
+    "bake", "bake again", "run", "report", "export", "quantize", "calibrate", "qc", "longtext",
+    "capture", "attest",
 )  # fmt: skip
-ALL = [case(name) for name in (*FAST, *SLOW)]
-FULL_DISK = [
-    case(name, *([] if name in ("bake", "report") else [CRASH])) for name in (*FAST, *SLOW)
-]
+ALL = [case(name) for name in NAMES]
+ERRORS = {errno.ENOSPC: True, errno.EIO: False, errno.EROFS: True, errno.EACCES: True}
+"""Number → whether it lasts: once a sector cannot be written, or the whole disk from there on."""
 
-
-THINNED = {"export": 3, "qc": 3, "longtext": 3, "pipeline": 6}
+THINNED = {"export": 3, "qc": 3, "longtext": 3, "pipeline": 12}
 """Where a try takes half a second and more, some disturbances come at every so many operations."""
 
 
@@ -43,17 +41,21 @@ def thinned(trial: Trial) -> tuple[str, range]:
     """The case's name, saying which operations are disturbed, and these."""
     name = trial.case.name
     step = THINNED.get(name, 1)
-    return (f"{name}, every {step}th operation" if step > 1 else name), trial.points[::step]
+    return (f"{name}, one in {step} operations" if step > 1 else name), trial.points[::step]
 
 
-def own_points(trial: Trial) -> list[int]:
-    """The operations of the pipeline itself, without those of the bake that it runs."""
-    return [at for at in trial.points if "baked_model" not in str(trial.trace[at - 1].path)]
+@pytest.mark.parametrize("name", ALL)
+def test_a_command_stands_each_disturbance_somewhere(name: str, cases: Cases) -> None:
+    """What the tests below do everywhere; the places are always the same."""
+    trial, places = cases(name), random.Random(name)
+    for signal_ in SIGNALS:
+        kill(trial, places.choice(trial.points), signal_=signal_)
+    for number, lasting in ERRORS.items():
+        fail(trial, places.choice(trial.points), number, lasting=lasting)
 
 
-@pytest.mark.parametrize(
-    "name", [case("bake"), case("quantize"), case("report"), *(case(n, CRASH) for n in SLOW)]
-)
+@CRASH
+@pytest.mark.parametrize("name", ALL)
 def test_a_killed_command_leaves_nothing_half_and_goes_on(
     name: str, cases: Cases, results: Results
 ) -> None:
@@ -63,38 +65,17 @@ def test_a_killed_command_leaves_nothing_half_and_goes_on(
     results.add("killed", name, "SIGKILL", len(trial.points))
 
 
-def test_a_killed_pipeline_remembers_what_is_done(cases: Cases, results: Results) -> None:
-    trial = cases("run")
-    points = own_points(trial)
-    assert {trial.trace[at - 1].path.name for at in points} >= {"run", "bake"}
-    for at in points:
-        kill(trial, at)
-    results.add("killed", "run, its own operations", "SIGKILL", len(points))
-
-
-@pytest.mark.parametrize("name", FULL_DISK)
-def test_a_full_disk_is_told_and_leaves_nothing(name: str, cases: Cases, results: Results) -> None:
-    trial = cases(name)
-    for at in trial.points:
-        fail(trial, at, errno.ENOSPC, lasting=True)
-    results.add("refused", name, "ENOSPC from there on", len(trial.points))
-
-
 @CRASH
-@pytest.mark.parametrize(
-    ("number", "lasting"),
-    [(errno.EIO, False), (errno.EROFS, True), (errno.EACCES, True)],
-    ids=["EIO", "EROFS", "EACCES"],
-)
 @pytest.mark.parametrize("name", ALL)
-def test_other_failures_are_told_as_well(
-    name: str, number: int, lasting: bool, cases: Cases, results: Results
+@pytest.mark.parametrize("number", ERRORS, ids=[errno.errorcode[number] for number in ERRORS])
+def test_a_disk_that_refuses_is_told_of_and_leaves_nothing(
+    name: str, number: int, cases: Cases, results: Results
 ) -> None:
     trial = cases(name)
-    tried, points = thinned(trial)
+    tried, points = (name, trial.points) if number == errno.ENOSPC else thinned(trial)
     for at in points:
-        fail(trial, at, number, lasting=lasting)
-    how = f"{errno.errorcode[number]} {'from there on' if lasting else 'once'}"
+        fail(trial, at, number, lasting=ERRORS[number])
+    how = f"{errno.errorcode[number]} {'from there on' if ERRORS[number] else 'once'}"
     results.add("refused", tried, how, len(points))
 
 
