@@ -30,6 +30,9 @@ Tree = dict[str, str]
 LOGS = (".gguf.log", "so8tqc.log")
 """Logs are written as things happen."""
 
+MOST = 0.8
+"""Of the signals that are sent, these must have ended a command."""
+
 _RANDOM = re.compile(r"\.[0-9a-f]{16}\.so8tqc-partial")
 _OF_RUNS = ("run", "seconds", "reused")
 _REMOVALS = ("unlink", "rmdir")
@@ -96,8 +99,18 @@ def duration(trial: Trial) -> float:
     return time.monotonic() - started
 
 
-def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> None:
-    """Kill at an operation: within it, if it is a write and the signal cannot be caught."""
+def kill_at(trial: Trial, points: Sequence[int], signal_: int) -> None:
+    """:func:`kill` at each of these operations; nearly all must end the command."""
+    ended = sum(kill(trial, at, signal_=signal_) for at in points)
+    assert ended > MOST * len(points), f"only {ended} of {len(points)} were ended"
+
+
+def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> bool:
+    """Kill at an operation: within it, if it is a write and the signal cannot be caught.
+
+    Returns:
+        Whether that ended the command; the last operations may come after all is done.
+    """
     torn = signal_ == signal.SIGKILL and trial.trace[at - 1].what == "write"
     fault = Fault("tear", at) if torn else Fault("signal", at, signal_)
     trial.bench.clear(trial.case.start)
@@ -109,6 +122,7 @@ def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> None:
         _ended_by(outcome, signal_, trial.bench.root, f"{fault} {outcome.said}")
     nothing_half(trial, f"{fault} {trial.trace[at - 1]}")
     continues(trial, f"{fault} {trial.trace[at - 1]}")
+    return outcome.status != trial.status
 
 
 def _ended_by(outcome: Outcome, signal_: int, root: Path, what: str) -> None:
@@ -122,8 +136,12 @@ def _ended_by(outcome: Outcome, signal_: int, root: Path, what: str) -> None:
     assert no_temporaries(root), (hidden(root), what)
 
 
-def kill_at_moment(trial: Trial, seconds: float, signal_: signal.Signals) -> Outcome:
-    """Begin anew, models run afresh, and send a signal after a time; then go on to the end."""
+def kill_at_moment(trial: Trial, seconds: float, signal_: signal.Signals) -> bool:
+    """Begin anew, models run afresh, and send a signal after a time; then go on to the end.
+
+    Returns:
+        Whether the signal came before the end.
+    """
     trial.bench.clear(trial.case.start)
     outcome = trial.bench.run(trial.case.arguments, after=(seconds, signal_), afresh=True)
     what = f"{signal_.name} after {seconds:.2f} s: status {outcome.status}\n{outcome.said}"
@@ -131,7 +149,7 @@ def kill_at_moment(trial: Trial, seconds: float, signal_: signal.Signals) -> Out
         _ended_by(outcome, signal_, trial.bench.root, what)
     nothing_half(trial, what)
     continues(trial, what)
-    return outcome
+    return outcome.status != trial.status
 
 
 def fail(trial: Trial, at: int, number: int, *, lasting: bool) -> Outcome:

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -206,6 +207,7 @@ def _status(job: dict[str, object]) -> int:
 
 def _run(job: dict[str, object]) -> int:
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if we run in the background
     said = os.open(str(job["said"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(said, stream)

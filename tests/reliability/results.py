@@ -27,7 +27,7 @@ _PLANTED = {
     "refused": "Temporaries that an error leaves behind; an fsync whose failure is ignored.",
     "interrupted": "SIGTERM left its temporaries; Ctrl-C did while one was made, or deleted (all "
     "three mended).",
-    "random": "None of its own.",
+    "random": "A stage entered in the manifest before it is done.",
 }
 
 

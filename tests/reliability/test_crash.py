@@ -7,7 +7,7 @@ import random
 import signal
 
 import pytest
-from crash import Trial, duration, fail, kill, kill_at_moment
+from crash import MOST, Trial, duration, fail, kill, kill_at, kill_at_moment
 from results import Results
 from stage_cases import Cases
 
@@ -60,8 +60,7 @@ def test_a_killed_command_leaves_nothing_half_and_goes_on(
     name: str, cases: Cases, results: Results
 ) -> None:
     trial = cases(name)
-    for at in trial.points:
-        kill(trial, at)
+    kill_at(trial, trial.points, signal.SIGKILL)
     results.add("killed", name, "SIGKILL", len(trial.points))
 
 
@@ -87,8 +86,7 @@ def test_an_interrupted_command_cleans_up_and_goes_on(
 ) -> None:
     trial = cases(name)
     tried, points = thinned(trial)
-    for at in points:
-        kill(trial, at, signal_=signal_)
+    kill_at(trial, points, signal_)
     results.add("interrupted", tried, signal_.name, len(points))
 
 
@@ -102,8 +100,7 @@ def test_a_whole_pipeline_killed_at_its_operations(
     trial = cases(name)
     tried, points = thinned(trial)
     shift = SIGNALS.index(signal_) * points.step // len(SIGNALS)
-    for at in trial.points[shift :: points.step]:
-        kill(trial, at, signal_=signal_)
+    kill_at(trial, trial.points[shift :: points.step], signal_)
     kind = "killed" if signal_ == signal.SIGKILL else "interrupted"
     results.add(kind, tried, signal_.name, len(trial.points[shift :: points.step]))
 
@@ -116,6 +113,9 @@ def test_a_pipeline_killed_at_random_moments_ends_as_if_it_had_not_been(
     trial, moments = cases(name), random.Random(0)
     seconds = duration(trial)
     count = int(request.config.getoption("--crash-moments", 100))
-    for _ in range(count):
+    ended = sum(
         kill_at_moment(trial, moments.uniform(0.0, seconds), moments.choice(SIGNALS))
+        for _ in range(count)
+    )
+    assert ended > MOST * count
     results.add("random", name, "SIGKILL, SIGTERM or SIGINT", count)
