@@ -92,8 +92,8 @@ def _interrupts_deferred() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in dict.fromkeys(seen):
-        signal.raise_signal(number)
+    for held in dict.fromkeys(seen):
+        signal.raise_signal(held)
 
 
 def tokenize(path: Path, text: str) -> tuple[npt.NDArray[np.int64], int | None]:
