@@ -33,7 +33,7 @@ ALL = [case(name) for name in NAMES]
 ERRORS = {errno.ENOSPC: True, errno.EIO: False, errno.EROFS: True, errno.EACCES: True}
 """Number → whether it lasts: once a sector cannot be written, or the whole disk from there on."""
 
-THINNED = {"export": 3, "qc": 3, "longtext": 3, "pipeline": 12}
+THINNED = {"export": 3, "qc": 3, "longtext": 3, "pipeline": 24}
 """Where a try takes half a second and more, some disturbances come at every so many operations."""
 
 
