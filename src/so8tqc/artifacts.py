@@ -12,8 +12,8 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,45 +76,47 @@ def temporary_file(path: Path) -> Iterator[Path]:
     """Yield an empty file beside ``path`` that :func:`remove_leftovers` leaves alone.
 
     It is locked for as long as it is in use, so that it outlives no process, and no process
-    deletes another's. It is deleted in the end, unless it was renamed.
+    deletes another's. It is deleted in the end, unless it was renamed. Its name is known before it
+    is made: an interruption in between leaves nothing.
     """
-    descriptor, temporary = -1, path
+    descriptor = -1
+    temporary = _random_sibling(path)
     try:
         while True:
-            descriptor, name = tempfile.mkstemp(
-                prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
-            )
-            temporary = Path(name)
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if lock_descriptor(descriptor) and is_at(descriptor, temporary):
                 break
             os.close(descriptor)  # a sweeper was faster than the lock
-            descriptor = -1
+            descriptor, temporary = -1, _random_sibling(path)
         yield temporary
     finally:
+        remove(temporary)
         if descriptor >= 0:
-            remove(temporary)
             os.close(descriptor)
 
 
 @contextmanager
 def temporary_directory(path: Path) -> Iterator[Path]:
     """As :func:`temporary_file`, for a directory; the file ``LOCK_NAME`` in it is its lock."""
-    while True:
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
-        )
-        try:
-            descriptor = _hold_directory(temporary)
-        except BaseException:
-            remove(temporary)
-            raise
-        if descriptor is not None:
-            break
+    descriptor = None
+    temporary = _random_sibling(path)
     try:
+        while True:
+            temporary.mkdir(mode=0o700)
+            descriptor = _hold_directory(temporary)
+            if descriptor is not None:
+                break
+            temporary = _random_sibling(path)
         yield temporary
     finally:
         remove(temporary)
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _random_sibling(path: Path) -> Path:
+    """A hidden name beside ``path`` that nobody has: of 2⁶⁴."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
 
 
 def _hold_directory(directory: Path) -> int | None:

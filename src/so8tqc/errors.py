@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     INTERNAL = 70
     """A defect of this program (sysexits' EX_SOFTWARE), told apart from every planned code."""
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 _SHOWN_CHARACTERS = 1000

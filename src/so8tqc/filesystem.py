@@ -61,7 +61,18 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or directory as far as that is possible; what stays is swept up later."""
+    """Delete a file or directory as far as that is possible; what stays is swept up later.
+
+    An interruption waits for it.
+    """
+    try:
+        _remove(path)
+    except KeyboardInterrupt:
+        _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,6 +160,17 @@ def test_an_interrupted_run_exits_130(
     monkeypatch.setattr("so8tqc.cli.app.app", interrupt)  # before Typer could see it
     assert run_main(["doctor"]) == 130
     assert "Interrupted" in capfd.readouterr().err
+
+
+def test_a_terminated_run_exits_143(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "so8tqc.services.doctor.examine", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert run_main(["doctor"]) == 143
+    assert "Terminated; run the same command again" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_forbidden_folder_is_no_defect_of_ours(

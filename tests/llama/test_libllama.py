@@ -13,22 +13,21 @@ from so8tqc.llama import libllama
 from so8tqc.llama.child import reason
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Python's own handler, even where the tests run as a job that ignores Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def interrupt(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that Python raises, even where the tests run as a job that ignores Ctrl-C."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    signal.signal(request.param, before)
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_an_interruption_is_held_back_not_lost() -> None:
+def test_an_interruption_is_held_back_not_lost(interrupt: signal.Signals) -> None:
     reached = []
     with pytest.raises(KeyboardInterrupt), libllama._interrupts_deferred():
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(interrupt)
         reached.append(True)
     assert reached == [True]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(interrupt) is signal.default_int_handler
 
 
 def test_the_cause_is_preferred_to_the_conclusion() -> None:

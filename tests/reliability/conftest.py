@@ -13,7 +13,16 @@ from stage_cases import Cases, Inputs, write_inputs
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--crash-results", action="store_true", help="Write crash.json.")
+    parser.addoption("--crash-case", action="append", help="Only this case of test_crash.py.")
     parser.addoption("--crash-moments", type=int, default=100, help="Random moments to kill at.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``--crash-case NAME`` keeps the tests of a command: so ``crash.json`` is made in pieces."""
+    wanted = config.getoption("--crash-case", None)
+    if wanted:
+        named = {item: getattr(item, "callspec", None) for item in items}
+        items[:] = [i for i, spec in named.items() if spec and spec.params.get("name") in wanted]
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,19 @@ from pathlib import Path
 
 from disk_bench import Bench, Fault, Operation, Outcome
 
+from so8tqc.artifacts import Manifest, file_ref, read_record
+from so8tqc.locks import LOCK_NAME
+
 Tree = dict[str, str]
 """Path under the root → SHA-256 of the file; temporaries and locks (hidden) are left out."""
 
 LOGS = (".gguf.log", "so8tqc.log")
 """Logs are written as things happen."""
 
-_RANDOM = re.compile(r"\.[a-z0-9_]{8}\.so8tqc-partial")
+MOST = 0.8
+"""Of the signals that are sent, these must have ended a command."""
+
+_RANDOM = re.compile(r"\.[0-9a-f]{16}\.so8tqc-partial")
 _OF_RUNS = ("run", "seconds", "reused")
 _REMOVALS = ("unlink", "rmdir")
 
@@ -59,7 +65,6 @@ class Trial:
     after: Tree
     trace: tuple[Operation, ...]
     status: int
-    seconds: float
     continued: set[str] = field(default_factory=set)
 
     @property
@@ -72,22 +77,40 @@ def begin(bench: Bench, case: Case) -> Trial:
     """Run a case undisturbed; all it wrote must be on the disk before it is published."""
     bench.clear(case.start)
     before = tree(bench.root)
-    started = time.monotonic()
-    outcome = bench.run(case.arguments)
-    seconds = time.monotonic() - started
+    outcome = bench.run(case.arguments, afresh=True)
     assert outcome.status in (0, 1), outcome.said  # a verdict on random weights may be anything
     assert hidden(bench.root) == []
     after = tree(bench.root)
     undurable = list(published_too_early(outcome.trace))
     assert not undurable, undurable
     bench.clear(case.start)
-    assert bench.run(case.arguments).status == outcome.status
+    again = bench.run(case.arguments)
+    assert again.status == outcome.status
     assert (other := differing(after, tree(bench.root))) == [], f"not reproducible: {other}"
-    return Trial(bench, case, before, after, outcome.trace, outcome.status, seconds)
+    # the second is the one whose like is disturbed: it logs less, as it runs no models
+    return Trial(bench, case, before, after, again.trace, outcome.status)
 
 
-def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> None:
-    """Kill at an operation: within it, if it is a write and the signal cannot be caught."""
+def duration(trial: Trial) -> float:
+    """Seconds of an undisturbed run that knows nothing; llama.cpp's converter has run before."""
+    trial.bench.clear(trial.case.start)
+    started = time.monotonic()
+    trial.bench.run(trial.case.arguments, afresh=True)
+    return time.monotonic() - started
+
+
+def kill_at(trial: Trial, points: Sequence[int], signal_: int) -> None:
+    """:func:`kill` at each of these operations; nearly all must end the command."""
+    ended = sum(kill(trial, at, signal_=signal_) for at in points)
+    assert ended > MOST * len(points), f"only {ended} of {len(points)} were ended"
+
+
+def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> bool:
+    """Kill at an operation: within it, if it is a write and the signal cannot be caught.
+
+    Returns:
+        Whether that ended the command; the last operations may come after all is done.
+    """
     torn = signal_ == signal.SIGKILL and trial.trace[at - 1].what == "write"
     fault = Fault("tear", at) if torn else Fault("signal", at, signal_)
     trial.bench.clear(trial.case.start)
@@ -95,26 +118,38 @@ def kill(trial: Trial, at: int, *, signal_: int = signal.SIGKILL) -> None:
     # another thread may have been there before; after the last operation there is no fault
     if outcome.hit == 0 or outcome.status == trial.status:
         assert outcome.status == trial.status, (fault, outcome.said)
-    elif signal_ == signal.SIGINT:
-        assert outcome.status == 130, (fault, outcome.status, outcome.said)
-        assert no_temporaries(trial.bench.root), fault
     else:
-        assert outcome.status == -signal_, (fault, outcome.status, outcome.said)
+        _ended_by(outcome, signal_, trial.bench.root, f"{fault} {outcome.said}")
     nothing_half(trial, f"{fault} {trial.trace[at - 1]}")
     continues(trial, f"{fault} {trial.trace[at - 1]}")
+    return outcome.status != trial.status
 
 
-def kill_after(trial: Trial, seconds: float, signal_: signal.Signals) -> Outcome:
-    """Go on from whatever is there, and send a signal after a time; a run that ends is compared."""
-    outcome = trial.bench.run(trial.case.arguments, after=(seconds, signal_))
+def _ended_by(outcome: Outcome, signal_: int, root: Path, what: str) -> None:
+    """By a signal; one that can be caught leaves a message, its exit code and nothing else."""
+    if signal_ == signal.SIGKILL:
+        assert outcome.status == -signal_, (outcome.status, what)
+        return
+    assert outcome.status == 128 + signal_, (outcome.status, what)
+    assert "run the same command again" in " ".join(outcome.said.split()), what
+    assert "Traceback" not in outcome.said, what
+    assert no_temporaries(root), (hidden(root), what)
+
+
+def kill_at_moment(trial: Trial, seconds: float, signal_: signal.Signals) -> bool:
+    """Begin anew, models run afresh, and send a signal after a time; then go on to the end.
+
+    Returns:
+        Whether the signal came before the end.
+    """
+    trial.bench.clear(trial.case.start)
+    outcome = trial.bench.run(trial.case.arguments, after=(seconds, signal_), afresh=True)
     what = f"{signal_.name} after {seconds:.2f} s: status {outcome.status}\n{outcome.said}"
-    assert outcome.status in (trial.status, -signal_, 130), what
+    if outcome.status != trial.status:  # it had not ended before
+        _ended_by(outcome, signal_, trial.bench.root, what)
     nothing_half(trial, what)
-    if outcome.status == trial.status:
-        assert (other := differing(trial.after, tree(trial.bench.root))) == [], f"{other} {what}"
-        assert hidden(trial.bench.root) == [], what
-        trial.bench.clear(trial.case.start)
-    return outcome
+    continues(trial, what)
+    return outcome.status != trial.status
 
 
 def fail(trial: Trial, at: int, number: int, *, lasting: bool) -> Outcome:
@@ -122,12 +157,15 @@ def fail(trial: Trial, at: int, number: int, *, lasting: bool) -> Outcome:
     fault = Fault("fail", at, number, lasting)
     trial.bench.clear(trial.case.start)
     outcome = trial.bench.run(trial.case.arguments, fault)
-    what = f"{errno.errorcode[number]} {fault} {trial.trace[at - 1]}\n{outcome.said}"
+    hit = outcome.trace[at - 1] if outcome.hit else None
+    what = f"{errno.errorcode[number]} {fault} {hit}\n{outcome.said}"
     assert outcome.status in {trial.status, *([4] if outcome.hit else [])}, what
     if outcome.status == 4:
         assert "Traceback" not in outcome.said, what
         assert outcome.said.count("error ") >= 1, what
         assert os.strerror(number) in " ".join(outcome.said.split()), what
+    if number == errno.EIO and hit is not None and not _may_be_left_out(hit):
+        assert outcome.status == 4, f"went on after {what}"
     removable = number == errno.ENOSPC or not lasting  # else nothing can be deleted, either
     if removable and trial.trace[at - 1].what not in _REMOVALS:
         assert no_temporaries(trial.bench.root), what
@@ -136,6 +174,17 @@ def fail(trial: Trial, at: int, number: int, *, lasting: bool) -> Outcome:
         assert (other := differing(trial.after, tree(trial.bench.root))) == [], f"{other} {what}"
     continues(trial, what)
     return outcome
+
+
+def _may_be_left_out(operation: Operation) -> bool:
+    """Whether a command may go on without an operation.
+
+    Logs, locks and what is to be deleted serve nobody's result. A write that fails may be tried
+    again in another way, and if it is not, the bytes differ; a directory may be there already.
+    """
+    name = operation.path.name
+    serves_nobody = name.endswith((*LOGS, LOCK_NAME))
+    return serves_nobody or operation.what in ("write", "mkdir", *_REMOVALS)
 
 
 def nothing_half(trial: Trial, what: str) -> None:
@@ -150,6 +199,9 @@ def nothing_half(trial: Trial, what: str) -> None:
         )
     for manifest in trial.bench.root.rglob("manifest.json"):
         _holds(manifest, what)
+    for path, digest in found.items():
+        if path.endswith("record.json") and digest != trial.before.get(path):
+            _has_its_outputs(trial.bench.root / path, what)
 
 
 def continues(trial: Trial, what: str) -> None:
@@ -249,10 +301,16 @@ def _below(files: Tree, folder: str) -> Tree:
     return {path: digest for path, digest in files.items() if path.startswith(folder + "/")}
 
 
+def _has_its_outputs(record: Path, what: str) -> None:
+    """A record appears after all that it names."""
+    for ref in read_record(record).outputs.values():
+        path = Path(ref.path)
+        whole = path.is_dir() or (path.is_file() and file_ref(path).sha256 == ref.sha256)
+        assert whole, f"{path} of {record} after {what}"
+
+
 def _holds(manifest: Path, what: str) -> None:
     """A manifest can be read, and what it says is done is there as it says."""
-    from so8tqc.artifacts import Manifest, file_ref
-
     for stage in Manifest.model_validate_json(manifest.read_bytes()).stages.values():
         for path, ref in stage.outputs.items():
             assert file_ref(Path(path)).sha256 == ref.sha256, f"{path} after {what}"

@@ -96,6 +96,7 @@ class Bench:
         fault: Fault | None = None,
         *,
         after: tuple[float, int] | None = None,
+        afresh: bool = False,
     ) -> Outcome:
         """Run a command.
 
@@ -103,6 +104,7 @@ class Bench:
             arguments: of ``so8tqc``.
             fault: what to disturb.
             after: seconds, and the signal that its processes then get.
+            afresh: run models even if what they say is known.
         """
         at, action, value, lasting = 0, 0, 0, 0
         if fault is not None:
@@ -112,6 +114,7 @@ class Bench:
             stream.write(_CONTROL.pack(0, at, action, value, lasting, 0))
         os.truncate(self._trace, 0)
         job: dict[str, object] = {"arguments": list(arguments), "said": str(self._said)}
+        job["afresh"] = afresh
         if after is not None:
             job |= {"limit": after[0], "signal": int(after[1])}
         assert self._server.stdin is not None

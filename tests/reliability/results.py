@@ -16,13 +16,19 @@ _OUTCOMES = {
     "killed": "No output was half there; the same command then ended with the same bytes.",
     "refused": "One error that names path and cause, exit code 4, nothing half there, temporaries "
     "gone where anything could be deleted; the same command then ended with the same bytes.",
+    "interrupted": "Exit code 130 (SIGINT) or 143 (SIGTERM), said how to go on, no output half "
+    "there, no temporary left; the same command then ended with the same bytes.",
     "random": "No output was half there; the run went on, and ended with the same bytes.",
 }
 _PLANTED = {
     "killed": "A file written in place instead of renamed; an fsync before or after "
-    "a rename left out.",
-    "refused": "Temporaries that an error leaves behind.",
-    "random": "None of its own.",
+    "a rename left out; a record written before what it names. attest, and a run in its stages' "
+    "folders, left temporaries for ever; a stage was taken for done before its reports were "
+    "written (all mended).",
+    "refused": "Temporaries that an error leaves behind; an fsync whose failure is ignored.",
+    "interrupted": "SIGTERM left its temporaries; Ctrl-C did while one was made, or deleted (all "
+    "three mended).",
+    "random": "A stage entered in the manifest before it is done.",
 }
 
 
@@ -41,7 +47,7 @@ class Results:
         """Remember that a command passed so many disturbances.
 
         Args:
-            kind: ``killed``, ``refused`` or ``random``.
+            kind: ``killed``, ``interrupted``, ``refused`` or ``random``.
             command: the case's name.
             how: signal or errno.
             count: how many operations were disturbed, or moments tried.
@@ -52,15 +58,14 @@ class Results:
             self._write(self._path)
 
     def _write(self, path: Path) -> None:
-        """Write the rows, in order; rows of tests that were not run now stay as they are."""
+        """Write the rows, in order; counts of tests that were not run now stay."""
         old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        rows = {(row["kind"], row["tried"]): row for row in old}
-        for (kind, command, how), count in self._counts.items():
-            tried = f"{command}: {how}"
-            rows[(kind, tried)] = {
-                "kind": kind, "tried": tried, "count": count, "outcome": _OUTCOMES[kind],
-                "planted": _PLANTED[kind],
-            }  # fmt: skip
-        ordered = [rows[key] for key in sorted(rows)]
-        text = json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
+        counts = {(row["kind"], row["tried"]): row["count"] for row in old}
+        counts |= {(kind, f"{case}: {how}"): n for (kind, case, how), n in self._counts.items()}
+        rows = [
+            {"kind": kind, "tried": tried, "count": count, "outcome": _OUTCOMES[kind],
+             "planted": _PLANTED[kind]}
+            for (kind, tried), count in sorted(counts.items())
+        ]  # fmt: skip
+        text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8")

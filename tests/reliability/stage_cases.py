@@ -29,6 +29,7 @@ class Inputs:
     model: Path
     gates: Path
     texts: Path
+    long: Path
     pipeline: Path
 
 
@@ -56,7 +57,10 @@ def write_inputs(folder: Path, model: Path) -> Inputs:
         "longtext": {"min_tokens": 256, "max_new_tokens": 4, "png": False},
     }  # fmt: skip
     (folder / "run.yaml").write_text(json.dumps(options), encoding="utf-8")  # YAML contains JSON
-    return Inputs(model, folder / "gates.safetensors", folder / "texts.jsonl", folder / "run.yaml")
+    return Inputs(
+        model, folder / "gates.safetensors", folder / "texts.jsonl", folder / "long.json",
+        folder / "run.yaml",
+    )  # fmt: skip
 
 
 class Cases:
@@ -92,11 +96,12 @@ class Cases:
 
 def commands(inputs: Inputs, root: Path) -> dict[str, tuple[str | None, ...]]:
     """Name → (what must have been run before, then the command's arguments)."""
-    model, baked, f16 = str(inputs.model), str(root / "baked"), str(root / "export/tiny-F16.gguf")
+    model, gates = str(inputs.model), str(inputs.gates)
+    baked, f16 = str(root / "baked"), str(root / "export/tiny-F16.gguf")
     return {
-        "bake": (None, "bake", model, str(inputs.gates), "--out", baked),
+        "bake": (None, "bake", model, gates, "--out", baked),
         "bake again": (
-            "bake", "bake", model, str(inputs.gates), "--convention", "row", "--out", baked,
+            "bake", "bake", model, gates, "--convention", "row", "--out", baked,
         ),
         "export": ("bake", "export", baked, "--type", "f16", "--out", f16),
         "quantize": (
@@ -107,6 +112,21 @@ def commands(inputs: Inputs, root: Path) -> dict[str, tuple[str | None, ...]]:
             "export", "calibrate", f16, "--tokenizer", model, "--data", str(inputs.texts),
             "--no-png", "--allow-small", "--set", "resamples=100", "--out", str(root / "calibrate"),
         ),
+        "qc": (
+            "export", "qc", "--reference", model, "--rotations", gates, "--candidate", baked,
+            "--candidate", f16, "--data", str(inputs.texts), "--set", "resamples=100",
+            "--out", str(root / "qc"),
+        ),
+        "longtext": (
+            "bake", "longtext", baked, "--reference", model, "--rotations", gates,
+            "--data", str(inputs.long), "--min-tokens", "256", "--max-new-tokens", "4", "--no-png",
+            "--out", str(root / "longtext"),
+        ),
+        "capture": (
+            None, "capture", model, "--rotations", gates, "--data", str(inputs.texts),
+            "--out", str(root / "capture.safetensors"),
+        ),
+        "attest": ("run", "attest", str(root / "run")),
         "run": (None, "run", str(inputs.pipeline), "--only", "bake", "--out", str(root / "run")),
         "report": ("run", "report", str(root / "run")),
         "pipeline": (None, "run", str(inputs.pipeline), "--out", str(root / "pipeline")),

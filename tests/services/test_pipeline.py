@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from so8tqc.config import BakeOptions, RotationOptions, RunConfig
+from so8tqc.artifacts import RunDirectory
+from so8tqc.config import BakeOptions, QCOptions, RotationOptions, RunConfig
 from so8tqc.errors import ConfigError, MissingToolError
-from so8tqc.records import Verdict
+from so8tqc.languages import Language
+from so8tqc.progress import SILENT
+from so8tqc.records import Record, Stopwatch, Verdict, judge
 from so8tqc.rotations.enums import Convention
-from so8tqc.services.pipeline import run
+from so8tqc.services.pipeline import Stage, _perform, run
 
 
 @pytest.fixture
@@ -65,3 +68,30 @@ def test_what_the_rotations_are_reaches_the_bake_unless_it_is_told_otherwise(
         run(config(llama, gates, out, rotation_options=row, bake=bake), only="bake")
         provenance = (out / "bake" / "baked_model" / "so8tqc.json").read_text()
         assert f'"convention": "{expected}"' in provenance
+
+
+def test_a_stage_is_done_when_all_its_reports_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that was interrupted between two of them would never write the others."""
+    check = judge("kl.mean", 0.0, 1.0, detail="")
+    record = Record(kind="qc", verdict=Verdict.PASS, checks=(check,), run=Stopwatch().info())
+    stage = Stage("qc", QCOptions(), (), (), lambda _: record, reports=True)
+
+    def interrupted(_: Record, out: Path, *__: object) -> None:
+        (out / "report.html").write_text('<html lang="en">')
+        (out / ".junit.xml.1234.so8tqc-partial").touch()
+        raise KeyboardInterrupt
+
+    def perform() -> None:
+        _perform(stage, RunDirectory(tmp_path), SILENT, False, Language.ENGLISH)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("so8tqc.services.pipeline.write_stage_reports", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            perform()
+    for missing in ("junit.xml", "report.md", "report.html"):
+        (tmp_path / "qc" / missing).unlink(missing_ok=True)
+        perform()
+        names = sorted(path.name for path in (tmp_path / "qc").iterdir())
+        assert names == ["junit.xml", "record.json", "report.html", "report.md"]

@@ -26,8 +26,8 @@ app = typer.Typer(
     help="Bake SO(8) rotation gates into transformer weights, export, quantize, calibrate, "
     "and prove every step.",
     epilog="Exit codes: 0 passed · 1 a verdict failed · 2 usage or config · 3 bad input · "
-    "4 a tool is missing or failed · 70 a defect · 130 interrupted. Every command takes --debug, "
-    "which shows tracebacks, and --no-color, as the variable NO_COLOR.",
+    "4 a tool is missing or failed · 70 a defect · 130 interrupted · 143 terminated. Every "
+    "command takes --debug, which shows tracebacks, and --no-color, as the variable NO_COLOR.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,

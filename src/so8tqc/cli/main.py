@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from so8tqc.errors import ExitCode, So8tqcError, explained
 from so8tqc.paths import anchored
@@ -26,12 +31,23 @@ def run(arguments: list[str]) -> int:
     # not threads that spin while they wait: two processes of matrix products on two cores would
     # take three times as long as with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with _terminable() as received:
+        code = _run(arguments, debug)
+    if code != ExitCode.INTERRUPTED:
+        return code
+    how = "Terminated" if received else "Interrupted"
+    _complain(f"{how}; run the same command again to go on where it stopped.")
+    return int(ExitCode.TERMINATED) if received else code
+
+
+def _run(arguments: list[str], debug: bool) -> int:
     try:
         from so8tqc.cli.app import app
 
-        code = int(app(arguments, prog_name="so8tqc", standalone_mode=False) or 0)
+        # Typer turns most of Ctrl-C into INTERRUPTED itself
+        return int(app(arguments, prog_name="so8tqc", standalone_mode=False) or 0)
     except KeyboardInterrupt:
-        code = int(ExitCode.INTERRUPTED)
+        return int(ExitCode.INTERRUPTED)
     except So8tqcError as error:
         if debug:
             raise
@@ -39,9 +55,35 @@ def run(arguments: list[str]) -> int:
         return int(error.exit_code)
     except Exception as error:  # noqa: BLE001  the last resort: say so and exit, never continue
         return _other(error, debug)
-    if code == ExitCode.INTERRUPTED:  # Typer turns most of Ctrl-C into this exit code itself
-        _complain("Interrupted; run the same command again to go on where it stopped.")
-    return code
+
+
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """Have SIGTERM (``kill``, a stopped container, a cancelled job) end the work as Ctrl-C does.
+
+    By itself it would leave temporaries, which may be as large as a model, and child processes.
+    Whoever has arranged for it otherwise, or ignores it, is left alone.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield received
+        return
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _explicit(argument: str) -> str:

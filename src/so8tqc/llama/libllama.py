@@ -24,6 +24,8 @@ _KEPT_LINES = 30
 _COMPUTED_AT_ONCE = 512
 """Tokens of one forward pass inside libllama; more would only need more memory."""
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
 _log_lines: deque[str] = deque(maxlen=_KEPT_LINES)
 _library: Any = None
 _callback: Any = None  # ctypes callbacks must outlive their registration
@@ -77,18 +79,21 @@ def last_words() -> str:
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back while libllama talks: raised inside its log callback, it would be lost."""
+    """Hold Ctrl-C and SIGTERM back while libllama talks: raised inside its log callback, they
+    would be lost."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
     seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
+    raising = [number for number in _INTERRUPTS if callable(signal.getsignal(number))]
+    before = {n: signal.signal(n, lambda number, _frame: seen.append(number)) for n in raising}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
-    if seen:
-        signal.raise_signal(signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for held in dict.fromkeys(seen):
+        signal.raise_signal(held)
 
 
 def tokenize(path: Path, text: str) -> tuple[npt.NDArray[np.int64], int | None]:

@@ -30,6 +30,7 @@ from so8tqc.config import (
     RunConfig,
 )
 from so8tqc.errors import ConfigError
+from so8tqc.languages import Language
 from so8tqc.llama.libllama import library
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
 from so8tqc.locks import claim_folder, exclusive
@@ -45,7 +46,7 @@ from so8tqc.services.longtext import longtext
 from so8tqc.services.profiles import profile_file
 from so8tqc.services.qc import qc
 from so8tqc.services.quantize import quantize
-from so8tqc.services.report import report, write_stage_reports
+from so8tqc.services.report import STAGE_REPORTS, report, write_stage_reports
 from so8tqc.services.token_file import TOKENS_FILE
 from so8tqc.sources.texts import data_paths
 
@@ -115,10 +116,9 @@ def run(
         if only is not None and stage.name != only:
             continue
         forced = from_stage is not None and STAGES.index(stage.name) >= STAGES.index(from_stage)
-        record = _perform(stage, directory, progress, forced or only is not None)
-        records[stage.name] = record
-        if stage.reports and not (record.run.reused and _told_in(config, stage.name)):
-            write_stage_reports(record, config.out / stage.name, config.report.language)
+        records[stage.name] = _perform(
+            stage, directory, progress, forced or only is not None, config.report.language
+        )
     summary = _summary(config, records, watch)
     write_record(config.out / "record.json", summary)
     if only is None or only == "report":
@@ -232,15 +232,20 @@ def _bake_options(config: RunConfig) -> dict[str, object]:
         exclude=set(RotationOptions.model_fields)), **told}  # fmt: skip
 
 
-def _perform(stage: Stage, directory: RunDirectory, progress: Progress, forced: bool) -> Record:
-    """Reuse or run one stage."""
+def _perform(
+    stage: Stage, directory: RunDirectory, progress: Progress, forced: bool, language: Language
+) -> Record:
+    """Reuse or run one stage; it is done when its reports are written, too."""
     folder = directory.root / stage.name
     path = folder / "record.json"
+    remove_leftovers(folder)
     fingerprint = _fingerprint(stage, directory)
     if not forced and directory.reusable(stage.name, fingerprint):
         record = read_record(path)
         _log.info("stage %s: reused, %s", stage.name, record.verdict)
         progress.message(f"{stage.name}: reused, nothing it depends on has changed")
+        if stage.reports and not _told_in(folder, language):
+            write_stage_reports(record, folder, language)
         return record.model_copy(update={"run": record.run.model_copy(update={"reused": True})})
     directory.forget(stage.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -248,19 +253,21 @@ def _perform(stage: Stage, directory: RunDirectory, progress: Progress, forced: 
     progress.message(f"{stage.name}:")
     record = stage.service(progress)
     write_record(path, record)
+    if stage.reports:
+        write_stage_reports(record, folder, language)
     written = [Path(reference.path) for reference in record.outputs.values()]
     directory.commit(stage.name, fingerprint, [path, *dict.fromkeys([*stage.outputs, *written])])
     _log.info("end stage %s: %s, %.1f s", stage.name, record.verdict, record.run.seconds)
     return record
 
 
-def _told_in(config: RunConfig, stage: str) -> bool:
-    """Whether the stage's page is there, in the language asked for."""
-    path = config.out / stage / "report.html"
-    if not path.is_file():
+def _told_in(folder: Path, language: Language) -> bool:
+    """Whether a stage's reports are there, in the language asked for."""
+    page, *others = (folder / name for name in STAGE_REPORTS)
+    if not (page.is_file() and all(path.is_file() for path in others)):
         return False
-    with path.open(encoding="utf-8") as stream:
-        return f'lang="{config.report.language}"' in stream.read(_BEGINNING)
+    with page.open(encoding="utf-8") as stream:
+        return f'lang="{language}"' in stream.read(_BEGINNING)
 
 
 def _fingerprint(stage: Stage, directory: RunDirectory) -> str:

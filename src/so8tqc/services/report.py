@@ -33,6 +33,9 @@ _FILES = {
     "junit": "junit.xml",
 }
 
+STAGE_REPORTS = ("report.html", "report.md", "junit.xml")
+"""What :func:`write_stage_reports` writes; the first says in which language."""
+
 
 def report(
     directory: Path, progress: Progress = SILENT, *, language: Language | None = None
