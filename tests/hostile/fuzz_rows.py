@@ -74,14 +74,16 @@ def rows(results: dict[str, dict[str, Any]], planted: int) -> list[dict[str, Any
 
 
 def main() -> None:
-    """Merge the given files, and write the rows."""
+    """Merge the given files, and write their rows; those of readers not in them stay."""
     from test_hostile import PLANTED
 
     results: dict[str, dict[str, Any]] = {}
     for file in sys.argv[1:]:
         results |= json.loads(Path(file).read_text("utf-8"))
     ordered = {name: results[name] for name in FOUND if name in results}
-    text = json.dumps(rows(ordered, len(PLANTED)), indent=1, ensure_ascii=False)
+    made = {row["tried"].partition(":")[0]: row for row in rows(ordered, len(PLANTED))}
+    before = {row["tried"].partition(":")[0]: row for row in json.loads(ROWS.read_text("utf-8"))}
+    text = json.dumps(list((before | made).values()), indent=1, ensure_ascii=False)
     ROWS.write_text(text + "\n", encoding="utf-8")
 
 

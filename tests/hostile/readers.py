@@ -497,7 +497,7 @@ READERS = (
     Reader("GGUF", {"model.gguf": "gguf"}, _make_gguf, _read_gguf, share=2),
     Reader("GGUF rewritten", {"model.gguf": "gguf"}, _make_gguf, _rewrite_gguf, share=0.5,
            writes=True),
-    Reader("GGUF run by libllama", {"model.gguf": "gguf"}, _make_gguf, _run_gguf, share=0.02,
+    Reader("GGUF run by libllama", {"model.gguf": "gguf"}, _make_gguf, _run_gguf, share=0.4,
            spawns=True),
     Reader("importance matrix", {"imatrix.gguf": "gguf"}, _make_imatrix,
            _read_imatrix("imatrix.gguf")),
