@@ -7,7 +7,9 @@ Every ``*.json`` here is the result of one part: a list of rows ``{"kind", "trie
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "reliability.md"
@@ -50,18 +52,39 @@ def _part(name: str) -> str:
     title, made_by = _PARTS.get(name, (name.capitalize(), f"`{name}.json`"))
     rows = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
     total = sum(row["count"] for row in rows)
-    lines = [
-        f"\n## {title}\n",
-        f"{made_by}; {total:,} tries.\n",
-        "| what was tried | how often | what happened | shown by |",
-        "|---|---|---|---|",
-        *(
-            f"| {_cell(row['tried'])} | {row['count']:,} | {_cell(row['outcome'])} | "
-            f"{_cell(row['planted'])} |"
-            for row in rows
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    head = [f"\n## {title}\n", f"{made_by}; {total:,} tries.\n"]
+    return "\n".join((*head, *(_matrices(rows) if name == "crash" else _list(rows)))) + "\n"
+
+
+def _list(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each row."""
+    yield "| what was tried | how often | what happened | shown by |"
+    yield "|---|---|---|---|"
+    for row in rows:
+        cells = (row["tried"], f"{row['count']:,}", row["outcome"], row["planted"])
+        yield f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _matrices(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table for each kind, command × disturbance; its rows share outcome and planted faults."""
+    yield "Each number is how many operations on the disk were disturbed: all that the command"
+    yield "asks for, unless it says one in so many. Of all three signals together, it is moments in"
+    yield "time, drawn at random."
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        cells: dict[str, dict[str, str]] = {}
+        for row in of_kind:
+            case, how = row["tried"].split(": ")
+            command, _, share = case.partition(", ")
+            count = f"{row['count']:,}"
+            some = f" ({share.removesuffix(' operations')})" if share else ""
+            cells.setdefault(command, {})[how] = count + some
+        hows = sorted({how for found in cells.values() for how in found})
+        yield f"\n*What happened.* {of_kind[0]['outcome']}\n\n*Shown by.* {of_kind[0]['planted']}\n"
+        yield f"| command | {' | '.join(hows)} |"
+        yield "|---" * (1 + len(hows)) + "|"
+        for command, found in cells.items():
+            yield f"| {command} | {' | '.join(found.get(how, '') for how in hows)} |"
 
 
 def _cell(text: str) -> str:
