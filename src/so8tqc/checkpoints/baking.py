@@ -56,7 +56,8 @@ class TensorFold:
         along_rows = stored.ndim == 2 and blocks_along_rows(site, transposed=transposed)
         size = blocks.shape[1] if along_rows else 1
         length = stored.shape[0] if stored.ndim == 2 else 1
-        step = size * max(1, CHUNK_ELEMENTS // (size * stored.shape[-1]))
+        pieces = -(-stored.numel() // CHUNK_ELEMENTS)  # of about the same size
+        step = size * max(1, -(-length // (size * pieces)))
         for start in range(0, length, step):
             rows = stored[start : start + step] if stored.ndim == 2 else stored
             its_blocks = blocks[start // size : (start + step) // size] if along_rows else blocks

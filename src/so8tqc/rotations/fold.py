@@ -116,8 +116,7 @@ def fold(
         _refuse_non_finite(m, element)
     reach = norm * float(b.norm(dim=1).max())  # no element of the product is larger
     product = blockwise_product(m, blocks)
-    folded = product.to(torch.float32).to(dtype) if dtype.itemsize == 2 else product.to(dtype)
-    suspects = _suspects(product, _error_bound(reach, b.shape[1]), dtype)
+    folded, suspects = _rounded(product, _error_bound(reach, b.shape[1]), dtype)
     if suspects.shape[0]:
         _decide(folded, product, m, b, suspects)
     if reach >= torch.finfo(dtype).max:
@@ -207,8 +206,10 @@ def _error_bound(absolute_sum: Number, terms: int) -> Number:
     return gamma * absolute_sum + n * _SMALLEST_FLOAT64
 
 
-def _suspects(product: torch.Tensor, bound: float, dtype: torch.dtype) -> torch.Tensor:
-    """[S, 3] indices of the elements that torch may not have rounded as the exact product.
+def _rounded(
+    product: torch.Tensor, bound: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The product as torch rounds it, and the elements that may not be the exact one rounded.
 
     float32: those for which the ends of the error interval round differently. 16-bit types:
     torch converts through float32, rounding twice, which can only go wrong where the float32
@@ -216,19 +217,25 @@ def _suspects(product: torch.Tensor, bound: float, dtype: torch.dtype) -> torch.
     cannot matter either, as long as it is far below half a float32 ulp. So the halfway cases
     (one in 2^16 or 2^13), small values whose error is large beside them, and float16's
     subnormals, whose halfway points lie elsewhere, are told apart from the rest.
+
+    Returns:
+        [N, rows, b] in ``dtype``, and [S, 3] indices.
     """
     import torch
 
     if dtype.itemsize != 2:
-        return _indices((product - bound).to(dtype).ne((product + bound).to(dtype)))
+        return product.to(dtype), _indices(
+            (product - bound).to(dtype).ne((product + bound).to(dtype))
+        )
     dropped = 16 if dtype is torch.bfloat16 else 13
     single = product.to(torch.float32)
+    folded = single.to(dtype)
     found = (single.view(torch.int32) & ((1 << dropped) - 1)).eq(1 << (dropped - 1))
     # below twice the smallest normal number the spacing no longer follows the exponent
     small = max(1.01 * bound * 2.0**26, 2 * torch.finfo(dtype).tiny)
     if float(single.abs_().min()) < small:
         found.logical_or_(single.lt(small))
-    return _indices(found)
+    return folded, _indices(found)
 
 
 def _indices(found: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -92,6 +93,11 @@ class RotationSet:
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    @cached_property
+    def drift(self) -> Mapping[Target, FloatArray]:
+        """Target → [N] ‖RᵀR − I‖_F of its blocks."""
+        return {target: orthogonality_error(self.blocks[target]) for target in self}
 
     @property
     def layers(self) -> tuple[int, ...]:

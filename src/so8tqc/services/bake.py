@@ -41,7 +41,7 @@ from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import open_rotations
-from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target, orthogonality_error
+from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target
 from so8tqc.services.structure import (
     TargetAlgebra,
     algebra,
@@ -238,7 +238,7 @@ def _summary(rotations: RotationSet) -> _Summary:
     return _Summary(
         checks=rotation_checks(rotations),
         rows=dict(zip(rotations, rotation_rows(rotations), strict=True)),
-        drift=[orthogonality_error(rotations.blocks[target]) for target in rotations],
+        drift=list(rotations.drift.values()),
     )
 
 

@@ -20,7 +20,6 @@ from so8tqc.llama.gguf_file import is_gguf, open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.read import read_rotations
-from so8tqc.rotations.rotation_set import orthogonality_error
 from so8tqc.services.builtin import demo_gguf
 from so8tqc.services.gguf_provenance import says_baked
 
@@ -203,7 +202,7 @@ def _describe_model(path: Path) -> list[Finding]:
 
 def _describe_rotations(path: Path) -> list[Finding]:
     rotations = read_rotations(path)
-    drift = max(float(orthogonality_error(rotations.blocks[t]).max()) for t in rotations)
+    drift = max(float(errors.max()) for errors in rotations.drift.values())
     shapes = sorted({str(list(rotations.blocks[t].shape)) for t in rotations})
     return [
         Finding("kind", f"rotations, {rotations.parametrization}, {rotations.convention}, "

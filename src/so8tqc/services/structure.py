@@ -21,7 +21,6 @@ from so8tqc.rotations.fold import orient
 from so8tqc.rotations.rotation_set import (
     ORTHOGONALITY_LIMIT,
     RotationSet,
-    orthogonality_error,
     rotation_angles,
 )
 from so8tqc.threads import WORKERS, one_torch_thread
@@ -162,9 +161,9 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
 
 def rotation_checks(rotations: RotationSet) -> list[Check]:
     """``rotation.orthogonality`` and ``rotation.determinant`` over all blocks."""
-    errors = {t: orthogonality_error(rotations.blocks[t]) for t in rotations}
+    drift = rotations.drift
     worst = sorted(
-        ((float(error), f"{t}, block {k}") for t in rotations for k, error in enumerate(errors[t])),
+        ((float(error), f"{t}, block {k}") for t in rotations for k, error in enumerate(drift[t])),
         reverse=True,
     )[:WORST_BLOCKS]
     determinants = np.concatenate([np.linalg.det(rotations.blocks[t]) for t in rotations])
@@ -192,7 +191,7 @@ def rotation_rows(rotations: RotationSet) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for target in rotations:
         blocks = rotations.blocks[target]
-        errors, angles = orthogonality_error(blocks), rotation_angles(blocks)
+        errors, angles = rotations.drift[target], rotation_angles(blocks)
         rows.append(
             {
                 "layer": target.layer,
