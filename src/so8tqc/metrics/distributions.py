@@ -217,12 +217,13 @@ def divergences(
     square = dot(d, d)
     mean = reference.mean(d)
     shift = candidate.log_normaliser - reference.log_normaliser
-    kl, reverse = shift - mean, candidate.mean(d) - shift
+    kl = shift - mean
     near = kl < CLOSE
     if near.all():
-        js = np.empty_like(kl)
+        reverse, js = np.empty_like(kl), np.empty_like(kl)
         rows: slice | npt.NDArray[np.int64] = slice(None)
     else:
+        reverse = candidate.mean(d) - shift
         js = _js_by_entropies(reference, candidate, workspace)
         rows = np.flatnonzero(near)
     if near.any():
@@ -232,6 +233,7 @@ def divergences(
             reference.logits[rows],
             reference.log_normaliser[rows],
             d.sub_(torch.from_numpy(mean)[:, None])[rows],
+            (largest.numpy() + np.abs(mean))[rows],
             scratch[: int(near.sum())],
             workspace.take("growth", shape)[: int(near.sum())],
         )

@@ -64,6 +64,7 @@ def close_divergences(
     logits: torch.Tensor,
     log_normaliser: FloatArray,
     e: torch.Tensor,
+    reach: FloatArray,
     scratch: torch.Tensor,
     more: torch.Tensor,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -75,6 +76,7 @@ def close_divergences(
         logits: [t, V] float64, those of p.
         log_normaliser: [t], of the logits.
         e: [t, V] centred difference; overwritten.
+        reach: [t], at least max |e|.
         scratch, more: [t, V] float64; overwritten.
 
     Returns:
@@ -82,7 +84,9 @@ def close_divergences(
     """
     import torch
 
-    far = _set_aside(e, torch.abs(e, out=scratch), weights, total, logits, log_normaliser)
+    far = None
+    if reach.max() > SERIES:
+        far = _set_aside(e, torch.abs(e, out=scratch), weights, total, logits, log_normaliser)
     square = torch.mul(e, e, out=scratch)
     product = torch.mul(square, weights, out=more)
     m2 = product.sum(dim=1).numpy() / total
@@ -122,9 +126,9 @@ def _set_aside(
     log_normaliser: FloatArray,
 ) -> _Outliers | None:
     """Take the tokens beyond the series, by their size |e|, out of ``e``: zeros are left."""
-    if float(size.amax()) <= SERIES:
-        return None
     at = np.flatnonzero(size.numpy() > SERIES)
+    if not at.size:
+        return None
     row = at // e.shape[1]
     flat = e.numpy().reshape(-1)
     far = flat[at]
