@@ -91,6 +91,27 @@ def test_a_killed_process_leaves_only_what_the_next_run_removes(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("make", [atomic_file, atomic_directory])
+@pytest.mark.parametrize("name", ["model", "[a] model*"])
+def test_another_try_sweeps_up_what_a_killed_one_left(
+    make: Callable[[Path], AbstractContextManager[Path]], name: str, tmp_path: Path
+) -> None:
+    code = (
+        "import os, pathlib, signal, sys; from so8tqc import artifacts\n"
+        "with getattr(artifacts, sys.argv[1])(pathlib.Path(sys.argv[2])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for left in (name, "other"):
+        command = [sys.executable, "-c", code, make.__name__, str(tmp_path / left)]
+        assert subprocess.run(command, check=False).returncode == -9
+    with make(tmp_path / name), make(tmp_path / name):  # the second leaves the first's alone
+        assert len(list(tmp_path.iterdir())) == 3
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert len(kept) == 2
+    assert name in kept
+    assert any(path.startswith(".other.") for path in kept)
+
+
 def test_digests_are_cached_until_the_file_changes(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     path = tmp_path / "data.bin"

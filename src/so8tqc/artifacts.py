@@ -9,6 +9,7 @@ was made from; a stage whose fingerprint is unchanged is reused.
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -79,6 +80,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
     deletes another's. It is deleted in the end, unless it was renamed. Its name is known before it
     is made: an interruption in between leaves nothing.
     """
+    _sweep(path)
     descriptor = -1
     temporary = _random_sibling(path)
     try:
@@ -98,6 +100,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def temporary_directory(path: Path) -> Iterator[Path]:
     """As :func:`temporary_file`, for a directory; the file ``LOCK_NAME`` in it is its lock."""
+    _sweep(path)
     descriptor = None
     temporary = _random_sibling(path)
     try:
@@ -112,6 +115,12 @@ def temporary_directory(path: Path) -> Iterator[Path]:
         remove(temporary)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what killed processes left of earlier tries at ``path``."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
+        _removed(leftover)
 
 
 def _random_sibling(path: Path) -> Path:
