@@ -82,8 +82,9 @@ def tests(session: nox.Session) -> None:
     """All tests but the demo chain; `nox -s tests -- -m demo` runs that."""
     install(session, "demo,test")
     session.run("so8tqc", "vendor", "--quiet")
-    # a process for each core; the tests of a file stay together, and so do what they share
-    spread = () if session.posargs else ("-n", "logical", "--dist", "loadfile")
+    # a process for each core, of 1 GB or two; the tests of a file stay together, for what they share
+    processes = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
+    spread = () if session.posargs else processes
     session.run("pytest", *spread, *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
