@@ -82,7 +82,7 @@ def tests(session: nox.Session) -> None:
     """All tests but the demo chain; `nox -s tests -- -m demo` runs that."""
     install(session, "demo,test")
     session.run("so8tqc", "vendor", "--quiet")
-    # a process for each core, of 1 GB or two; the tests of a file stay together, for what they share
+    # a process for each core, of 1 GB or two; what the tests of a file share is made once
     processes = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile")
     spread = () if session.posargs else processes
     session.run("pytest", *spread, *session.posargs, env={"HF_HUB_OFFLINE": "1"})
