@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from so8tqc.artifacts import file_ref, read_record, remove_leftovers
+from so8tqc.artifacts import file_ref, read_record
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.config import AttestConfig
 from so8tqc.errors import InputError
@@ -64,7 +64,6 @@ def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
             task.advance(1, item=stage)
     statement = seal(tuple(links), _record_files(directory), versions("torch", "llama-cpp-python"))
     path = config.out or directory / STATEMENT_NAME
-    remove_leftovers(path.parent)
     write_statement(path, statement)
     checks = [_verdicts(records)]
     return Record(
