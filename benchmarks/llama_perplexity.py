@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
+from process_time import cpu_seconds
 from so8tqc.config import QCConfig
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.services.evaluation_texts import evaluation_texts
@@ -176,12 +177,6 @@ def _run_ours(
         source.close()
     cost = Cost(time.perf_counter() - wall, cpu_seconds() - cpu)
     return texts, {path: tables[pair] for path, pair in pairs.items()}, cost
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of its ended children, in which libllama runs."""
-    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _no_tokenizer() -> None:

@@ -13,7 +13,6 @@ and plans, alone: what a small model cannot hide.
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 
+from process_time import cpu_seconds
 from so8tqc.config import ExportConfig, QuantizeConfig
 from so8tqc.llama.quantizer import Job, Quantizer, Recipe, resolve_type
 from so8tqc.services.builtin import DEMO_MODEL, resolve_model
@@ -103,12 +103,6 @@ def start(source: Path, types: list[str]) -> float:
     took = time.perf_counter() - began
     quantizer.close()
     return took
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of its ended children."""
-    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main() -> None:
