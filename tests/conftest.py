@@ -207,3 +207,14 @@ def attention_width(model: Path) -> int:
     config = config.get("text_config", config)
     heads = int(config["num_attention_heads"])
     return heads * int(config.get("head_dim") or config["hidden_size"] // heads)
+
+
+@pytest.fixture
+def baked(llama: Path, make_gates: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """(base, gates, correct bake) of a tiny bfloat16 Llama."""
+    from so8tqc.config import BakeConfig
+    from so8tqc.services.bake import bake
+
+    gates = make_gates(llama)
+    bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
+    return llama, gates, tmp_path / "baked"

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from every_source import every_source
 from so8tqc.config import BakeConfig, CaptureConfig, LongTextConfig, QCConfig
 from so8tqc.errors import ToolError
 from so8tqc.records import Record, Verdict
@@ -42,14 +43,6 @@ TOKENS = np.random.default_rng(0).integers(3, 500, 300)
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"
 
 Baked = tuple[Path, Path, Path]
-
-
-@pytest.fixture
-def baked(llama: Path, make_gates: Callable[..., Path], tmp_path: Path) -> Baked:
-    """(base, gates, correct bake) of a tiny bfloat16 Llama."""
-    gates = make_gates(llama)
-    bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
-    return llama, gates, tmp_path / "baked"
 
 
 def judged(
@@ -202,17 +195,6 @@ def test_a_capture_made_on_the_gpu_is_read_on_the_cpu(
     assert found.columns["kl"].mean() < 1e-3
 
 
-def sources(model: HFModel, gates: Path) -> dict[str, LogitSource]:
-    rotations = read_rotations(gates)
-    return {
-        "plain": HFSource(model, "plain"),
-        "gated": GatedSource(model, rotations, "gated"),
-        "folded": FoldedSource(model, rotations, "folded", None),
-        "rounded": FoldedSource(model, rotations, "rounded", "bfloat16"),
-        "plain again": HFSource(model, "plain again"),  # nothing that was replaced stays
-    }
-
-
 def little(dtype: str) -> dict[int | str, int]:
     """Bytes that accelerate may use: two embeddings and a layer on the GPU, two layers beside."""
     scale = 2 if dtype == "float32" else 1
@@ -231,9 +213,9 @@ def test_weights_spread_over_gpu_memory_and_disk_give_the_same_logits(
     places = set(spread.module.hf_device_map.values())
     assert {0, "cpu"} <= places, spread.module.hf_device_map
     assert kind != "qwen2" or "disk" in places  # whose head is not its embedding, and needs room
-    theirs = sources(spread, gates)
+    theirs = every_source(spread, gates)
     values = {}
-    for name, source in sources(whole, gates).items():
+    for name, source in every_source(whole, gates).items():
         values[name] = logits(source)
         assert torch.equal(logits(theirs[name]).to(values[name].device), values[name]), name
     assert not torch.equal(values["gated"], values["plain"])

@@ -33,14 +33,6 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "capture.md"
 Baked = tuple[Path, Path, Path]
 
 
-@pytest.fixture
-def baked(llama: Path, make_gates: Callable[..., Path], tmp_path: Path) -> Baked:
-    """(base, gates, correct bake) of a tiny bfloat16 Llama."""
-    gates = make_gates(llama)
-    bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
-    return llama, gates, tmp_path / "baked"
-
-
 def captured(baked: Baked, texts: Path, out: Path, **options: object) -> Path:
     capture(
         CaptureConfig(model=baked[0], rotations=baked[1], data=(str(texts),), out=out,

@@ -37,15 +37,6 @@ def codes(record: Record) -> set[str]:
     return {diagnosis.code for diagnosis in record.diagnosis}
 
 
-@pytest.fixture
-def baked(llama: Path, make_gates: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
-    """(base, gates, correct bake) of a tiny bfloat16 Llama."""
-    gates = make_gates(llama)
-    out = tmp_path / "baked"
-    bake(BakeConfig(base=llama, rotations=gates, out=out))
-    return llama, gates, out
-
-
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen2_vl"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_correct_bake_passes(

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from every_source import every_source
 from so8tqc.config import QCConfig
 from so8tqc.records import Verdict
-from so8tqc.rotations.read import read_rotations
 from so8tqc.services.bake import bake
 from so8tqc.services.qc import qc
-from so8tqc.sources.folded import FoldedSource
-from so8tqc.sources.gated import GatedSource
-from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.hf import HFModel
 from so8tqc.sources.protocol import LogitSource
 
 TOKENS = np.random.default_rng(0).integers(0, 90, 24)
@@ -24,17 +22,6 @@ TOKENS = np.random.default_rng(0).integers(0, 90, 24)
 
 def logits(source: LogitSource) -> torch.Tensor:
     return torch.cat([block.clone() for block in source.logits(TOKENS, 10)])
-
-
-def sources(model: HFModel, gates: Path) -> dict[str, LogitSource]:
-    rotations = read_rotations(gates)
-    return {
-        "plain": HFSource(model, "plain"),
-        "gated": GatedSource(model, rotations, "gated"),
-        "folded": FoldedSource(model, rotations, "folded", None),
-        "rounded": FoldedSource(model, rotations, "rounded", "bfloat16"),
-        "plain again": HFSource(model, "plain again"),  # nothing that was replaced stays
-    }
 
 
 @pytest.mark.parametrize(("kind", "stored"), [("llama", "float32"), ("qwen2", "bfloat16")])
@@ -48,9 +35,9 @@ def test_offloaded_weights_give_the_same_logits(
     on_disk = Path(spread._offloaded.name) if spread._offloaded else None
     assert on_disk is not None
     assert any(p.device.type == "meta" for p in spread.module.parameters())
-    theirs = sources(spread, gates)
+    theirs = every_source(spread, gates)
     values = {}
-    for name, source in sources(whole, gates).items():
+    for name, source in every_source(whole, gates).items():
         values[name] = logits(source)
         assert torch.equal(logits(theirs[name]), values[name]), name
     assert not torch.equal(values["gated"], values["plain"])
