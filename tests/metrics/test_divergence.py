@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums, resample_weights
-from so8tqc.metrics.distributions import Workspace, distribution, divergences, leading
+from so8tqc.metrics.distributions import Workspace, distribution
 from so8tqc.metrics.divergence import COLUMNS, TokenTable, summarise, token_rows
 
 
@@ -114,34 +114,59 @@ def test_differences_beyond_the_exponential_are_no_nan(gap: float) -> None:
     assert all(np.isfinite(got[name]).all() for name in ("kl", "kl_reverse", "js"))
 
 
-@pytest.mark.parametrize("width", [3, 320, 1279, 1280, 1281, 4000])
-def test_leading_tokens_are_the_largest(width: int) -> None:
+@pytest.mark.parametrize("width", [3, 5, 320, 1023, 1024, 1025, 4000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_leading_tokens_are_the_largest_in_order(width: int, dtype: type) -> None:
     generator = np.random.default_rng(width)
-    for z in (generator.normal(size=(6, width)), np.sort(generator.normal(size=(6, width)))):
-        indices, values = leading(torch.from_numpy(z))
-        expected = np.sort(z, axis=1)[:, ::-1][:, :5]
-        np.testing.assert_array_equal(np.sort(values.numpy(), axis=1)[:, ::-1], expected)
-        np.testing.assert_array_equal(np.take_along_axis(z, indices.numpy(), 1), values.numpy())
+    drawn = generator.normal(size=(6, width))
+    for z in (drawn, np.sort(drawn), np.sort(drawn)[:, ::-1], np.round(drawn), drawn * 0):
+        z = z.astype(dtype)
+        expected = np.argsort(-z, axis=1, kind="stable")[:, :5]
+        got = distribution(torch.from_numpy(z.copy()), torch.zeros(6, dtype=torch.int64)).leaders
+        np.testing.assert_array_equal(got[:, : min(5, width)], expected)
+        assert (got[:, width:] == width).all()
 
 
 def test_of_equal_logits_the_first_is_the_top() -> None:
     z = np.random.default_rng(0).normal(size=(1, 2000))
     z[0, [700, 30, 1999]] = 9.0
-    assert distribution(torch.from_numpy(z), torch.tensor([0])).top.tolist() == [30]
+    leaders = distribution(torch.from_numpy(z), torch.tensor([0])).leaders
+    assert leaders[0, :3].tolist() == [30, 700, 1999]
 
 
 def test_scratch_memory_may_be_shared_by_blocks_of_any_height() -> None:
     generator = np.random.default_rng(0)
-    memory = Workspace(), Workspace(), Workspace()
+    memory = Workspace(), Workspace()
     for height, width in ((4, 30), (2, 30), (5, 30), (3, 31)):
         z, w = (torch.from_numpy(generator.normal(size=(height, width))) for _ in range(2))
         goal = torch.zeros(height, dtype=torch.int64)
         fresh = token_rows(distribution(z, goal), distribution(w, goal), goal)
         sides = distribution(z, goal, memory[0]), distribution(w, goal, memory[1])
-        shared = token_rows(*sides, goal, memory[2])
-        torch.testing.assert_close(shared, fresh, rtol=0, atol=0)
-        again = divergences(*sides, memory[2])
-        torch.testing.assert_close(again.kl, shared[:, COLUMNS.index("kl")], rtol=0, atol=0)
+        torch.testing.assert_close(token_rows(*sides, goal), fresh, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_half_precision_are_what_they_are(dtype: torch.dtype) -> None:
+    z, w = (torch.randn(3, 50, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    goal = torch.tensor([0, 1, 2])
+    halves = [distribution(logits.to(dtype), goal) for logits in (z, w)]
+    singles = [distribution(logits.to(dtype).float(), goal) for logits in (z, w)]
+    torch.testing.assert_close(
+        token_rows(*halves, goal), token_rows(*singles, goal), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("token", [-1, 50])
+def test_tokens_outside_the_vocabulary_are_no_memory_of_others(token: int) -> None:
+    with pytest.raises(IndexError, match="50 of the vocabulary"):
+        distribution(torch.zeros(2, 50), torch.tensor([0, token]))
+
+
+def test_other_shapes_are_not_compared() -> None:
+    goal = torch.tensor([0, 1])
+    sides = [distribution(torch.zeros(2, width), goal) for width in (50, 51)]
+    with pytest.raises(ValueError, match="differ"):
+        token_rows(*sides, goal)
 
 
 def test_shifting_all_logits_changes_nothing_but_the_logits() -> None:

@@ -8,7 +8,7 @@ by side; all sums are over the vocabulary, all logarithms natural (nats):
 * same top: whether argmax p = argmax q;
 * nll = −ln p(next token); perplexity = exp(mean nll).
 
-How they are computed is told in ``metrics.distributions``.
+How they are computed is derived in ``metrics.distributions``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.metrics.distributions import Distribution, Workspace, divergences
+from so8tqc.metrics.distributions import Distribution
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +59,7 @@ differences of one position. Positions whose next token is unknown (the last) ar
 
 
 def token_rows(
-    reference: Distribution,
-    candidate: Distribution,
-    targets: torch.Tensor,
-    workspace: Workspace | None = None,
+    reference: Distribution, candidate: Distribution, targets: torch.Tensor
 ) -> torch.Tensor:
     """One row of ``COLUMNS`` for each position: [t, len(COLUMNS)] float64.
 
@@ -70,39 +67,22 @@ def token_rows(
         reference: of t positions.
         candidate: of the same positions.
         targets: [t] the token that really follows.
-        workspace: scratch memory; None for its own.
+
+    Raises:
+        ValueError: the two are of different positions or vocabularies.
     """
     import torch
 
-    between = divergences(reference, candidate, workspace)
-    goal = targets.numpy()
-    shared = (reference.leaders[:, :, None] == candidate.leaders[:, None, :]).sum(axis=(1, 2))
-    columns = (
-        reference.nll,
-        candidate.nll,
-        reference.entropy,
-        candidate.entropy,
-        reference.max_prob,
-        candidate.max_prob,
-        reference.max_logit,
-        candidate.max_logit,
-        reference.brier,
-        candidate.brier,
-        between.kl,
-        between.kl_reverse,
-        between.js,
-        np.exp(-candidate.nll) - np.exp(-reference.nll),
-        reference.top == candidate.top,
-        shared / reference.leaders.shape[1],
-        reference.top == goal,
-        candidate.top == goal,
-        between.max_abs_logit,
-        between.sum_abs_logit,
-        between.sum_square_logit,
-    )
-    rows = np.empty((goal.size, len(COLUMNS)))
-    for i, column in enumerate(columns):
-        rows[:, i] = column
+    from so8tqc.metrics import cpu_kernels as kernels
+
+    if reference.logits.shape != candidate.logits.shape:
+        raise ValueError(f"{reference.logits.shape} and {candidate.logits.shape} logits differ")
+    rows = np.empty((reference.logits.shape[0], len(COLUMNS)))
+    kernels.pair_rows(
+        reference.logits, candidate.logits, reference.weights, candidate.weights,
+        reference.numbers, candidate.numbers, reference.leaders, candidate.leaders,
+        targets.numpy(), rows,
+    )  # fmt: skip
     return torch.from_numpy(rows)
 
 

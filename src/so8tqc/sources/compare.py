@@ -23,7 +23,6 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.sources import ranks
 from so8tqc.sources.placement import beside_the_models, enough_gpu_memory, ids_on, on_the_way, sent
 from so8tqc.sources.protocol import EncodedText, LogitSource
-from so8tqc.threads import WORKERS, one_torch_thread
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +32,6 @@ HEAD_BYTES = 64 << 20
 
 FEWEST_HEAD_ROWS = 128
 """Rows that make an efficient matrix product, whatever the vocabulary."""
-
-_PAIR = ""
-"""Name of the scratch memory for pairs; no source is called so."""
 
 Pair = tuple[str, str]
 """Names of a reference and of a candidate."""
@@ -73,16 +69,18 @@ def compare(
         InputError: vocabulary sizes differ, or two sources share a name.
         DataError: a source yields non-finite logits, naming text and position.
     """
+    import torch
+
     _check_sources(sources)
-    names = (_PAIR, *(source.name for source in sources))
-    memories = [{name: Workspace() for name in names} for _ in range(WORKERS)]
+    threads = torch.get_num_threads()
+    memories = [{source.name: Workspace() for source in sources} for _ in range(threads)]
     mine = ranks.share(texts)
     found: dict[int, dict[Pair, Rows]] = {}
     error = None
     total = sum(texts[index].tokens.size for index in mine)
     with (
         progress.task(description, total=total, unit="tokens") as task,
-        ThreadPoolExecutor(max_workers=WORKERS) as pool,
+        ThreadPoolExecutor(max_workers=threads) as pool,
         beside_the_models(),
     ):
         try:
@@ -203,15 +201,14 @@ def _compare_on_cpu(
     height = targets.shape[0]
     each = max(1, -(-height // len(memories)))
     here = [block.to("cpu") for block in blocks]
-    with one_torch_thread():
-        jobs = [
-            pool.submit(
-                _compare_rows, sources, pairs, [block[at : at + each] for block in here],
-                targets[at : at + each], text, start + at, memory,
-            )
-            for at, memory in zip(range(0, height, each), memories, strict=False)
-        ]  # fmt: skip
-        parts = [job.result() for job in jobs]
+    jobs = [
+        pool.submit(
+            _compare_rows, sources, pairs, [block[at : at + each] for block in here],
+            targets[at : at + each], text, start + at, memory,
+        )
+        for at, memory in zip(range(0, height, each), memories, strict=False)
+    ]  # fmt: skip
+    parts = [job.result() for job in jobs]
     return {pair: torch.cat([row for part in parts for row in part[pair]]) for pair in pairs}
 
 
@@ -276,7 +273,7 @@ def _compare_rows(
             for source, block in zip(sources, blocks, strict=True)
         }  # fmt: skip
         for pair in pairs:
-            rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal, memory[_PAIR]))
+            rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal))
     return rows
 
 
@@ -286,11 +283,9 @@ def head_rows(vocab_size: int) -> int:
 
 
 def _checked(side: Distribution, source: LogitSource, text: EncodedText, row: int) -> Distribution:
-    # a NaN anywhere in a row, or an infinity, leaves its mark on the row's entropy
-    finite = np.isfinite(side.entropy) & np.isfinite(side.nll)
-    if not finite.all():
-        bad = int(np.flatnonzero(~finite)[0])
-        token = int(np.argmax(~np.isfinite(side.logits[bad].numpy())))
+    if not side.finite.all():
+        bad = int(np.argmin(side.finite))
+        token = int(np.argmin(np.isfinite(side.logits[bad])))
         raise _not_finite(source.name, text, row + bad, token)
     return side
 
