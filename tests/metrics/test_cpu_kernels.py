@@ -1,0 +1,48 @@
+"""The parts of the compiled kernels that are not seen through a token's statistics."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from so8tqc.metrics import cpu_kernels as kernels
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="longdouble is float64 here")
+def test_the_exponential_is_good_to_its_last_digit() -> None:
+    generator = np.random.default_rng(0)
+    edges = [0.0, -0.0, -1e-300, -1e-17, -0.5 * np.log(2), -1.5 * np.log(2), -707.999, -708.0]
+    for x in (*edges, *generator.uniform(-708, 0, 2000), *-generator.exponential(0.1, 2000)):
+        exact = np.exp(np.longdouble(x))
+        assert abs(kernels._exp(x) - exact) <= np.spacing(float(exact)), x
+
+
+@pytest.mark.parametrize("x", [-708.1, -745.0, -1e5, -1e30, -1e308, -np.inf])
+def test_where_the_exponential_underflows_it_is_zero(x: float) -> None:
+    assert kernels._exp(x) == 0.0
+
+
+def test_the_exponential_of_no_number_is_none() -> None:
+    assert np.isnan(kernels._exp(np.nan))
+
+
+PROGRAM = """
+import torch
+from so8tqc.metrics.distributions import distribution
+print(distribution(torch.tensor([[0.0, 0.0]]), torch.tensor([0])).numbers[0, 1])
+"""
+
+
+def test_where_no_folder_keeps_them_kernels_are_compiled_all_the_same() -> None:
+    environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(np.log(2))
