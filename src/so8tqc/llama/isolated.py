@@ -23,6 +23,9 @@ from so8tqc.errors import ModelError, So8tqcError, ToolError
 from so8tqc.llama.child import QUIET_ABORT, ending, reason, remedy
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  a file made there is random and ours alone
+_ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's threads, which the worker gives nothing to do, take as long to start as Python does."""
+
 _SAID_BYTES = 1 << 16
 _GRACE_SECONDS = 5.0
 
@@ -43,7 +46,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._said,
             encoding="utf-8",
-            env={**os.environ, **QUIET_ABORT},
+            env={**os.environ, **QUIET_ABORT, **_ONE_BLAS_THREAD},
             start_new_session=True,  # Ctrl-C is this process's to handle
         )
 

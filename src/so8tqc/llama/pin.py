@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass
 
 
-class Pin(BaseModel):
+@dataclass(frozen=True)
+class Pin:
     """A source package on the Python package index, pinned by content."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     version: str
     sha256: str
