@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_only_the_converter_is_unpacked_and_what_is_tracked_stays(
 def test_another_package_than_the_pinned_one_is_not_unpacked(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pin = package(tmp_path, monkeypatch, WANTED).model_copy(update={"sha256": "0" * 64})
+    pin = replace(package(tmp_path, monkeypatch, WANTED), sha256="0" * 64)
     with pytest.raises(ToolError, match=r"pinned is 0000.*nothing was unpacked"):
         vendor.fetch_converter(pin=pin)
     assert names(directory) == {"README.md", "pin.json"}
