@@ -1,8 +1,8 @@
 """The statistics of ``metrics.distributions`` on a GPU, as Triton kernels: a program for each row.
 
-What is computed on a CPU in ten passes over float64 blocks is computed here while the logits are
-read, in the dtype the model made them in: a row is read twice by each kernel, and nothing of its
-length is written. All arithmetic is in float64. Imported only where Triton is installed, which
+What ``metrics.cpu_kernels`` computes on a CPU is computed here while the logits are read, in the
+dtype the model made them in: a row is read twice for one model and once for a pair, and nothing of
+its length is written. All arithmetic is in float64. Imported only where Triton is installed, which
 takes every annotation but its own for a variable of the kernel.
 """
 
@@ -13,7 +13,7 @@ SIDE = 6
 """Numbers of a row of one model: log-normaliser, nll, entropy, max prob, max logit, Brier score."""
 
 LEADERS = 5
-"""As ``metrics.distributions.LEADERS``."""
+"""As ``metrics.cpu_kernels.LEADERS``."""
 
 BLOCK = 2048
 """Vocabulary entries that a program holds at a time."""
@@ -21,9 +21,6 @@ BLOCK = 2048
 WARPS = 16
 
 _LEADERS = tl.constexpr(LEADERS)
-
-_CLOSE = tl.constexpr(4e-4)
-"""nats, as ``metrics.distributions.CLOSE``."""
 
 _LN2 = tl.constexpr(0.6931471805599453)
 
@@ -35,22 +32,26 @@ def columns(vocab_size: int) -> int:
 
 
 @triton.jit
-def _excess(e):
-    """e^e − 1 − e for |e| < ½, by its series to e^14: nothing cancels."""
-    series = 1.0 / 87178291200.0 + 0.0 * e
-    series = series * e + 1.0 / 6227020800.0
-    series = series * e + 1.0 / 479001600.0
-    series = series * e + 1.0 / 39916800.0
-    series = series * e + 1.0 / 3628800.0
-    series = series * e + 1.0 / 362880.0
-    series = series * e + 1.0 / 40320.0
-    series = series * e + 1.0 / 5040.0
-    series = series * e + 1.0 / 720.0
-    series = series * e + 1.0 / 120.0
-    series = series * e + 1.0 / 24.0
-    series = series * e + 1.0 / 6.0
-    series = series * e + 0.5
-    return series * e * e
+def _even(u):
+    """1/2! + u/4! + u²/6! + …: with _odd, (e^x − 1 − x)/x² = _even(x²) + x _odd(x²), to x^11
+    good to 1e-14 for |x| ≤ ½."""
+    series = 1.0 / 479001600.0 + 0.0 * u
+    series = series * u + 1.0 / 3628800.0
+    series = series * u + 1.0 / 40320.0
+    series = series * u + 1.0 / 720.0
+    series = series * u + 1.0 / 24.0
+    return series * u + 0.5
+
+
+@triton.jit
+def _odd(u):
+    """1/3! + u/5! + u²/7! + …"""
+    series = 1.0 / 6227020800.0 + 0.0 * u
+    series = series * u + 1.0 / 39916800.0
+    series = series * u + 1.0 / 362880.0
+    series = series * u + 1.0 / 5040.0
+    series = series * u + 1.0 / 120.0
+    return series * u + 1.0 / 6.0
 
 
 @triton.jit
@@ -170,10 +171,14 @@ def side_kernel(
 
 
 @triton.jit
-def _differences(first, second, normaliser, width, BLOCK: tl.constexpr):
-    """Of a row's differences d: Σ p d, max |d|, Σ |d|, Σ d²."""
+def _differences(first, second, normaliser, other_normaliser, width, BLOCK: tl.constexpr):
+    """Of a row: Σ p φ(x), Σ q φ(−x), 2 JS; max |d|, Σ |d|, Σ d². ``metrics.distributions`` has the
+    symbols."""
+    shift = other_normaliser - normaliser
     lanes = tl.arange(0, BLOCK)
-    mean = tl.zeros([BLOCK], tl.float64)
+    kl = tl.zeros([BLOCK], tl.float64)
+    reverse = tl.zeros([BLOCK], tl.float64)
+    js = tl.zeros([BLOCK], tl.float64)
     largest = tl.zeros([BLOCK], tl.float64)
     total = tl.zeros([BLOCK], tl.float64)
     square = tl.zeros([BLOCK], tl.float64)
@@ -183,42 +188,24 @@ def _differences(first, second, normaliser, width, BLOCK: tl.constexpr):
         z = tl.load(first + index, mask=inside, other=0.0).to(tl.float64)
         w = tl.load(second + index, mask=inside, other=0.0).to(tl.float64)
         d = w - z
-        mean += tl.exp(z - normaliser) * d
         size = tl.abs(d)
         largest = tl.maximum(largest, size)
         total += size
         square += d * d
-    return tl.sum(mean, 0), tl.max(largest, 0), tl.sum(total, 0), tl.sum(square, 0)
-
-
-@triton.jit
-def _nearness(
-    first, second, normaliser, other_normaliser, centre, plain, width, BLOCK: tl.constexpr
-):
-    """Of a row, with e = d − centre: Σ p (e^e − 1 − e), Σ p (e^e − 1) e, Σ q e, 2 JS."""
-    growth = tl.exp(plain)
-    lanes = tl.arange(0, BLOCK)
-    excess = tl.zeros([BLOCK], tl.float64)
-    turned = tl.zeros([BLOCK], tl.float64)
-    other_mean = tl.zeros([BLOCK], tl.float64)
-    js = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, width, BLOCK):
-        index = start + lanes
-        inside = index < width
-        z = tl.load(first + index, mask=inside, other=0.0).to(tl.float64)
-        w = tl.load(second + index, mask=inside, other=0.0).to(tl.float64)
+        x = d - shift
         p = tl.where(inside, tl.exp(z - normaliser), 0.0)
         q = tl.where(inside, tl.exp(w - other_normaliser), 0.0)
-        e = (w - z) - centre
-        # e^e − 1 − e; where e is large, p e^e = q e^KL, as p itself may be zero
-        small = tl.abs(e) < 0.5
-        near = p * _excess(tl.where(small, e, 0.0))
-        term = tl.where(small, near, q * growth - p - p * e)
-        excess += term
-        turned += (term + p * e) * e
-        other_mean += q * e
-        js += (p + q) * _spread(tl.abs(e - plain) * 0.5)
-    return tl.sum(excess, 0), tl.sum(turned, 0), tl.sum(other_mean, 0), tl.sum(js, 0)
+        near = tl.abs(x) < 0.5
+        u = tl.where(near, x * x, 0.0)
+        even = u * _even(u)
+        odd = u * x * _odd(u)
+        kl += tl.where(near, p * (even + odd), q - p - p * x)
+        reverse += tl.where(near, q * (even - odd), p - q + q * x)
+        js += (p + q) * _spread(tl.abs(x) * 0.5)
+    return (
+        tl.sum(kl, 0), tl.sum(reverse, 0), tl.sum(js, 0),
+        tl.max(largest, 0), tl.sum(total, 0), tl.sum(square, 0),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -243,11 +230,6 @@ def pair_kernel(
 ):  # fmt: skip
     """A row of ``metrics.divergence.COLUMNS`` for each position.
 
-    With e = d − Σ p d and x = ln(q/p), the sums of ``metrics.nearness`` are taken term by term:
-    p(e^e − 1 − e) without cancellation by its series, and (p + q)/2 · (t tanh t − ln cosh t) for
-    t = |x|/2. JS is exact at any distance, KL and its reverse below ``CLOSE``; beyond, the plain
-    differences are.
-
     Args:
         reference, candidate: [t, V], rows a stride apart.
         targets: [t] int64, the tokens that follow.
@@ -261,25 +243,17 @@ def pair_kernel(
     second = candidate + row.to(tl.int64) * candidate_stride
     normaliser = tl.load(reference_numbers + row * 6)
     other_normaliser = tl.load(candidate_numbers + row * 6)
-    centre, largest, total, square = _differences(first, second, normaliser, width, BLOCK)
-    shift = other_normaliser - normaliser
-    plain = shift - centre
-    more, turned, other_mean, js = _nearness(
-        first, second, normaliser, other_normaliser, centre, plain, width, BLOCK
+    kl, reverse, js, largest, total, square = _differences(
+        first, second, normaliser, other_normaliser, width, BLOCK
     )
-    # KL = ln(1 + Σ p (e^e − 1 − e)), reverse KL = e^−KL Σ p (e^e − 1) e − KL: metrics.nearness
-    one = 1.0 + more
-    kl = tl.where(one == 1.0, more, tl.log(one) * more / tl.where(one == 1.0, 1.0, one - 1.0))
-    reverse = tl.exp(-kl) * turned - kl
-    close = plain < _CLOSE
     ours = reference_numbers + row * 6
     theirs = candidate_numbers + row * 6
     out = rows + row * 21
     for i in tl.static_range(5):  # nll, entropy, max prob, max logit, Brier score
         tl.store(out + 2 * i, tl.load(ours + 1 + i))
         tl.store(out + 2 * i + 1, tl.load(theirs + 1 + i))
-    tl.store(out + 10, tl.where(close, kl, plain))
-    tl.store(out + 11, tl.where(close, reverse, other_mean - plain))
+    tl.store(out + 10, kl)
+    tl.store(out + 11, reverse)
     tl.store(out + 12, js * 0.5)
     tl.store(out + 13, tl.exp(-tl.load(theirs + 1)) - tl.exp(-tl.load(ours + 1)))
     leaders = reference_places + row * (1 + _LEADERS) + 1
