@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,12 +38,32 @@ print(distribution(torch.tensor([[0.0, 0.0]]), torch.tensor([0])).numbers[0, 1])
 """
 
 
-def test_where_no_folder_keeps_them_kernels_are_compiled_all_the_same() -> None:
-    environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
-    environment.pop("NUMBA_CACHE_DIR", None)
+def nll_of_a_coin(program: str = PROGRAM, **environment: str) -> float:
+    """Compute a row in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment,
+        [sys.executable, "-c", program], env={**os.environ, **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(np.log(2))
+    return float(done.stdout)
+
+
+def test_where_no_folder_keeps_them_kernels_are_compiled_all_the_same() -> None:
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": ""}
+    assert nll_of_a_coin(**nowhere) == pytest.approx(np.log(2))
+
+
+def test_a_full_disk_or_a_broken_file_only_costs_compiling(tmp_path: Path) -> None:
+    full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n" + PROGRAM
+    assert nll_of_a_coin(full, NUMBA_CACHE_DIR=str(tmp_path)) == pytest.approx(np.log(2))
+    assert not list(tmp_path.rglob("*.nbc"))
+    assert nll_of_a_coin(NUMBA_CACHE_DIR=str(tmp_path)) == pytest.approx(np.log(2))
+    (file,) = tmp_path.rglob("*.nbc")
+    whole = file.read_bytes()
+    for kept in (0, 100):
+        file.write_bytes(whole[:kept])
+        assert nll_of_a_coin(NUMBA_CACHE_DIR=str(tmp_path)) == pytest.approx(np.log(2))
+    file.write_bytes(whole)
+    (index,) = tmp_path.rglob("*.nbi")
+    index.write_bytes(index.read_bytes()[:-9])
+    assert nll_of_a_coin(NUMBA_CACHE_DIR=str(tmp_path)) == pytest.approx(np.log(2))

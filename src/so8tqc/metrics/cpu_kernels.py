@@ -13,7 +13,9 @@ Imported only where something is compared: numba takes a third of a second.
 
 from __future__ import annotations
 
+import functools
 import math
+import pickle
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -84,13 +86,23 @@ _L = tuple(2 / (2 * k + 1) for k in range(9))
 y ≤ 1/e."""
 
 
-def _compiled(kernel: Callable[..., Any]) -> Any:
-    """What threads call: compiled once for a machine, where a folder can be written."""
+def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
+    """What threads call: compiled once for a machine, or in each process where that is not kept."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    plain = njit(**options)(kernel)
     try:
-        return njit(cache=True, **options)(kernel)
-    except RuntimeError:  # numba knows no such folder
-        return njit(**options)(kernel)
+        kept = njit(cache=True, **options)(kernel)
+    except RuntimeError:  # numba finds no folder
+        return plain  # type: ignore[no-any-return]
+
+    @functools.wraps(kernel)
+    def call(*arguments: Any) -> None:
+        try:
+            kept(*arguments)
+        except (OSError, EOFError, pickle.UnpicklingError):  # no room for it, or a broken file
+            plain(*arguments)
+
+    return call
 
 
 @intrinsic

@@ -24,7 +24,7 @@ from so8tqc.services.builtin import demo_gguf
 from so8tqc.services.gguf_provenance import says_baked
 
 _PACKAGES = (
-    "so8tqc", "torch", "transformers", "safetensors", "gguf", "numpy", "scipy", "plotly",
+    "so8tqc", "torch", "transformers", "safetensors", "gguf", "numpy", "numba", "scipy", "plotly",
     "pydantic", "typer",
 )  # fmt: skip
 _LOAD_TIMEOUT_SECONDS = 60

@@ -161,7 +161,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         inputs=_inputs(config, capture),
         outputs=_outputs(config),
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "transformers", "llama-cpp-python", "numpy"),
+        versions=versions("torch", "transformers", "llama-cpp-python", "numpy", "numba"),
         run=watch.info(),
     )
 
