@@ -113,6 +113,15 @@ def test_models_that_cannot_be_compared() -> None:
         compare(sources, [("a", "c")], texts)
 
 
+@pytest.mark.parametrize("token", [-1, 40])
+def test_a_token_of_another_vocabulary_is_named(token: int) -> None:
+    texts, sources = setup()
+    texts[1].tokens[-1] = token
+    with pytest.raises(DataError, match=f"t1: token {token} is not in a's vocabulary of 40"):
+        compare(sources, [("a", "b")], texts)
+    assert sources[0].passes == 0
+
+
 def test_a_transformers_source_gives_the_models_own_logits(llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -67,11 +67,13 @@ def compare(
 
     Raises:
         InputError: vocabulary sizes differ, or two sources share a name.
-        DataError: a source yields non-finite logits, naming text and position.
+        DataError: a source yields non-finite logits, naming text and position; a token is not in
+            the vocabulary.
     """
     import torch
 
     _check_sources(sources)
+    _check_tokens(texts, sources[0])
     threads = torch.get_num_threads()
     memories = [{source.name: Workspace() for source in sources} for _ in range(threads)]
     mine = ranks.share(texts)
@@ -328,4 +330,17 @@ def _check_sources(sources: Sequence[LogitSource]) -> None:
                 f"{source.name} has {source.vocab_size} vocabulary entries, "
                 f"{first.name} has {first.vocab_size}: they cannot be compared",
                 remedy="Give models that share a tokenizer.",
+            )
+
+
+def _check_tokens(texts: Sequence[EncodedText], source: LogitSource) -> None:
+    """A token of another vocabulary would be looked up in memory that is not its row's."""
+    for text in texts:
+        outside = text.tokens[(text.tokens < 0) | (text.tokens >= source.vocab_size)]
+        if outside.size:
+            raise DataError(
+                f"token {int(outside[0])} is not in {source.name}'s vocabulary of "
+                f"{source.vocab_size}",
+                where=text.id,
+                remedy="Give the tokenizer that belongs to these models.",
             )
