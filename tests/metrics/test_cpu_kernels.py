@@ -65,5 +65,9 @@ def test_a_full_disk_or_a_broken_file_only_costs_compiling(tmp_path: Path) -> No
         assert nll_of_a_coin(NUMBA_CACHE_DIR=str(tmp_path)) == pytest.approx(np.log(2))
     file.write_bytes(whole)
     (index,) = tmp_path.rglob("*.nbi")
-    index.write_bytes(index.read_bytes()[:-9])
-    assert nll_of_a_coin(NUMBA_CACHE_DIR=str(tmp_path)) == pytest.approx(np.log(2))
+    whole = index.read_bytes()
+    other = bytearray(whole)
+    other[len(whole) // 2] ^= 0x80
+    for damaged in (whole[:-9], other):
+        index.write_bytes(damaged)
+        assert nll_of_a_coin(NUMBA_CACHE_DIR=str(tmp_path)) == pytest.approx(np.log(2))

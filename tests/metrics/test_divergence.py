@@ -19,7 +19,7 @@ from so8tqc.metrics.divergence import COLUMNS, TokenTable, summarise, token_rows
 def rows(z: np.ndarray, w: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
     goal = torch.from_numpy(targets)
     table = token_rows(
-        distribution(torch.from_numpy(z), goal), distribution(torch.from_numpy(w), goal), goal
+        distribution(torch.from_numpy(z), goal), distribution(torch.from_numpy(w), goal)
     )
     return {name: table[:, i].numpy() for i, name in enumerate(COLUMNS)}
 
@@ -99,6 +99,46 @@ def test_divergences_keep_ten_digits_however_close_the_models_are(
         assert got[name][0] >= -tolerance
 
 
+@pytest.mark.parametrize("border", [0.5, 1.0])
+def test_no_token_is_lost_or_taken_twice_where_one_formula_ends(border: float) -> None:
+    """|ln(q/p)| of a token is moved, bit by bit, over the border between two formulas."""
+    generator = np.random.default_rng(0)
+    for _ in range(12):
+        z = generator.normal(size=(1, 2)) * 2
+        w = z.copy()
+        low, high = z[0, 0], z[0, 0] + 20.0
+        while np.nextafter(low, high) < high:  # the last w[0] below the border, and the next
+            w[0, 0] = middle = (low + high) / 2
+            log_p, log_q = (side[0, 0] - np.logaddexp(*side[0]) for side in (z, w))
+            low, high = (low, middle) if abs(log_q - log_p) > border else (middle, high)
+        for _ in range(40):
+            low = np.nextafter(low, -np.inf)
+        for _ in range(80):
+            w[0, 0] = low = np.nextafter(low, np.inf)
+            for name, exact in zip(
+                ("kl", "kl_reverse", "js"), exact_divergences(z[0], w[0]), strict=True
+            ):
+                assert rows(z, w, np.array([0]))[name][0] == pytest.approx(exact, rel=1e-10), name
+
+
+@pytest.mark.parametrize("offset", [0.0, -1e4, 1e6, 1e8])
+@pytest.mark.parametrize("noise", [1e-5, 1e-2, 0.6, 3.0])
+def test_the_size_of_the_logits_costs_no_digits(offset: float, noise: float) -> None:
+    """As many as the logits themselves keep when they are stored."""
+    generator = np.random.default_rng(2)
+    z = offset + generator.normal(size=(1, 30)) * 3
+    w = z + generator.normal(size=(1, 30)) * noise
+    got = rows(z, w, np.array([0]))
+    for name, exact in zip(("kl", "kl_reverse", "js"), exact_divergences(z[0], w[0]), strict=True):
+        assert got[name][0] == pytest.approx(exact, rel=1e-10), name
+
+
+def test_logits_of_any_size() -> None:
+    got = rows(np.array([[1e300, -1e300, 0.0]]), np.array([[1e300, 1e300, 0.0]]), np.array([0]))
+    assert got["kl"][0] == pytest.approx(np.log(2), rel=1e-12)
+    assert got["js"][0] == pytest.approx(1.5 * np.log(2) - 0.75 * np.log(3), rel=1e-12)
+
+
 @pytest.mark.parametrize("gap", [750.0, 1e5, 1e30])
 def test_differences_beyond_the_exponential_are_no_nan(gap: float) -> None:
     """A token impossible in the reference: e^gap overflows, its probability underflows."""
@@ -140,9 +180,9 @@ def test_scratch_memory_may_be_shared_by_blocks_of_any_height() -> None:
     for height, width in ((4, 30), (2, 30), (5, 30), (3, 31)):
         z, w = (torch.from_numpy(generator.normal(size=(height, width))) for _ in range(2))
         goal = torch.zeros(height, dtype=torch.int64)
-        fresh = token_rows(distribution(z, goal), distribution(w, goal), goal)
+        fresh = token_rows(distribution(z, goal), distribution(w, goal))
         sides = distribution(z, goal, memory[0]), distribution(w, goal, memory[1])
-        torch.testing.assert_close(token_rows(*sides, goal), fresh, rtol=0, atol=0)
+        torch.testing.assert_close(token_rows(*sides), fresh, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -151,9 +191,7 @@ def test_logits_of_half_precision_are_what_they_are(dtype: torch.dtype) -> None:
     goal = torch.tensor([0, 1, 2])
     halves = [distribution(logits.to(dtype), goal) for logits in (z, w)]
     singles = [distribution(logits.to(dtype).float(), goal) for logits in (z, w)]
-    torch.testing.assert_close(
-        token_rows(*halves, goal), token_rows(*singles, goal), rtol=0, atol=0
-    )
+    torch.testing.assert_close(token_rows(*halves), token_rows(*singles), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("token", [-1, 50])
@@ -162,11 +200,17 @@ def test_tokens_outside_the_vocabulary_are_no_memory_of_others(token: int) -> No
         distribution(torch.zeros(2, 50), torch.tensor([0, token]))
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_every_row_has_a_target(count: int) -> None:
+    with pytest.raises(ValueError, match="targets for 2 rows"):
+        distribution(torch.zeros(2, 50), torch.zeros(count, dtype=torch.int64))
+
+
 def test_other_shapes_are_not_compared() -> None:
     goal = torch.tensor([0, 1])
     sides = [distribution(torch.zeros(2, width), goal) for width in (50, 51)]
     with pytest.raises(ValueError, match="differ"):
-        token_rows(*sides, goal)
+        token_rows(*sides)
 
 
 def test_shifting_all_logits_changes_nothing_but_the_logits() -> None:

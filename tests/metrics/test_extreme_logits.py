@@ -40,7 +40,7 @@ def token_statistics(
             distribution(torch.from_numpy(side[some]), goal, memory)
             for side, memory in zip((z, w), memories, strict=True)
         )
-        parts.append(token_rows(*sides, goal).numpy())
+        parts.append(token_rows(*sides).numpy())
     table = np.concatenate(parts)
     return {name: table[:, i] for i, name in enumerate(COLUMNS)}
 

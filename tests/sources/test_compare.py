@@ -168,7 +168,7 @@ def test_rows_that_a_gpu_gives_later_come_in_order(
     monkeypatch.setattr("so8tqc.sources.compare._gpu_of", lambda _b: torch.device("cpu"))
     monkeypatch.setattr("so8tqc.sources.compare.gpu_distribution", _Delayed)
     monkeypatch.setattr(
-        "so8tqc.sources.compare.gpu_token_rows", lambda a, b, goal: token_rows(a.side, b.side, goal)
+        "so8tqc.sources.compare.gpu_token_rows", lambda a, b, _goal: token_rows(a.side, b.side)
     )
     for pair, table in compare(sources, [("a", "b"), ("c", "b")], texts).items():
         for name, values in expected[pair].columns.items():

@@ -1,12 +1,12 @@
 """The statistics of ``metrics.distributions`` on a CPU, as numba kernels.
 
-A row of logits is read once or twice for one model and once or twice for a pair, in the dtype it
-has; all arithmetic is in float64. Of its length only the weights e^(z − max z) are written. The
-kernels hold no lock of Python's, so that threads work side by side, and use the widest vectors that
-the processor has. They are compiled when they are first called, in seconds, and kept beside this
-file, or where numba keeps such things for the user.
+A row of logits is read twice for one model, and once for a pair, or twice where some |x| > 1, in
+the dtype it has; all arithmetic is in float64. Of its length only the weights e^(z − max z) are
+written. The kernels hold no lock of Python's, so that threads work side by side, and use the widest
+vectors that the processor has. They are compiled when they are first called, in seconds, and kept
+beside this file, or where numba keeps such things for the user.
 
-Sums may be taken in any order, but for the exponential, whose steps must stay in theirs.
+Sums may be taken in any order; the exponential and x are computed in the order that is written.
 
 Imported only where something is compared: numba takes a third of a second.
 """
@@ -86,6 +86,13 @@ _L = tuple(2 / (2 * k + 1) for k in range(9))
 y ≤ 1/e."""
 
 
+_NOT_KEPT = (
+    OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError,
+    ImportError, MemoryError,
+)  # fmt: skip
+"""What numba raises where there is no room to keep a kernel, or the file of one is damaged."""
+
+
 def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
     """What threads call: compiled once for a machine, or in each process where that is not kept."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -99,7 +106,7 @@ def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
     def call(*arguments: Any) -> None:
         try:
             kept(*arguments)
-        except (OSError, EOFError, pickle.UnpicklingError):  # no room for it, or a broken file
+        except _NOT_KEPT:
             plain(*arguments)
 
     return call
@@ -160,6 +167,13 @@ def _exp(x):
     series = series * r + _E[0]
     power = _number((_bits(shifted) + 1023) << 52)
     return 0.0 if x < _LEAST else series * power
+
+
+@njit(fastmath=_STEPS)
+def _log_ratio(z, w, shift):
+    """x = (w − z) − shift, to the last digit the same in every loop: those of |x| ≤ 1 and of
+    |x| > 1 must not both take a token, nor both leave it."""
+    return (np.float64(w) - np.float64(z)) - shift
 
 
 @njit
@@ -267,7 +281,7 @@ def _differences(z, w, p_weights, q_weights, p_scale, q_scale, shift):
         largest = _larger(largest, size)
         total += size
         square += d * d
-        x = d - shift
+        x = _log_ratio(z[i], w[i], shift)
         p = p_weights[i] * p_scale
         q = q_weights[i] * q_scale
         u = x * x
@@ -298,7 +312,7 @@ def _far_js(z, w, p_weights, q_weights, p_scale, q_scale, shift):
     t tanh t − ln cosh t = ln 2 − ln(1 + y) − |x| y/(1 + y)."""
     js = 0.0
     for i in range(z.shape[0]):
-        x = abs(np.float64(w[i]) - np.float64(z[i]) - shift)
+        x = abs(_log_ratio(z[i], w[i], shift))
         both = p_weights[i] * p_scale + q_weights[i] * q_scale
         y = _exp(-x)
         s = y / (2 + y)
@@ -348,7 +362,8 @@ def pair_rows(
     for row in range(z.shape[0]):
         ours = reference[row]
         theirs = candidate[row]
-        shift = theirs[0] - ours[0]
+        # L_w − L_z; from the largest logits, as their size may have cost the sums' last digits
+        shift = (theirs[4] - ours[4]) + math.log(ours[3] / theirs[3])
         side = (z[row], w[row], p_weights[row], q_weights[row], ours[3], theirs[3], shift)
         kl, reverse, js, largest, total, square = _differences(*side)
         if largest + abs(shift) > _MODERATE:

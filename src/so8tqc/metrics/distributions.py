@@ -8,10 +8,10 @@ log-normalisers, d = w − z, x = ln(q/p) = d − (L_w − L_z) and φ(x) = e^x 
 * with t = |x|/2, the Jensen-Shannon divergence JS = ½ KL(p‖(p+q)/2) + ½ KL(q‖(p+q)/2)
   = Σ (p + q)/2 · (t tanh t − ln cosh t).
 
-No term is negative, so that nothing cancels: KL of 1e-13 is as accurate as of 1. Nor does it matter
-that the log-normalisers are rounded: an error δ of x changes Σ p φ(x) by δ Σ p (e^x − 1) + ½ δ²,
-of which the first is zero. Where |x| is small the terms are power series; elsewhere p φ(x) is
-q − p − p x, which needs no e^x that may overflow.
+No term is negative, so that nothing cancels: KL of 1e-13 is as accurate as of 1. Where |x| is small
+the terms are power series, and it hardly matters that the log-normalisers are rounded: an error δ
+of x changes a term by δ p (e^x − 1), of which the sum over all tokens is zero. Elsewhere p φ(x) is
+q − p − p x, which needs no e^x that may overflow, and δ matters in proportion.
 
 The kernels that compute this are ``metrics.cpu_kernels``.
 """
@@ -62,16 +62,19 @@ class Distribution:
             Brier score Σ_v (p_v − 1[v is the target])².
         leaders: [t, 5] int64, the most likely tokens in order, of equal ones the first before the
             others; V where there are fewer.
+        targets: [t] int64, the token that really follows.
     """
 
     logits: npt.NDArray[np.floating]
     weights: FloatArray
     numbers: FloatArray
     leaders: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
-        """[t], whether all logits of a row are finite: the entropy is not where one is not."""
+        """[t], whether all logits of a row are finite, and their differences: else the entropy is
+        not, either."""
         return np.isfinite(self.numbers[:, 2])
 
 
@@ -86,6 +89,7 @@ def distribution(
         workspace: where the weights live; None for their own.
 
     Raises:
+        ValueError: there are more or fewer targets than rows.
         IndexError: a target is not in the vocabulary.
     """
     import torch
@@ -93,17 +97,17 @@ def distribution(
     from so8tqc.metrics import cpu_kernels as kernels
 
     height, width = logits.shape
-    goal = targets.numpy()
+    goal = targets.numpy().astype(np.int64, copy=False)
+    if goal.shape != (height,):
+        raise ValueError(f"{goal.shape} targets for {height} rows")
     if height and not 0 <= goal.min() <= goal.max() < width:
         raise IndexError(f"a token is not among the {width} of the vocabulary")
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
-    z = logits.contiguous().numpy()
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous().numpy()
     weights = (workspace or Workspace()).take(height, width)
     numbers = np.empty((height, kernels.SIDE))
     leaders = np.empty((height, kernels.LEADERS), np.int64)
     kernels.side_rows(z, goal, weights, numbers, leaders)
-    return Distribution(z, weights, numbers, leaders)
+    return Distribution(z, weights, numbers, leaders, goal)
 
 
 def rows_per_block(vocab_size: int) -> int:

@@ -58,15 +58,12 @@ differences of one position. Positions whose next token is unknown (the last) ar
 """
 
 
-def token_rows(
-    reference: Distribution, candidate: Distribution, targets: torch.Tensor
-) -> torch.Tensor:
+def token_rows(reference: Distribution, candidate: Distribution) -> torch.Tensor:
     """One row of ``COLUMNS`` for each position: [t, len(COLUMNS)] float64.
 
     Args:
         reference: of t positions.
         candidate: of the same positions.
-        targets: [t] the token that really follows.
 
     Raises:
         ValueError: the two are of different positions or vocabularies.
@@ -81,7 +78,7 @@ def token_rows(
     kernels.pair_rows(
         reference.logits, candidate.logits, reference.weights, candidate.weights,
         reference.numbers, candidate.numbers, reference.leaders, candidate.leaders,
-        targets.numpy(), rows,
+        reference.targets, rows,
     )  # fmt: skip
     return torch.from_numpy(rows)
 

@@ -160,10 +160,10 @@ def side_kernel(
     log_total = tl.log(total)
     normaliser = top + log_total
     z_target = tl.load(start_of_row + tl.load(targets + row)).to(tl.float64)
-    p_target = tl.exp(z_target - normaliser)
+    p_target = tl.exp(z_target - top) / total
     out = numbers + row * 6
     tl.store(out, normaliser)
-    tl.store(out + 1, normaliser - z_target)
+    tl.store(out + 1, (top - z_target) + log_total)
     tl.store(out + 2, log_total - moment / total)
     tl.store(out + 3, 1.0 / total)
     tl.store(out + 4, top)
@@ -171,10 +171,11 @@ def side_kernel(
 
 
 @triton.jit
-def _differences(first, second, normaliser, other_normaliser, width, BLOCK: tl.constexpr):
+def _differences(first, second, top, other_top, most, other_most, width, BLOCK: tl.constexpr):
     """Of a row: Σ p φ(x), Σ q φ(−x), 2 JS; max |d|, Σ |d|, Σ d². ``metrics.distributions`` has the
-    symbols."""
-    shift = other_normaliser - normaliser
+    symbols; of each side the largest logit and probability are given."""
+    # L_w − L_z; from the largest logits, as their size may have cost the sums' last digits
+    shift = (other_top - top) + tl.log(most / other_most)
     lanes = tl.arange(0, BLOCK)
     kl = tl.zeros([BLOCK], tl.float64)
     reverse = tl.zeros([BLOCK], tl.float64)
@@ -193,8 +194,8 @@ def _differences(first, second, normaliser, other_normaliser, width, BLOCK: tl.c
         total += size
         square += d * d
         x = d - shift
-        p = tl.where(inside, tl.exp(z - normaliser), 0.0)
-        q = tl.where(inside, tl.exp(w - other_normaliser), 0.0)
+        p = tl.where(inside, tl.exp(z - top) * most, 0.0)
+        q = tl.where(inside, tl.exp(w - other_top) * other_most, 0.0)
         near = tl.abs(x) < 0.5
         u = tl.where(near, x * x, 0.0)
         even = u * _even(u)
@@ -241,13 +242,12 @@ def pair_kernel(
     row = tl.program_id(0)
     first = reference + row.to(tl.int64) * reference_stride
     second = candidate + row.to(tl.int64) * candidate_stride
-    normaliser = tl.load(reference_numbers + row * 6)
-    other_normaliser = tl.load(candidate_numbers + row * 6)
-    kl, reverse, js, largest, total, square = _differences(
-        first, second, normaliser, other_normaliser, width, BLOCK
-    )
     ours = reference_numbers + row * 6
     theirs = candidate_numbers + row * 6
+    kl, reverse, js, largest, total, square = _differences(
+        first, second, tl.load(ours + 4), tl.load(theirs + 4),
+        tl.load(ours + 3), tl.load(theirs + 3), width, BLOCK,
+    )  # fmt: skip
     out = rows + row * 21
     for i in tl.static_range(5):  # nll, entropy, max prob, max logit, Brier score
         tl.store(out + 2 * i, tl.load(ours + 1 + i))

@@ -226,7 +226,7 @@ def _table(reference: Any, candidate: Any, tokens: TokenIds) -> Mapping[str, Any
         goal = targets[start : start + step]
         window = slice(start, start + goal.shape[0])
         sides = [distribution(torch.as_tensor(z[window]), goal) for z in (reference, candidate)]
-        rows.append(token_rows(sides[0], sides[1], goal))
+        rows.append(token_rows(sides[0], sides[1]))
     return dict(zip(COLUMNS, torch.cat(rows).T, strict=True))
 
 

@@ -21,7 +21,14 @@ from so8tqc.metrics.divergence import COLUMNS, TokenTable, token_rows
 from so8tqc.metrics.gpu_divergence import gpu_distribution, gpu_token_rows, works_on
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources import ranks
-from so8tqc.sources.placement import beside_the_models, enough_gpu_memory, ids_on, on_the_way, sent
+from so8tqc.sources.placement import (
+    beside_the_models,
+    enough_gpu_memory,
+    ids_on,
+    on_cpu,
+    on_the_way,
+    sent,
+)
 from so8tqc.sources.protocol import EncodedText, LogitSource
 
 if TYPE_CHECKING:
@@ -32,6 +39,9 @@ HEAD_BYTES = 64 << 20
 
 FEWEST_HEAD_ROWS = 128
 """Rows that make an efficient matrix product, whatever the vocabulary."""
+
+MOST_THREADS = 16
+"""Threads that compare rows, if torch uses as many; each has memory for a row of every model."""
 
 Pair = tuple[str, str]
 """Names of a reference and of a candidate."""
@@ -74,7 +84,7 @@ def compare(
 
     _check_sources(sources)
     _check_tokens(texts, sources[0])
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), MOST_THREADS)
     memories = [{source.name: Workspace() for source in sources} for _ in range(threads)]
     mine = ranks.share(texts)
     found: dict[int, dict[Pair, Rows]] = {}
@@ -202,7 +212,7 @@ def _compare_on_cpu(
 
     height = targets.shape[0]
     each = max(1, -(-height // len(memories)))
-    here = [block.to("cpu") for block in blocks]
+    here = [on_cpu(block) for block in blocks]
     jobs = [
         pool.submit(
             _compare_rows, sources, pairs, [block[at : at + each] for block in here],
@@ -275,7 +285,7 @@ def _compare_rows(
             for source, block in zip(sources, blocks, strict=True)
         }  # fmt: skip
         for pair in pairs:
-            rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]], goal))
+            rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]]))
     return rows
 
 
