@@ -81,6 +81,32 @@ def test_two_processes_give_the_record_of_one(
         np.testing.assert_array_equal(values, tokens[1][name])
 
 
+def test_a_failed_verdict_is_shown_before_anybody_ends(
+    llama: Path, make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path
+) -> None:
+    """A launcher ends every process as soon as one exits with 1, even one that is still writing."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import sys, time\nfrom so8tqc.cli.main import main\nfrom so8tqc.services import report\n"
+        "write = report.write_stage_reports\n"
+        "def write_slowly(*arguments):\n    time.sleep(4)\n    write(*arguments)\n"
+        "report.write_stage_reports = write_slowly\nsys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(slow),
+         "qc", "--reference", str(llama), "--rotations", str(make_gates(llama)),
+         "--candidate", str(llama), "--data", str(texts_file), "--out", str(tmp_path / "qc")],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+             "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "FAIL" in done.stdout.upper()
+    for name in ("record.json", "report.md", "report.html", "junit.xml"):
+        assert (tmp_path / "qc" / name).stat().st_size > 0, name
+    assert (tmp_path / "summary").read_text() == (tmp_path / "qc/report.md").read_text() + "\n"
+
+
 def test_an_error_in_one_process_is_told_and_none_waits_forever(tmp_path: Path) -> None:
     """Rank 1 fails before the others' results come together."""
     script = tmp_path / "fails.py"

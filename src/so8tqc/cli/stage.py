@@ -136,14 +136,18 @@ def run_reported_stage(
     from so8tqc.sources import ranks
 
     if not ranks.is_first():
-        finish(service(config, SILENT), Output(json=False, quiet=True))
+        record = service(config, SILENT)
+        ranks.wait_for_all()
+        exit_by(record)
         return
     with claim_folder(out):
         remove_leftovers(out)
         record = _recorded(service, config, output, out / "record.json")
         write_stage_reports(record, out)
     add_to_step_summary(out / "report.md")
-    finish(record, output, out / shown)
+    present(record, output, out / shown)
+    ranks.wait_for_all()  # a launcher ends all of them as soon as one says that a verdict failed
+    exit_by(record)
 
 
 def add_to_step_summary(report: Path) -> None:
@@ -156,10 +160,15 @@ def add_to_step_summary(report: Path) -> None:
 
 def finish(record: Record, output: Output, path: Path | None = None) -> None:
     """Show a record and exit: 1 if its verdict failed."""
+    present(record, output, path)
+    exit_by(record)
+
+
+def exit_by(record: Record) -> None:
+    """Exit with 1 if a record's verdict failed."""
     from so8tqc.errors import ExitCode
     from so8tqc.records import Verdict
 
-    present(record, output, path)
     if record.verdict is Verdict.FAIL:
         raise typer.Exit(ExitCode.VERDICT_FAILED)
 

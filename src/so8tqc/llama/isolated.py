@@ -125,6 +125,10 @@ class IsolatedModel:
         """Whether a token ends a generation."""
         return bool(self._worker.ask("ends", token=token))
 
+    def pieces(self) -> list[str | None]:
+        """See ``LlamaModel.pieces``."""
+        return list(self._worker.ask("pieces"))
+
     def begin(self, length: int) -> None:
         """Forget the text so far and make room for ``length`` tokens.
 

@@ -189,6 +189,19 @@ class LlamaModel:
         """Whether a token ends a generation."""
         return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
 
+    def pieces(self) -> list[str | None]:
+        """Token id → text of an ordinary token as the vocabulary stores it, None of any other."""
+        lib, vocabulary = self._lib, self._vocabulary
+        if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
+            return [None] * self.vocab_size
+        ordinary = lib.LLAMA_TOKEN_ATTR_NORMAL
+        return [
+            lib.llama_vocab_get_text(vocabulary, i).decode("utf-8", "replace")
+            if lib.llama_vocab_get_attr(vocabulary, i) & ordinary
+            else None
+            for i in range(self.vocab_size)
+        ]
+
     def begin(self, length: int) -> None:
         """Forget the text so far and make room for ``length`` tokens.
 

@@ -70,6 +70,10 @@ class Worker:
         """See ``LlamaModel.ends``."""
         return self.model.ends(token)
 
+    def pieces(self) -> list[str | None]:
+        """See ``LlamaModel.pieces``."""
+        return self.model.pieces()
+
     @property
     def model(self) -> LlamaModel:
         """The loaded model."""
@@ -87,6 +91,7 @@ class Worker:
             "time": self.time,
             "ends": self.ends,
             "tokenize": self.tokenize,
+            "pieces": self.pieces,
         }
         try:
             return {"answer": actions[request.pop("do")](**request)}

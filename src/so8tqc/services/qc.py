@@ -29,6 +29,7 @@ from so8tqc.records import (
     versions,
 )
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.belonging import require_same_architecture
 from so8tqc.services.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.diagnose import diagnose, diagnose_logits, diagnose_structure
 from so8tqc.services.gguf_weights import judge_gguf
@@ -135,6 +136,8 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     profile = load_profile(config.profile)
     names = names_of(config.candidates)
     capture = capture_if_one(config.reference)
+    if capture is None or config.base is not None:
+        require_same_architecture(base_of(config), config.candidates)
     rotations = rotations_of(config, capture)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     found.metrics["profile"] = config.profile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from so8tqc.llama.gguf_file import is_gguf
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.belonging import ids_of, require_same_tokens
 from so8tqc.services.evaluation_texts import evaluation_texts
 from so8tqc.services.reference import reference_rotations
 from so8tqc.sources.capture import (
@@ -174,6 +175,7 @@ def _sources(
         pairs.append((witness, ARITHMETIC))
     files = {name: path for name, path in names.items() if is_gguf(path)}
     opened = {source.name: source for source in open_together(files, threads=config.threads)}
+    _check_tokens(config, sources[0], opened.values())
     for name, path in names.items():
         if name in opened:
             sources.append(opened[name])
@@ -183,6 +185,22 @@ def _sources(
             sources.append(HFSource(load_model(config, path), name))
         pairs.append((REFERENCE, name))
     return sources, pairs
+
+
+def _check_tokens(config: QCConfig, reference: LogitSource, files: Iterable[GGUFSource]) -> None:
+    """The tokens of GGUF files are those of the reference, by its file or by the tokenizer."""
+    if not (files := list(files)):
+        return
+    if isinstance(reference, GGUFSource):
+        whose, known = reference.path.name, ids_of(reference.pieces())
+    else:
+        try:
+            tokenizer = _tokenizer(config)
+        except InputError:  # a capture brings its token ids
+            return
+        whose, known = f"the tokenizer of {tokenizer.name_or_path}", tokenizer.get_vocab()
+    for source in files:
+        require_same_tokens(source.path, source.pieces(), known, whose)
 
 
 def rotations_of(config: QCConfig, capture: Capture | None) -> RotationSet | None:

@@ -45,6 +45,10 @@ class GGUFSource:
         """How the file is quantized, e.g. ``Q5_K_M``; "" if it does not say."""
         return self._model.file_type
 
+    def pieces(self) -> list[str | None]:
+        """Token id → text of an ordinary token as the file stores it, None of any other."""
+        return self._model.pieces()
+
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         import torch

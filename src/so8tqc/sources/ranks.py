@@ -77,6 +77,16 @@ def together(results: dict[int, _Result], error: So8tqcError | None) -> dict[int
     return dict(sorted(item for found, _ in everybody for item in found.items()))
 
 
+def wait_for_all() -> None:
+    """Return once every process has come here; at once where there is only one."""
+    if count() == 1:
+        return
+    import torch
+
+    _join()
+    torch.distributed.barrier()
+
+
 def _join() -> None:
     """Join the other processes, the first time, and leave them in order when this one ends.
 
