@@ -73,6 +73,21 @@ def test_gates_without_effect_fail(
     assert "less than rounding" in record.diagnosis[-1].text
 
 
+def test_gates_that_are_the_identity_fail_from_the_files_alone(
+    llama: Path, make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path
+) -> None:
+    gates = make_gates(llama, scale=0.0)
+    assert (
+        bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked")).verdict.value
+        == "fail"
+    )
+    record = judged(llama, gates, llama, texts_file, tmp_path / "qc", level="files")
+    assert record.verdict is Verdict.FAIL
+    check = record.check("algebra.effect")
+    assert (check.verdict, check.value) == (Verdict.FAIL, 0)
+    assert "nothing to bake" in check.detail
+
+
 def test_the_wrong_convention_in_qc_is_a_failed_verdict(
     baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
 ) -> None:

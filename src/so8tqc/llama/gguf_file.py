@@ -112,6 +112,10 @@ class GGUFFile:
         return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
+_ENDS_EARLY = ("cannot reshape array", "must be a divisor of")
+"""What numpy says of a tensor that is cut off."""
+
+
 def open_gguf(path: Path) -> GGUFFile:
     """Open and validate a GGUF file; data stays mapped, nothing large is read.
 
@@ -130,7 +134,11 @@ def open_gguf(path: Path) -> GGUFFile:
         size = path.stat().st_size
         for tensor in reader.tensors:
             if int(tensor.data_offset) + int(tensor.n_bytes) > size:
-                raise ModelError(f"truncated: {tensor.name} ends beyond the file", where=str(path))
+                raise ModelError(
+                    f"truncated: {tensor.name} ends beyond the file",
+                    where=str(path),
+                    remedy="Copy or export it again.",
+                )
         tensors = {tensor.name: _tensor(tensor) for tensor in reader.tensors}
         fields = {name: _field(field) for name, field in reader.fields.items()}
     except (
@@ -142,10 +150,14 @@ def open_gguf(path: Path) -> GGUFFile:
         MemoryError,
         struct.error,
     ) as error:
-        reason = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if any(words in reason for words in _ENDS_EARLY):
+            reason = "its tensors end before the sizes that it states"
         raise ModelError(
-            f"a malformed or truncated GGUF file: {reason[0] if reason else type(error).__name__}",
+            f"a malformed or truncated GGUF file: {reason}",
             where=str(path),
+            remedy="Copy or export it again.",
         ) from None
     if not tensors:
         raise ModelError("the GGUF file holds no tensors", where=str(path))

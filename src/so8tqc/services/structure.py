@@ -125,6 +125,14 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
     worst = max(results, key=lambda r: r.comparison.max_ulp)
     weak = min(results, key=lambda r: effect_share(r.comparison))
     bad = [r for r in results if r.comparison.non_finite]
+    share = effect_share(weak.comparison)
+    expected = (
+        f"Share of the expected change ‖W·R − W‖ that the bake really made, smallest in "
+        f"{_place(weak)}: changed {weak.comparison.effect:.2e} of the norm, expected "
+        f"{weak.comparison.expected_effect:.2e}."
+    )
+    if all(r.comparison.expected_effect == 0 for r in results):
+        share, expected = 0.0, "All rotations are the identity: there is nothing to bake."
     wrong = sum(r.comparison.max_ulp > EXACT_LIMIT_ULP for r in results)
     return [
         judge(
@@ -138,13 +146,11 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
         ),
         judge(
             "algebra.effect",
-            effect_share(weak.comparison),
+            share,
             EFFECT_SHARE,
             comparison=">=",
             subject=subject,
-            detail=f"Share of the expected change ‖W·R − W‖ that the bake really made, smallest in "
-            f"{_place(weak)}: changed {weak.comparison.effect:.2e} of the norm, expected "
-            f"{weak.comparison.expected_effect:.2e}.",
+            detail=expected,
         ),
         judge(
             "algebra.finite",
