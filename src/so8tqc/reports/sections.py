@@ -32,7 +32,12 @@ _TABLES: Mapping[str, Callable[[Record], Iterable[t.Table | None]]] = {
     "export": lambda record: [t.export_table(record)],
     "quantize": lambda record: [t.file_table(record)],
     "calibrate": _calibration_tables,
-    "qc": lambda record: [t.candidate_table(record), c.pair_table(record)],
+    "qc": lambda record: [
+        t.candidate_table(record),
+        c.pair_table(record),
+        t.split_table(record),
+        *t.survival_tables(record),
+    ],
     "choose": lambda record: [
         c.row_table(record),
         c.pair_table(record),

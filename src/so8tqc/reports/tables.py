@@ -95,12 +95,49 @@ def candidate_table(record: Record) -> Table | None:
     if rows:
         for key, name in (
             ("noise_floor", say("(rounding alone)")),
+            ("arithmetic", say("(arithmetic alone)")),
             ("effect", say("(the gates' own effect)")),
         ):
             extra = record.metrics.get(key)
             if isinstance(extra, dict):
                 rows[name] = extra
     return _table(say("Candidates"), say("candidate"), columns, rows)
+
+
+def split_table(record: Record) -> Table | None:
+    """What an error is made of: the fold itself, how it is stored, what it is computed in."""
+
+    def alone(key: str) -> Callable[[Mapping[str, Any]], str]:
+        found: Any = record.metrics.get(key) or {}
+        return lambda _: fmt.number(found.get("kl_mean"))
+
+    columns: list[Column] = [
+        (say("algebra: distance from the exact fold"), _scientific("algebra_relative_error")),
+        (say("stored as"), lambda row: str(row.get("storage", ""))),
+        (say("KL of storage alone, largest"), alone("noise_floor")),
+        (say("KL of arithmetic alone"), alone("arithmetic")),
+    ]
+    return _table(
+        say("What the error is made of"), say("candidate"), columns, entries(record, "split")
+    )
+
+
+def survival_tables(record: Record) -> list[Table]:
+    """Layer by layer, whether what a gate changes is larger than what quantization does."""
+    columns: list[Column] = [
+        (say("type"), lambda row: str(row.get("type", ""))),
+        (say("changed by quantization"), _percent("error")),
+        (say("changed by the gate"), _percent("rotation")),
+        (
+            say("the gate is larger"),
+            lambda row: say("yes") if row["rotation"] > row["error"] else say("no"),
+        ),
+    ]
+    found = (
+        _table(say("Survival of the gates in {name}", name=name), say("layer"), columns, rows)
+        for name, rows in entries(record, "survival").items()
+    )
+    return [table for table in found if table is not None]
 
 
 def case_table(record: Record) -> Table | None:
