@@ -242,8 +242,8 @@ GUIDE: dict[str, Guide] = {
     "calibration.nll": Guide(
         "NLL",
         "Change of the negative log likelihood on held-out text.",
-        "the temperature makes predictions worse",
-        _TEMPERATURE,
+        "probabilities have become worse",
+        f"qc: fit a temperature (so8tqc calibrate) or take a finer type. calibrate: {_TEMPERATURE}",
     ),
     "calibration.applied_scale": Guide(
         "Scale of the copy",

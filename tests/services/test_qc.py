@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from so8tqc.config import BakeConfig, QCConfig, RotationOptions
 from so8tqc.errors import ConfigError, DataError, InputError
-from so8tqc.records import Record, Verdict
+from so8tqc.records import Record, Verdict, judge, overall, skipped
 from so8tqc.rotations.enums import Convention
 from so8tqc.services.bake import bake
+from so8tqc.services.judging import tuned
 from so8tqc.services.profiles import load_profile
 from so8tqc.services.qc import qc
 from so8tqc.services.report import write_stage_reports
@@ -55,7 +56,10 @@ def test_a_correct_bake_passes(
     assert failed == []
     assert record.verdict is Verdict.PASS
     assert record.diagnosis == ()
-    kl = record.check("kl.mean")
+    kl, nll = record.check("kl.mean"), record.check("calibration.nll")
+    statistics = record.metrics["candidates"]["baked"]  # type: ignore[call-overload,index]
+    assert nll.value == pytest.approx(statistics["ln_ppl_ratio"], rel=1e-9)  # type: ignore[index]
+    assert nll.ci95 is not None
     assert kl.ci95 is not None
     assert kl.ci95[0] <= kl.value <= kl.ci95[1]
     assert kl.noise_floor is not None
@@ -147,6 +151,9 @@ def test_profiles_are_data(tmp_path: Path) -> None:
     own.write_text("mine:\n  models: {kl.mean: {limit: 0.5, target: 1}}\n  gguf: {default: {}}\n")
     with pytest.raises(ConfigError, match=r"own.yaml.*either limit or target"):
         load_profile(str(own))
+    own.write_text("mine:\n  models: {}\n  gguf: {default: {kl.revrse: {limit: 0.5}}}\n")
+    with pytest.raises(ConfigError, match=r"own.yaml.*kl.revrse is no check .* calibration.nll"):
+        load_profile(str(own))
 
 
 def test_long_texts_in_overlapping_windows(llama: Path, tmp_path: Path) -> None:
@@ -233,23 +240,21 @@ def test_patterns_that_match_nothing_are_told(
 
 
 @pytest.mark.parametrize("skips", ["allow", "forbid"])
-def test_a_profile_can_forbid_skips(
-    skips: str, baked: tuple[Path, Path, Path], texts_file: Path, tmp_path: Path
-) -> None:
-    base, gates, correct = baked
+def test_a_profile_can_forbid_skips(skips: str, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
-    own.write_text(
-        f"mine: {{skips: {skips}, models: {{no.such: {{limit: 1}}}}, gguf: {{default: {{}}}}}}\n"
-    )
-    record = judged(base, gates, correct, texts_file, tmp_path / "qc", profile=str(own))
-    assert record.check("no.such").verdict is Verdict.SKIP
-    assert record.verdict is (Verdict.PASS if skips == "allow" else Verdict.FAIL)
+    own.write_text(f"mine: {{skips: {skips}, models: {{}}, gguf: {{default: {{}}}}}}\n")
+    profile = load_profile(str(own))
+    found = [
+        judge("kl.mean", 0.0, 1.0, detail="Near."),
+        skipped("algebra.nearest", "an unknown place"),
+    ]
+    checks, _ = tuned(found, profile, (), ())
+    assert overall(checks) is (Verdict.PASS if skips == "allow" else Verdict.FAIL)
     if skips == "forbid":
-        assert "no.such" in record.check("profile.skips").detail
-        record = judged(
-            base, gates, correct, texts_file, tmp_path / "qc", profile=str(own), allow=("no.*",)
-        )
-        assert record.verdict is Verdict.PASS
+        (forbidden,) = [check for check in checks if check.id == "profile.skips"]
+        assert "algebra.nearest" in forbidden.detail
+        checks, _ = tuned(found, profile, (), ("algebra.*",))
+        assert overall(checks) is Verdict.PASS
 
 
 def test_two_candidates_are_compared_with_each_other(

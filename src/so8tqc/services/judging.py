@@ -16,7 +16,7 @@ from so8tqc.metrics.calibration import (
     equal_width_edges,
 )
 from so8tqc.metrics.divergence import FloatArray, TokenTable, summarise
-from so8tqc.records import Check, Verdict, judge, skipped
+from so8tqc.records import Check, Verdict, judge
 from so8tqc.services.profiles import Limit, Profile
 
 EFFECT_FACTOR = 10.0
@@ -111,11 +111,8 @@ def fidelity_checks(
                 _fidelity(check_id, values[check_id], limit, subject, table, bootstrap,
                           floors.get(check_id))
             )  # fmt: skip
-        elif check_id.startswith("calibration."):
-            checks.append(_calibration(check_id, limit, subject, table, bootstrap))
         else:
-            checks.append(skipped(check_id, "the profile names a check that is not known",
-                                  subject=subject))  # fmt: skip
+            checks.append(_calibration(check_id, limit, subject, table, bootstrap))
     return checks
 
 
@@ -279,18 +276,22 @@ def _calibration(
     check_id: str, limit: Limit, subject: str, table: TokenTable, bootstrap: Bootstrap
 ) -> Check:
     """How much worse calibrated the candidate is than the reference; negative is better."""
-    if check_id == "calibration.brier":
-        per_text = table.per_text("brier_candidate", "brier_reference")
-        statistic = _difference_of_means
-        what = "Brier score"
-    elif check_id == "calibration.ece":
-        per_text = np.concatenate(
-            [_bin_sums(table, "candidate"), _bin_sums(table, "reference")], axis=1
-        )
-        statistic = _difference_of_ece
-        what = f"expected calibration error ({BINS} bins)"
-    else:
-        return skipped(check_id, "the profile names a check that is not known", subject=subject)
+    statistic = _difference_of_means
+    match check_id:
+        case "calibration.brier":
+            per_text = table.per_text("brier_candidate", "brier_reference")
+            what = "Brier score"
+        case "calibration.nll":
+            per_text = table.per_text("nll_candidate", "nll_reference")
+            what = "negative log likelihood"
+        case "calibration.ece":
+            per_text = np.concatenate(
+                [_bin_sums(table, "candidate"), _bin_sums(table, "reference")], axis=1
+            )
+            statistic = _difference_of_ece
+            what = f"expected calibration error ({BINS} bins)"
+        case _:
+            raise AssertionError(f"{check_id} is not among the checks of a profile")
     low, high = paired_bootstrap(
         per_text, statistic, resamples=bootstrap.resamples, seed=bootstrap.seed
     )

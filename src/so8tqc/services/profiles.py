@@ -13,6 +13,13 @@ from so8tqc.errors import ConfigError
 BUILTIN_PROFILES = Path(__file__).parent.parent / "profiles.yaml"
 
 
+LIMITED = (
+    "logits.max_abs", "logits.mean_abs", "logits.rms", "kl.mean", "kl.max", "kl.top1",
+    "calibration.ece", "calibration.brier", "calibration.nll",
+)  # fmt: skip
+"""The checks that a profile has limits for; the others have limits of their own."""
+
+
 class Limit(BaseModel):
     """A fixed limit, or a target widened by the measured noise floor."""
 
@@ -47,6 +54,11 @@ class Profile(BaseModel):
     def _has_a_default(self) -> Profile:
         if "default" not in self.gguf:
             raise ValueError("gguf needs an entry 'default'")
+        for limits in (self.models, *self.gguf.values()):
+            if unknown := sorted(set(limits) - set(LIMITED)):
+                raise ValueError(
+                    f"{unknown[0]} is no check that has its limit here; {', '.join(LIMITED)} are"
+                )
         return self
 
 
