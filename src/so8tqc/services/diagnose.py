@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from so8tqc.check_guide import GUIDE, REBAKE
 from so8tqc.checkpoints.patch import tensor_view
@@ -47,16 +47,21 @@ def diagnose(
     return summarise_findings(findings, len(results), model)
 
 
-def summarise_findings(findings: Sequence[Finding], targets: int, model: str) -> list[Diagnosis]:
+def summarise_findings(
+    findings: Sequence[Finding], targets: int, model: str, remedies: Mapping[str, str] | None = None
+) -> list[Diagnosis]:
     """One diagnosis for each code, the first found first.
 
     Args:
         findings: of single targets.
         targets: how many targets were examined.
         model: the candidate's name, for the text.
+        remedies: code → what mends it, where another bake does not.
     """
     codes = dict.fromkeys(finding.code for finding in findings)
-    return [_diagnosis(code, findings, targets, model) for code in codes]
+    found = [_diagnosis(code, findings, targets, model) for code in codes]
+    others = remedies or {}
+    return [d.model_copy(update={"remedy": others.get(d.code, d.remedy)}) for d in found]
 
 
 def diagnose_structure(checks: Iterable[Check], model: str) -> list[Diagnosis]:
@@ -99,7 +104,7 @@ def diagnose_logits(checks: Iterable[Check], named: Collection[str]) -> list[Dia
                 f"{subject} is no nearer to the gated model than to the base: it was made from "
                 "the unbaked model, or its quantization erased the gate."
             )
-            found.append(Diagnosis(code="not_baked", text=text, remedy=_EXPORT))
+            found.append(Diagnosis(code="not_baked", text=text, remedy=EXPORT))
     return found
 
 
@@ -142,7 +147,7 @@ _TEXTS = {
     ),
 }
 
-_EXPORT = (
+EXPORT = (
     "Export again from the baked directory: so8tqc export BAKED --out FILE (or choose a finer "
     "quantization type)."
 )

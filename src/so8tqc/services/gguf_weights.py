@@ -14,7 +14,7 @@ from so8tqc.progress import Progress
 from so8tqc.records import Check, Diagnosis, judge, skipped
 from so8tqc.rotations.hypotheses import Hypothesis, relative_error
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.diagnose import summarise_findings
+from so8tqc.services.diagnose import EXPORT, summarise_findings
 from so8tqc.services.examine import Case, Finding, explanations, make_case
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def judge_gguf(
             wrong += [] if nearest else [case.target.layer]
             task.advance(1, item=plan.entry.name)
     findings += [Finding(layer, "foreign_edit", "its weight is missing") for layer in missing]
-    diagnosis = summarise_findings(findings, len(planned), subject)
+    diagnosis = summarise_findings(findings, len(planned), subject, {"not_baked": EXPORT})
     return _checks(wrong, rows, subject), diagnosis, rows
 
 
