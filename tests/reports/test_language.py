@@ -56,7 +56,7 @@ def said_of_checks_and_diagnoses() -> set[str]:
     checks = {text for g in GUIDE.values() for text in (g.title, g.meaning, g.remedy)}
     heads = {head for head, _ in diagnose._TEXTS.values()} | {diagnose._TOO_SMALL}
     remedies = {remedy for _, remedy in diagnose._TEXTS.values()}
-    return checks | heads | remedies | {diagnose._EXPORT, diagnose._FINER, diagnose._TRAIN}
+    return checks | heads | remedies | {diagnose.EXPORT, diagnose._FINER, diagnose._TRAIN}
 
 
 def test_every_language_has_a_file_and_every_file_a_language() -> None:
