@@ -58,7 +58,10 @@ _LEAST = -708.0
 
 
 def _bernoulli(n: int) -> list[Fraction]:
-    """Bernoulli numbers B_0 … B_n, by their recurrence Σ_k C(m+1, k) B_k = 0."""
+    """Bernoulli numbers B_0 … B_n, exact, by their recurrence Σ_k C(m+1, k) B_k = 0.
+
+    ``scipy.special.bernoulli`` gives twelve digits of some: fewer than a float64 has.
+    """
     numbers = [Fraction(1)]
     for m in range(1, n + 1):
         known = sum((math.comb(m + 1, k) * numbers[k] for k in range(m)), start=Fraction(0))
