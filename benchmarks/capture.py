@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 from so8tqc.metrics.divergence import summarise
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.capture import CaptureSource, open_capture
 from so8tqc.sources.capture_writer import write_capture
 from so8tqc.sources.compare import compare, head_rows

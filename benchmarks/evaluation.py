@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from process_memory import forget_peak, peak_bytes, resident_bytes
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.compare import compare, head_rows
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import EncodedText

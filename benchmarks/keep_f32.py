@@ -25,8 +25,8 @@ from so8tqc.checkpoints.provenance import read_provenance
 from so8tqc.config import BakeConfig, ExportConfig
 from so8tqc.rotations.read import read_rotations
 from so8tqc.services.bake import bake
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model, resolve_rotations
-from so8tqc.services.export import export
+from so8tqc.services.export.service import export
+from so8tqc.sources.builtin import DEMO_MODEL, resolve_model, resolve_rotations
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource

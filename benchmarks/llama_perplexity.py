@@ -33,7 +33,7 @@ import torch
 from process_time import cpu_seconds
 from so8tqc.config import QCConfig
 from so8tqc.metrics.divergence import TokenTable, summarise
-from so8tqc.services.evaluation_texts import evaluation_texts
+from so8tqc.services.qc.texts import evaluation_texts
 from so8tqc.sources.compare import Pair, compare, head_rows
 from so8tqc.sources.gguf import open_together
 from so8tqc.sources.protocol import EncodedText

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from process_memory import peak_bytes
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.attention import attention_entropy
+from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.hf import HFModel
 from so8tqc.sources.probe import probe
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer

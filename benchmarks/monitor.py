@@ -22,7 +22,7 @@ from scipy.signal import lfilter
 from scipy.stats import chi2
 
 from so8tqc.metrics.sequential import LoopWatch, OscillationChart, Statistic
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.compare import head_rows
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer

@@ -30,9 +30,9 @@ import numpy as np
 from process_time import cpu_seconds
 from so8tqc.config import ExportConfig, QuantizeConfig
 from so8tqc.llama.quantizer import Job, Quantizer, Recipe, resolve_type
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
-from so8tqc.services.export import export
-from so8tqc.services.quantize import quantize
+from so8tqc.services.export.service import export
+from so8tqc.services.quantize.service import quantize
+from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 
 REPEATS = 5
 THREADS = os.cpu_count() or 1
@@ -86,7 +86,7 @@ def ours(source: Path, types: list[str], folder: Path) -> Cost:
 
     written: list[float] = []
     started, cpu = time.perf_counter(), cpu_seconds()
-    with patch("so8tqc.services.quantize.Quantizer", Stopped):
+    with patch("so8tqc.services.quantize.service.Quantizer", Stopped):
         quantize(
             QuantizeConfig(gguf=source, out=folder / "ours", types=tuple(types), threads=THREADS)
         )

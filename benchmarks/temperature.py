@@ -40,7 +40,7 @@ import torch
 from process_memory import peak_bytes
 from so8tqc.metrics.temperature_fit import fit_temperature
 from so8tqc.metrics.temperature_measures import BRIER, CONFIDENCE_VARIANCE, NLL, adaptive_ece, ece
-from so8tqc.services.holdout import split_texts
+from so8tqc.services.calibrate.holdout import split_texts
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.protocol import EncodedText, TokenIds
 from so8tqc.sources.temperatures import walk_temperatures

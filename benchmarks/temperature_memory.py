@@ -22,8 +22,8 @@ import psutil
 
 from process_memory import peak_bytes
 from so8tqc.config import CalibrateOptions
-from so8tqc.services.holdout import split_texts
-from so8tqc.services.temperature_verdict import calibrate_source
+from so8tqc.services.calibrate.holdout import split_texts
+from so8tqc.services.calibrate.verdict import calibrate_source
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.protocol import EncodedText
 

@@ -33,7 +33,7 @@ from so8tqc.rotations.pet import (
     pet_penalty,
 )
 from so8tqc.rotations.rotation_set import Target
-from so8tqc.services.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.texts import load_tokenizer
 
 

@@ -10,7 +10,7 @@ from so8tqc.config import QCConfig, QCOptions, RunConfig
 from so8tqc.config_batch import Batch, load_runs
 from so8tqc.config_file import load_options
 from so8tqc.errors import ConfigError, ExitCode
-from so8tqc.services.demo import demo_config
+from so8tqc.services.run.demo import demo_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -17,9 +17,9 @@ from so8tqc.config import BakeConfig, QuantizeConfig, RunConfig
 from so8tqc.errors import BusyError, ExitCode
 from so8tqc.locks import claim_folder, claim_output
 from so8tqc.services.bake import bake
-from so8tqc.services.pipeline import run
-from so8tqc.services.quantize import quantize
+from so8tqc.services.quantize.service import quantize
 from so8tqc.services.report import report
+from so8tqc.services.run.pipeline import run
 
 _HOLD = """
 import sys

@@ -74,7 +74,7 @@ def export(
     model: StrPath, out: StrPath, *, progress: Progress = SILENT, **options: object
 ) -> Record:
     """Convert a model directory to GGUF, as ``so8tqc export``."""
-    from so8tqc.services.export import export as service
+    from so8tqc.services.export.service import export as service
 
     config = _config(ExportConfig, options, model=model, out=out)
     return _single(service, config, progress)
@@ -89,7 +89,7 @@ def quantize(
     **options: object,
 ) -> Record:
     """Quantize a GGUF file, as ``so8tqc quantize``."""
-    from so8tqc.services.quantize import quantize as service
+    from so8tqc.services.quantize.service import quantize as service
 
     config = _config(QuantizeConfig, options, gguf=gguf, types=list(types), out=out)
     return _stage(service, config, progress)
@@ -104,7 +104,7 @@ def calibrate(
     **options: object,
 ) -> Record:
     """Fit a temperature on a GGUF's own logits, as ``so8tqc calibrate``."""
-    from so8tqc.services.calibrate import calibrate as service
+    from so8tqc.services.calibrate.service import calibrate as service
 
     config = _config(CalibrateConfig, options, gguf=gguf, tokenizer=tokenizer, out=out)
     return _stage(service, config, progress)
@@ -137,7 +137,7 @@ def qc(
         progress: told about the texts.
         options: ``rotations``, ``data``, ``profile``, ``level`` and so on.
     """
-    from so8tqc.services.qc import qc as service
+    from so8tqc.services.qc.service import qc as service
     from so8tqc.services.report import write_stage_reports
 
     several = [candidates] if isinstance(candidates, (str, PathLike)) else list(candidates)
@@ -149,7 +149,7 @@ def longtext(
     model: StrPath, out: StrPath, *, progress: Progress = SILENT, **options: object
 ) -> Record:
     """Look for what only long text shows, as ``so8tqc longtext``."""
-    from so8tqc.services.longtext import longtext as service
+    from so8tqc.services.longtext.service import longtext as service
     from so8tqc.services.report import write_stage_reports
 
     config = _config(LongTextConfig, options, model=model, out=out)
@@ -160,8 +160,8 @@ def compare(
     first: StrPath, second: StrPath, out: StrPath | None = None, *, progress: Progress = SILENT
 ) -> Record:
     """What changed between two runs or stages, as ``so8tqc report A B``."""
-    from so8tqc.services.compared_run import require_two
-    from so8tqc.services.comparing_runs import compare_runs
+    from so8tqc.services.compare.run import require_two
+    from so8tqc.services.compare.service import compare_runs
 
     a, b = Path(first), Path(second)
     require_two(a, b)

@@ -1,8 +1,8 @@
 """What every check means, what its failure means, and what to do about it.
 
-The one source of these words: reports show and advise from here, ``services.diagnose`` names edits
-with them, and docs/checks.md is written from it (``python tests/docs/write_pages.py``). Titles,
-meanings and remedies are messages, which ``reports/languages`` translates.
+The one source of these words: reports show and advise from here, ``services.weights.diagnose``
+names edits with them, and docs/checks.md is written from it (``python tests/docs/write_pages.py``).
+Titles, meanings and remedies are messages, which ``reports/languages`` translates.
 """
 
 from __future__ import annotations

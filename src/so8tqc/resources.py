@@ -15,6 +15,11 @@ def repository_root() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and (root / "data").is_dir() else None
 
 
+def package_file(name: str) -> Path:
+    """A file that lies beside the package's own modules, wherever its reader stands."""
+    return _PACKAGE / name
+
+
 def data_file(name: str) -> Path:
     """A file of ``data/``: from the checkout, or from the installed wheel.
 

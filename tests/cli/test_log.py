@@ -107,7 +107,7 @@ def test_a_log_is_no_part_of_what_decides_reuse(
     llama: Path, make_gates: Callable[..., Path], tmp_path: Path
 ) -> None:
     from so8tqc.config import RunConfig
-    from so8tqc.services.pipeline import run
+    from so8tqc.services.run.pipeline import run
 
     gates, config = make_gates(llama), tmp_path / "run.yaml"
     config.write_text(f"base: {llama}\nrotations: {gates}\nout: {tmp_path / 'out'}\n")

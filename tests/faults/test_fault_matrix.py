@@ -21,9 +21,9 @@ from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
-from so8tqc.services.export import export
-from so8tqc.services.qc import qc
-from so8tqc.services.quantize import quantize
+from so8tqc.services.export.service import export
+from so8tqc.services.qc.service import qc
+from so8tqc.services.quantize.service import quantize
 
 ARCHITECTURES = ("llama", "qwen3")  # the second has heads × head_dim ≠ hidden_size
 CORRECT = 20

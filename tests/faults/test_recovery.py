@@ -20,7 +20,7 @@ from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.native import write_native
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import Target
-from so8tqc.services.qc import qc
+from so8tqc.services.qc.service import qc
 
 WIDTH, BLOCKS, LAYERS = 576, 72, 2
 

@@ -25,8 +25,8 @@ from so8tqc.rotations.read import read_rotations
 from so8tqc.services.bake import bake
 from so8tqc.services.capture import capture
 from so8tqc.services.doctor import examine
-from so8tqc.services.longtext import longtext
-from so8tqc.services.qc import qc
+from so8tqc.services.longtext.service import longtext
+from so8tqc.services.qc.service import qc
 from so8tqc.sources.attention import attention_entropy
 from so8tqc.sources.capture import CaptureSource, open_capture
 from so8tqc.sources.compare import compare
@@ -232,7 +232,7 @@ def test_a_spread_model_is_judged_alike(
     def capped(path: Path, **options: Any) -> HFModel:
         return load(path, **options, max_memory=little("bfloat16"))
 
-    monkeypatch.setattr("so8tqc.services.qc_models.HFModel.load", capped)
+    monkeypatch.setattr("so8tqc.services.qc.models.HFModel.load", capped)
     spread = judged(*baked, texts_file, tmp_path / "spread", device_map="auto")
     assert [(c.id, c.value, c.verdict) for c in spread.checks] == [
         (c.id, c.value, c.verdict) for c in plain.checks

@@ -306,13 +306,13 @@ def _read_config(directory: Path) -> object:
 
 
 def _make_profiles(directory: Path) -> None:
-    from so8tqc.services.profiles import BUILTIN_PROFILES
+    from so8tqc.services.qc.profiles import BUILTIN_PROFILES
 
     (directory / "profiles.yaml").write_bytes(BUILTIN_PROFILES.read_bytes())
 
 
 def _read_profiles(directory: Path) -> object:
-    from so8tqc.services.profiles import load_profile
+    from so8tqc.services.qc.profiles import load_profile
 
     return load_profile(str(directory / "profiles.yaml")).for_gguf("Q8_0")
 
@@ -377,7 +377,7 @@ def _read_manifest(directory: Path) -> object:
 
 def _make_tokens(directory: Path) -> None:
     from so8tqc.metrics.divergence import COLUMNS, TokenTable
-    from so8tqc.services.token_file import write_tokens
+    from so8tqc.services.qc.token_file import write_tokens
 
     n = 20
     table = TokenTable(
@@ -390,7 +390,7 @@ def _make_tokens(directory: Path) -> None:
 
 def _read_tokens(directory: Path) -> None:
     from so8tqc.metrics.divergence import summarise
-    from so8tqc.services.token_file import read_tokens
+    from so8tqc.services.qc.token_file import read_tokens
 
     for table in read_tokens(directory / "tokens.npz").values():
         table.per_text("kl", "nll_reference")

@@ -18,11 +18,11 @@ from so8tqc.llama.tensor_map import interleave_rope
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.records import Verdict
 from so8tqc.resources import repository_root
-from so8tqc.services.evaluation_texts import evaluation_texts
-from so8tqc.services.export import export
-from so8tqc.services.export_proof import compare_tensors
-from so8tqc.services.qc import qc
-from so8tqc.services.quantize import quantize, stem
+from so8tqc.services.export.proof import compare_tensors
+from so8tqc.services.export.service import export
+from so8tqc.services.qc.service import qc
+from so8tqc.services.qc.texts import evaluation_texts
+from so8tqc.services.quantize.service import quantize, stem
 from so8tqc.sources.compare import compare
 from so8tqc.sources.generate import greedy, hf_steps
 from so8tqc.sources.gguf import GGUFSource

@@ -62,7 +62,7 @@ def test_the_temperature_is_netcals(temperature: float) -> None:
 @pytest.mark.demo
 @pytest.mark.llama
 def test_the_temperature_is_netcals_on_the_demo_models_logits() -> None:
-    from so8tqc.services.builtin import DEMO_MODEL, demo_gguf, resolve_model
+    from so8tqc.sources.builtin import DEMO_MODEL, demo_gguf, resolve_model
     from so8tqc.sources.gguf import GGUFSource
     from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
-    "so8tqc.services.pipeline", "so8tqc.services.capture", "so8tqc.services.choosing",
+    "so8tqc.services.run.pipeline", "so8tqc.services.capture", "so8tqc.services.choose.service",
     "so8tqc.cli.app", "so8tqc.cli.terminal", "so8tqc.config_file", "transformers",
     "plotly.graph_objects",
     "so8tqc.reports.choices", "scipy.special", "scipy.optimize", "scipy.stats", "numpy", "gguf",
     "safetensors.numpy", "safetensors.torch", "transformers.models.llama.modeling_llama",
     "transformers.models.llama.tokenization_llama", "transformers.models.auto.tokenization_auto",
     "llama_cpp", "psutil",
-    "so8tqc.services.verify", "so8tqc.services.attest", "so8tqc.cli.log",
+    "so8tqc.services.attest.verify_file", "so8tqc.services.attest.service", "so8tqc.cli.log",
     "so8tqc.llama.gguf_reader", "torch.utils.serialization.config", "plotly.subplots", "plotly.io",
     "plotly.graph_objs.layout", "plotly.offline",
 )  # fmt: skip
@@ -98,7 +98,7 @@ def _load_fast() -> None:
 def _same_times() -> None:
     """What differs between equal runs, time and speed, does not: reports can be compared, too."""
     from so8tqc.records import RunInfo, Stopwatch
-    from so8tqc.services import choosing_among
+    from so8tqc.services.choose import among as choosing_among
 
     info = RunInfo(started=datetime(2026, 1, 1, tzinfo=UTC), seconds=1.0)
     Stopwatch.info = lambda self: info  # type: ignore[method-assign]
@@ -113,7 +113,7 @@ def _convert_once(folder: Path) -> None:
     import shutil
 
     from so8tqc.artifacts import file_ref
-    from so8tqc.services import export
+    from so8tqc.services.export import service as export
 
     convert = export.convert
 
@@ -136,7 +136,9 @@ def _evaluate_once(folder: Path) -> None:
 
     None of it writes to the watched directory, so that a stage's operations stay what they are.
     """
-    from so8tqc.services import calibrate, longtext, qc
+    from so8tqc.services.calibrate import service as calibrate
+    from so8tqc.services.longtext import service as longtext
+    from so8tqc.services.qc import service as qc
 
     def of_calibrate(config: Any, *_: object) -> tuple[Any, ...]:
         return config, config.gguf, config.reference

@@ -20,7 +20,9 @@ _PARTS = {
                 "`tests/services/test_non_finite.py`"),
     "scale": ("Scale", "`tests/scale/`, [what it costs](scale.md)"),
     "network": ("No network", "`tests/test_no_network.py`"),
-    "attestation": ("Attestation", "`tests/services/test_attest.py`, [what it is](attestation.md)"),
+    "attestation": (
+        "Attestation", "`tests/services/attest/test_attest.py`, [what it is](attestation.md)",
+    ),
     "crash": ("Killed, and refused by the disk", "`nox -s crash`, `tests/reliability/`"),
 }  # fmt: skip
 """File → title, and what makes it; other files come after these, by their names."""

@@ -66,14 +66,15 @@ ROWS = (
     ),
     Row(
         "attestation", "One byte edited anywhere in what ships: weights, headers, configuration, "
-        "tokenizer, temperature, the statement itself", "services/test_attest.py", "random_edits",
+        "tokenizer, temperature, the statement itself", "services/attest/test_attest.py",
+        "random_edits",
         "Each found: the file, in a file of weights the tensor; a statement is refused.",
         "Digests of weights alone compared; seals not compared; a form other than the canonical "
         "one accepted: each left edits unfound.",
     ),
     Row(
         "attestation", "A statement with a link dropped, moved, twice, or of another input, or "
-        "with outputs exchanged, its digests computed anew", "services/test_attest.py",
+        "with outputs exchanged, its digests computed anew", "services/attest/test_attest.py",
         "broken_chain or exchanged", "Refused with the link and what it lacks; what no chain "
         "shows is different when made again.",
         "Inputs not compared with what earlier links make; seals not compared.",
@@ -81,8 +82,9 @@ ROWS = (
     Row(
         "attestation", "Made again: from the files, from base and rotations alone, with other "
         "rotations, after a forgery of file and statement, by another build of libllama",
-        "services/test_attest.py", "made_again or make_every_file or other_rotations or forged "
-        "or another_build", "Identical, within rounding, different or not checked, as it is.",
+        "services/attest/test_attest.py",
+        "made_again or make_every_file or other_rotations or forged or another_build",
+        "Identical, within rounding, different or not checked, as it is.",
         "What is made again compared with nothing: other rotations passed.",
     ),
     Row(

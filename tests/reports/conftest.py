@@ -20,7 +20,7 @@ from so8tqc.llama.vendor import is_vendored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.native import write_native
 from so8tqc.rotations.rotation_set import Target
-from so8tqc.services.pipeline import run
+from so8tqc.services.run.pipeline import run
 
 LAYERS, BLOCKS = 3, 8
 

@@ -26,9 +26,9 @@ from so8tqc.reports.diagnoses import CODES, finding
 from so8tqc.reports.language import catalogue, current, say, spoken
 from so8tqc.reports.sections import stage_tables
 from so8tqc.reports.tables import layer_table, worst_token_tables
-from so8tqc.services import diagnose
-from so8tqc.services.pipeline import run as run_pipeline
 from so8tqc.services.report import read_stages, report
+from so8tqc.services.run.pipeline import run as run_pipeline
+from so8tqc.services.weights import diagnose
 
 PACKAGE = Path(so8tqc.__file__).parent
 FOLDER = PACKAGE / "reports" / "languages"

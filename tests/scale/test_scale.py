@@ -57,7 +57,7 @@ def test_structure_checks_hold_a_buffer_not_a_tensor(imports: Cost, tmp_path: Pa
         write_sparse(tmp_path / name, config, shards=3)
     cost = run(
         "from so8tqc.checkpoints.safetensors_index import open_checkpoint\n"
-        "from so8tqc.services.structure import structure_checks\n"
+        "from so8tqc.services.weights.structure import structure_checks\n"
         "checks = structure_checks(*map(open_checkpoint, paths), ())\n"
         "assert all(check.verdict == 'pass' for check in checks), checks\n",
         tmp_path / "a", tmp_path / "b",

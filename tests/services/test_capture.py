@@ -25,8 +25,8 @@ from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.capture import capture
-from so8tqc.services.export import export
-from so8tqc.services.qc import qc
+from so8tqc.services.export.service import export
+from so8tqc.services.qc.service import qc
 from so8tqc.sources.capture import open_capture, vocabulary_digest
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "capture.md"

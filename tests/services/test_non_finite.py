@@ -23,7 +23,7 @@ from so8tqc.rotations.native import write_native
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
-from so8tqc.services.qc import qc
+from so8tqc.services.qc.service import qc
 
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"
 BAD = [float("nan"), float("inf"), float("-inf")]

@@ -13,7 +13,7 @@ from every_source import every_source
 from so8tqc.config import QCConfig
 from so8tqc.records import Verdict
 from so8tqc.services.bake import bake
-from so8tqc.services.qc import qc
+from so8tqc.services.qc.service import qc
 from so8tqc.sources.hf import HFModel
 from so8tqc.sources.protocol import LogitSource
 

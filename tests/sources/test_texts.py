@@ -89,7 +89,7 @@ def test_no_shipped_text_repeats_another() -> None:
 
 @pytest.mark.parametrize("name", ["validation_en", "validation_ja", "longtext_en"])
 def test_expected_tokens_are_smollm2s(name: str) -> None:
-    from so8tqc.services.builtin import demo_gguf
+    from so8tqc.sources.builtin import demo_gguf
 
     try:
         gguf = demo_gguf()

@@ -35,7 +35,7 @@ def attest(
     """
     from so8tqc.cli.terminal import terminal_progress
     from so8tqc.config import AttestConfig
-    from so8tqc.services.attest import attest as service
+    from so8tqc.services.attest.service import attest as service
 
     options = configure(AttestConfig, given(directory=directory, out=out), config, set_)
     with terminal_progress(quiet=quiet) as progress:

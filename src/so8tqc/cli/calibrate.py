@@ -70,7 +70,7 @@ def calibrate(
         so8tqc calibrate q5.gguf --tokenizer baked/ --reference f16.gguf --apply norm --out cal/
     """
     from so8tqc.config import CalibrateConfig
-    from so8tqc.services.calibrate import calibrate as service
+    from so8tqc.services.calibrate.service import calibrate as service
 
     flags = given(
         gguf=gguf, tokenizer=tokenizer, out=out, data=data, objective=objective,

@@ -37,7 +37,7 @@ def data(
         so8tqc calibrate q5.gguf --tokenizer baked/ --data builtin:calibration --out cal/
     """
     from so8tqc.cli.terminal import terminal_progress
-    from so8tqc.services.calibration_data import calibration_data
+    from so8tqc.services.data import calibration_data
 
     with terminal_progress(quiet=quiet) as progress:
         record = calibration_data(packages, out, allow_missing, update, progress)

@@ -29,8 +29,8 @@ def demo(
 
         so8tqc demo --out /tmp/demo
     """
-    from so8tqc.services.demo import demo_config
-    from so8tqc.services.pipeline import run as service
+    from so8tqc.services.run.demo import demo_config
+    from so8tqc.services.run.pipeline import run as service
 
     config, output = demo_config(out), Output(json, quiet)
     record = work(lambda p: service(config, p), config, config.out / "record.json", output)

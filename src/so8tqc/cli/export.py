@@ -46,7 +46,7 @@ def export(
         so8tqc export baked/ --keep-f32 baked --out model-F16.gguf
     """
     from so8tqc.config import ExportConfig
-    from so8tqc.services.export import export as service
+    from so8tqc.services.export.service import export as service
 
     flags = given(model=model, out=out, type=type_, keep_f32=keep_f32, llama_cpp=llama_cpp)
     run_single_output(

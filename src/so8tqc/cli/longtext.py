@@ -69,7 +69,7 @@ def longtext(
         so8tqc longtext model-Q5_K_M.gguf --tokenizer baked/ --data book.txt --out long/
     """
     from so8tqc.config import LongTextConfig
-    from so8tqc.services.longtext import longtext as service
+    from so8tqc.services.longtext.service import longtext as service
 
     flags = given(
         rotation_options=rotation_options,

@@ -142,7 +142,7 @@ def qc(
           --save-recovered found.safetensors --out qc/
     """
     from so8tqc.config import QCConfig
-    from so8tqc.services.qc import qc as service
+    from so8tqc.services.qc.service import qc as service
 
     flags = given(
         rotation_options=rotation_options,

@@ -145,8 +145,8 @@ def quantize(
     """
     from so8tqc.config import ChooseConfig, QuantizeConfig
     from so8tqc.errors import ConfigError
-    from so8tqc.services.choosing import choose
-    from so8tqc.services.quantize import quantize as service
+    from so8tqc.services.choose.service import choose
+    from so8tqc.services.quantize.service import quantize as service
 
     flags = given(
         gguf=gguf, out=out, types=type_, tensor_types=tensor_type,

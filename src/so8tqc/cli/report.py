@@ -102,7 +102,7 @@ def _report(directory: Path, output: Output, lang: Language | None) -> None:
 
 def _verify(directory: Path, output: Output) -> None:
     from so8tqc.cli.terminal import terminal_progress
-    from so8tqc.services.recheck import recheck
+    from so8tqc.services.attest.recheck import recheck
 
     with terminal_progress(quiet=output.quiet) as progress:
         record = recheck(directory, progress)
@@ -111,8 +111,8 @@ def _verify(directory: Path, output: Output) -> None:
 
 def _compare(directory: Path, other: Path, out: Path, output: Output) -> None:
     from so8tqc.cli.terminal import terminal_progress
-    from so8tqc.services.compared_run import require_two
-    from so8tqc.services.comparing_runs import compare_runs
+    from so8tqc.services.compare.run import require_two
+    from so8tqc.services.compare.service import compare_runs
 
     require_two(directory, other)
     with terminal_progress(quiet=output.quiet) as progress:

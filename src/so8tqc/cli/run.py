@@ -49,8 +49,8 @@ def run(
 
     from so8tqc.config_batch import Batch, load_runs
     from so8tqc.reports.language import spoken
-    from so8tqc.services.batch import BATCH_REPORT, run_batch
-    from so8tqc.services.pipeline import run as run_one
+    from so8tqc.services.run.batch import BATCH_REPORT, run_batch
+    from so8tqc.services.run.pipeline import run as run_one
 
     runs = load_runs(
         file=config, overrides=set_ or (), flags=given(out=out), environment=os.environ

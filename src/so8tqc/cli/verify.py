@@ -82,8 +82,8 @@ def verify(
     """
     from so8tqc.cli.terminal import terminal_progress
     from so8tqc.config import VerifyConfig
-    from so8tqc.services.verify import verify as verify_file
-    from so8tqc.services.verify_statement import verify_statement
+    from so8tqc.services.attest.verify_file import verify as verify_file
+    from so8tqc.services.attest.verify_statement import verify_statement
 
     flags = given(
         file=file, record=record, input=input_, imatrix=imatrix, base=base, rotations=rotations,

@@ -48,7 +48,7 @@ class Hypothesis:
     """What may have been folded: M' = matrix·diag(blocks).
 
     Attributes:
-        code: diagnosis code, see ``services.diagnose``.
+        code: diagnosis code, see ``services.weights.diagnose``.
         note: for people.
         matrix: [rows, N·b], oriented.
         blocks: [N, b, b], not necessarily rotations.

@@ -42,7 +42,7 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import open_rotations
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target
-from so8tqc.services.structure import (
+from so8tqc.services.weights.structure import (
     TargetAlgebra,
     algebra,
     algebra_checks,

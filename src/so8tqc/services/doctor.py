@@ -20,8 +20,8 @@ from so8tqc.llama.gguf_file import is_gguf, open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.read import read_rotations
-from so8tqc.services.builtin import demo_gguf
-from so8tqc.services.gguf_provenance import says_baked
+from so8tqc.services.export.provenance import says_baked
+from so8tqc.sources.builtin import demo_gguf
 
 _PACKAGES = (
     "so8tqc", "torch", "transformers", "safetensors", "gguf", "numpy", "numba", "scipy", "plotly",

@@ -1,0 +1,243 @@
+"""Attest: from the records of a run to one statement about the files that ship."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from so8tqc.artifacts import file_ref, read_record
+from so8tqc.checkpoints.provenance import Provenance, read_provenance
+from so8tqc.config import AttestConfig
+from so8tqc.errors import InputError
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import Check, Record, Stopwatch, Verdict, judge, overall, versions
+from so8tqc.services.attest.recheck import recheck
+from so8tqc.services.attest.remake import TEMPERATURE_KEYS
+from so8tqc.services.attest.statement import (
+    BASE,
+    IMPORTANCE,
+    ROTATIONS,
+    STATEMENT_NAME,
+    Digest,
+    Link,
+    Resource,
+    seal,
+    write_statement,
+)
+from so8tqc.services.attest.stored import resource
+from so8tqc.services.quantize.derivation import Derivation
+
+_STAGES = ("bake", "export", "quantize", "calibrate")
+_PLACES = frozenset(
+    {"base", "rotations", "out", "gguf", "model", "llama_cpp", "imatrix", "imatrix_data", "threads"}
+)
+"""Options of a stage that do not determine its result: where things are, how many threads."""
+
+
+def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
+    """Write ``attestation.json`` of a run directory: its files, and how each was made.
+
+    Every file that the run wrote is hashed first and must be as the manifest says.
+
+    Record metrics: ``links`` (name → {kind, inputs, outputs: numbers of files}), ``subjects``
+    (name → SHA-256).
+
+    Raises:
+        InputError: no run directory, no stage that makes something, or a file was changed.
+    """
+    watch = Stopwatch()
+    directory = config.directory
+    checked = recheck(directory, progress)
+    if checked.verdict is Verdict.FAIL:
+        wrong = next(check for check in checked.checks if check.failed)
+        raise InputError(
+            wrong.detail, where=str(directory), remedy="Run it again: so8tqc run CONFIG."
+        )
+    records = _records(directory)
+    with progress.task("hashing tensors", total=len(records), unit="stages") as task:
+        links: list[Link] = []
+        for stage, record in records.items():
+            links += _MAKERS[stage](directory, record, links)
+            task.advance(1, item=stage)
+    statement = seal(tuple(links), _record_files(directory), versions("torch", "llama-cpp-python"))
+    path = config.out or directory / STATEMENT_NAME
+    write_statement(path, statement)
+    checks = [_verdicts(records)]
+    return Record(
+        kind="attest",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "links": {
+                link.name: {
+                    "kind": link.kind, "inputs": len(link.inputs), "outputs": len(link.outputs),
+                }
+                for link in links
+            },
+            "subjects": {entry.name: entry.digest.sha256 for entry in statement.subject},
+        },
+        outputs={"statement": file_ref(path)},
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "llama-cpp-python"),
+        run=watch.info(),
+    )  # fmt: skip
+
+
+def _records(directory: Path) -> dict[str, Record]:
+    paths = {stage: directory / stage / "record.json" for stage in _STAGES}
+    records = {stage: read_record(path) for stage, path in paths.items() if path.is_file()}
+    if "bake" not in records:
+        raise InputError(
+            "the run has baked nothing, so its files lead back to nothing", where=str(directory)
+        )
+    return records
+
+
+def _record_files(directory: Path) -> tuple[Resource, ...]:
+    """Every stage's record, those of qc and longtext included."""
+    return tuple(
+        resource(path, path.relative_to(directory).as_posix())
+        for path in sorted(directory.glob("*/record.json"))
+        if path.parent.name != "report"
+    )
+
+
+def _verdicts(records: Mapping[str, Record]) -> Check:
+    failed = [stage for stage, record in records.items() if record.verdict is Verdict.FAIL]
+    return judge(
+        "attest.verdicts",
+        len(failed),
+        0,
+        detail="Stages whose own checks failed, as the statement says: "
+        + (", ".join(failed) or "none")
+        + ".",
+    )
+
+
+def _bake(directory: Path, record: Record, _: list[Link]) -> list[Link]:
+    model = directory / "bake" / "baked_model"
+    provenance = read_provenance(model)
+    if provenance is None or provenance.base_fingerprint is None:
+        raise InputError(
+            "the bake did not read all of its base, so the statement could not name it",
+            where=str(model),
+            remedy="Bake again without --no-verify.",
+        )
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    return [
+        Link(
+            name="bake",
+            kind="bake",
+            inputs=(
+                _external(BASE, provenance.base_fingerprint),
+                _external(ROTATIONS, provenance.rotations_fingerprint),
+            ),
+            outputs=tuple(resource(f, f.relative_to(directory).as_posix()) for f in files),
+            parameters={
+                "options": _options(record),
+                "model": model.relative_to(directory).as_posix(),
+                "said": _said(provenance),
+            },
+            verdict=record.verdict.value,
+        )
+    ]
+
+
+def _said(provenance: Provenance) -> dict[str, JsonValue]:
+    """What the baked directory says of its making that does not follow from its inputs."""
+    content: dict[str, JsonValue] = provenance.model_dump(
+        mode="json", include={"base", "rotations", "versions"}
+    )
+    return content
+
+
+def _export(directory: Path, record: Record, links: list[Link]) -> list[Link]:
+    path = _in(directory, "export", record.outputs["gguf"].path)
+    return [
+        Link(
+            name="export",
+            kind="export",
+            inputs=tuple(_bare(entry) for entry in links[0].outputs),
+            outputs=(resource(path, path.relative_to(directory).as_posix()),),
+            parameters={
+                "options": _options(record),
+                "converter": record.metrics["converter"],
+                "model": links[0].parameters["model"],
+            },
+            verdict=record.verdict.value,
+        )
+    ]
+
+
+def _quantize(directory: Path, record: Record, links: list[Link]) -> list[Link]:
+    derived = Derivation.model_validate(record.metrics["derivation"])
+    files: Any = record.metrics["files"]
+    inputs = tuple(_bare(link.outputs[0]) for link in links if link.kind == "export")
+    importance = {**record.inputs, **record.outputs}.get("imatrix")
+    if importance is not None:
+        inputs += (_external(IMPORTANCE, importance.sha256),)
+    found = []
+    for name in derived.tensors:
+        path = directory / "quantize" / name
+        found.append(
+            Link(
+                name=f"quantize {files[name]['type']}",
+                kind="quantize",
+                inputs=inputs,
+                outputs=(resource(path, path.relative_to(directory).as_posix()),),
+                parameters={
+                    "options": {**_options(record), "types": [files[name]["type"]]},
+                    "build": derived.build.model_dump(mode="json"),
+                },
+                verdict=record.verdict.value,
+            )
+        )
+    return found
+
+
+def _calibrate(directory: Path, record: Record, links: list[Link]) -> list[Link]:
+    digest = record.inputs["gguf"].sha256
+    sources = [o for link in links for o in link.outputs if o.digest.sha256 == digest]
+    if not sources:
+        raise InputError(
+            "the temperature was fitted on a file that this run did not make",
+            where=str(directory / "calibrate" / "record.json"),
+        )
+    names = [key for key in ("temperature_config", "calibrated") if key in record.outputs]
+    paths = [_in(directory, "calibrate", record.outputs[name].path) for name in names]
+    return [
+        Link(
+            name="calibrate",
+            kind="calibrate",
+            inputs=(_bare(sources[0]),),
+            outputs=tuple(resource(p, p.relative_to(directory).as_posix()) for p in paths),
+            parameters={
+                "temperature": record.metrics["temperature"],
+                **{key: record.config[key] for key in TEMPERATURE_KEYS},
+            },
+            verdict=record.verdict.value,
+        )
+    ]
+
+
+_MAKERS = {"bake": _bake, "export": _export, "quantize": _quantize, "calibrate": _calibrate}
+
+
+def _options(record: Record) -> dict[str, JsonValue]:
+    return {key: value for key, value in record.config.items() if key not in _PLACES}
+
+
+def _in(directory: Path, stage: str, path: str) -> Path:
+    """The file of a stage in the directory as it is now, whatever it was called then."""
+    return directory / stage / Path(path).name
+
+
+def _external(name: str, digest: str) -> Resource:
+    return Resource(name=name, digest=Digest(sha256=digest))
+
+
+def _bare(entry: Resource) -> Resource:
+    return Resource(name=entry.name, digest=entry.digest)

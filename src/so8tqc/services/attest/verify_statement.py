@@ -1,0 +1,343 @@
+"""Verify a statement: files against digests, then every link that can be, made again.
+
+Two questions are kept apart. Are the files that are here those of the statement? And does the
+statement tell the truth: do its inputs, with its parameters, make its outputs? The second is
+answered link by link, in order. An input is taken from the files here if its digest is the stated
+one; else what an earlier link made again serves, if that was identical.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from so8tqc.artifacts import sha256_file
+from so8tqc.checkpoints.provenance import PROVENANCE_NAME, read_provenance
+from so8tqc.config import VerifyConfig
+from so8tqc.errors import InputError, MissingToolError
+from so8tqc.llama.build import library_build
+from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.llama.vendor import find_converter
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import (
+    Check,
+    Record,
+    Stopwatch,
+    Verdict,
+    jsonable,
+    judge,
+    overall,
+    skipped,
+    versions,
+)
+from so8tqc.reports.format import listed
+from so8tqc.services.attest.remake import Made, recorded_build, remake
+from so8tqc.services.attest.requantize import Likeness, compare_tensors
+from so8tqc.services.attest.statement import (
+    BASE,
+    IMPORTANCE,
+    ROTATIONS,
+    Link,
+    Resource,
+    Statement,
+    read_statement,
+)
+from so8tqc.services.attest.stored import differing_parts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A link's result, with the differing parts or the reason, for people."""
+
+    found: Likeness
+    text: str
+    differing: int = 0
+
+
+def verify_statement(config: VerifyConfig, progress: Progress = SILENT) -> Record:
+    """Check the files that are here, and make again every link whose inputs are here.
+
+    Record metrics: ``links`` (name → {found, text}), ``files`` (name → {state: ``identical``,
+    ``different`` or ``absent``, parts: what differs}).
+
+    Raises:
+        InputError: no statement, an edited one, a broken chain, or none of its files is here.
+        ToolError: the temporary directory has no room.
+    """
+    watch = Stopwatch()
+    statement = read_statement(config.file)
+    bench = _Bench.of(statement, config, progress)
+    outcomes: dict[str, Outcome] = {}
+    if config.level == "full":
+        with tempfile.TemporaryDirectory(prefix="so8tqc-", dir=config.scratch) as scratch:
+            for number, link in enumerate(statement.predicate.links):
+                outcomes[link.name] = bench.judge(link, Path(scratch) / str(number), progress)
+    checks = [
+        *_file_checks(bench),
+        _stated_verdicts(statement),
+        *(_link_check(name, outcome) for name, outcome in outcomes.items()),
+    ]
+    return Record(
+        kind="verify",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "links": {name: {"found": o.found, "text": o.text} for name, o in outcomes.items()},
+            "files": jsonable(
+                {name: {"state": bench.state(name), "parts": p} for name, p in bench.parts.items()}
+            ),
+        },
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "llama-cpp-python", "gguf"),
+        run=watch.info(),
+    )
+
+
+@dataclass
+class _Bench:
+    """What is at hand for making links again.
+
+    Attributes:
+        stated: name → file as the statement has it.
+        here: name → where that file is, if it is.
+        parts: name → what of it differs; None for a file that is absent.
+        strangers: files in a directory of the statement that it does not name.
+        outside: ``base``, ``rotations``, ``imatrix`` → where the user says they are.
+        made: name → a file made again that is identical.
+    """
+
+    stated: Mapping[str, Resource]
+    here: Mapping[str, Path]
+    parts: Mapping[str, list[str] | None]
+    strangers: Sequence[str]
+    outside: Mapping[str, Path]
+    made: Made = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, statement: Statement, config: VerifyConfig, progress: Progress) -> _Bench:
+        """Look for the files and hash them."""
+        directory = config.files or config.file.parent
+        stated = {e.name: e for e in (*statement.outputs, *statement.predicate.records)}
+        here = _places(statement, directory)
+        if not here and config.base is None:
+            raise InputError(
+                "none of the statement's files is here",
+                where=str(directory),
+                remedy="Say where they are with --files DIR, or give --base and --rotations to "
+                "make them again.",
+            )
+        parts: dict[str, list[str] | None] = dict.fromkeys(stated)
+        with progress.task("hashing", total=len(here), unit="files") as task:
+            for name, path in here.items():
+                parts[name] = differing_parts(path, stated[name])
+                task.advance(1, item=name)
+        given = {BASE: config.base, ROTATIONS: config.rotations, IMPORTANCE: config.imatrix}
+        outside = {name: path for name, path in given.items() if path is not None}
+        return cls(stated, here, parts, _strangers(statement, directory), outside)
+
+    def state(self, name: str) -> str:
+        """``identical``, ``different`` or ``absent``."""
+        parts = self.parts[name]
+        return "absent" if parts is None else "different" if parts else "identical"
+
+    def _input(self, name: str) -> Path | None:
+        if name in self.outside:
+            return self.outside[name]
+        if name in self.here and not self.parts[name]:
+            return self.here[name]
+        return self.made.get(name)
+
+    def judge(self, link: Link, scratch: Path, progress: Progress) -> Outcome:
+        """Make a link again and compare with what the statement says it made."""
+        places = {entry.name: self._input(entry.name) for entry in link.inputs}
+        inputs = {name: path for name, path in places.items() if path is not None}
+        if missing := [name for name in places if name not in inputs]:
+            return Outcome(Likeness.NOT_CHECKED, f"not here: {listed(missing)}{_options(missing)}.")
+        if other := _other_inputs(link, inputs):
+            return Outcome(Likeness.DIFFERENT, other, 1)
+        scratch.mkdir()
+        try:
+            made = remake(link, inputs, scratch, progress)
+        except MissingToolError as error:
+            return Outcome(Likeness.NOT_CHECKED, str(error))
+        if not made:
+            return Outcome(
+                Likeness.NOT_CHECKED,
+                "a temperature is measured, not derived; so8tqc calibrate measures it again.",
+            )
+        return self._compared(link, inputs, made)
+
+    def _compared(self, link: Link, inputs: Mapping[str, Path], made: Made) -> Outcome:
+        different = {}
+        for output in link.outputs:
+            if output.name in made and (parts := differing_parts(made[output.name], output)):
+                different[output.name] = parts
+        added = sorted(made.keys() - {output.name for output in link.outputs})
+        lacking = [o.name for o in link.outputs if o.name not in made]
+        if link.kind != "calibrate":
+            different |= {name: ["not made again"] for name in lacking}
+        different |= {name: ["not in the statement"] for name in added}
+        self.made |= {name: path for name, path in made.items() if name not in different}
+        if not different:
+            rest = f", but for {listed(lacking)}, which is measured" if lacking else ""
+            return Outcome(
+                Likeness.IDENTICAL, f"{len(made)} file(s) made again are identical{rest}."
+            )
+        text = "; ".join(f"{name}: {listed(parts)}" for name, parts in different.items())
+        if link.kind == "bake":
+            text += _other_sources(link, made)
+        excused = self._excuse(link, inputs, made)
+        return excused or Outcome(
+            Likeness.DIFFERENT, f"made again, it differs in {text}.", len(different)
+        )
+
+    def _excuse(self, link: Link, inputs: Mapping[str, Path], made: Made) -> Outcome | None:
+        """What may differ because another build or another converter made it."""
+        (output, *_) = link.outputs
+        if link.kind == "export":
+            stated, converter = link.parameters["converter"], find_converter().revision
+            if stated != converter:
+                return Outcome(Likeness.NOT_CHECKED, f"converted by {stated}; here is {converter}.")
+        if link.kind == "quantize" and recorded_build(link) != library_build():
+            if output.name not in self.here:
+                return Outcome(
+                    Likeness.NOT_CHECKED,
+                    "another build of libllama, or CPU, gives other bytes, and the file is not "
+                    "here to be compared block by block.",
+                )
+            return self._within_rounding(output, inputs, made[output.name])
+        return None
+
+    def _within_rounding(
+        self, output: Resource, inputs: Mapping[str, Path], made: Path
+    ) -> Outcome | None:
+        digests = {name: tensor.sha256 for name, tensor in output.tensors.items()}
+        source = next(path for name, path in inputs.items() if name != IMPORTANCE)
+        found = compare_tensors(
+            open_gguf(self.here[output.name]), digests, open_gguf(made), open_gguf(source),
+            digests, same_build=False,
+        )  # fmt: skip
+        if any(tensor["link"] is Likeness.DIFFERENT for tensor in found.values()):
+            return None
+        blocks = sum(tensor["blocks"] or 0 for tensor in found.values())
+        return Outcome(
+            Likeness.WITHIN_ROUNDING,
+            f"{blocks} blocks of {len(found)} tensors differ, each about as near to the "
+            "unquantized weights; another build of libllama, or CPU, made the file.",
+        )
+
+
+def _other_inputs(link: Link, inputs: Mapping[str, Path]) -> str | None:
+    """Says if the importance matrix is not the stated one (base and rotations show later)."""
+    for entry in link.inputs:
+        if entry.name == IMPORTANCE and sha256_file(inputs[IMPORTANCE]) != entry.digest.sha256:
+            return f"{inputs[IMPORTANCE]} is not the importance matrix of the statement."
+    return None
+
+
+def _other_sources(link: Link, made: Made) -> str:
+    """Whether base or rotations are others than the stated ones, by their fingerprints."""
+    places = [
+        path.parent for name, path in made.items() if PurePosixPath(name).name == PROVENANCE_NAME
+    ]
+    provenance = read_provenance(places[0]) if places else None
+    if provenance is None:
+        return ""
+    found = {BASE: provenance.base_fingerprint, ROTATIONS: provenance.rotations_fingerprint}
+    stated = {entry.name: entry.digest.sha256 for entry in link.inputs}
+    other = [name for name, fingerprint in found.items() if fingerprint != stated[name]]
+    return f" ({' and '.join(other)} given here: not the stated one)" if other else ""
+
+
+def _places(statement: Statement, directory: Path) -> dict[str, Path]:
+    """Name → file: under its name, or under the end of its name that no other file shares.
+
+    People upload a model directory and GGUF files each by itself: ``bake/baked_model/config.json``
+    is then ``config.json``.
+    """
+    names = [e.name for e in (*statement.outputs, *statement.predicate.records)]
+    ends: dict[PurePosixPath, set[str]] = {}
+    for name in names:
+        for end in _ends(name):
+            ends.setdefault(end, set()).add(name)
+    found = {}
+    for name in names:
+        for end in _ends(name):
+            path = directory / end
+            if ends[end] == {name} and path.is_file():
+                found[name] = path
+                break
+    return found
+
+
+def _ends(name: str) -> list[PurePosixPath]:
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(name).is_absolute() or ".." in parts:
+        raise InputError(f"the statement names {name!r}, which is outside its directory")
+    return [PurePosixPath(*parts[i:]) for i in range(len(parts))]
+
+
+def _strangers(statement: Statement, directory: Path) -> list[str]:
+    """Files in a model directory of the statement that it does not name."""
+    stated = {entry.name for entry in statement.outputs}
+    folders = {
+        str(link.parameters["model"]) for link in statement.predicate.links if link.kind == "bake"
+    }
+    found = (
+        path.relative_to(directory).as_posix()
+        for folder in folders
+        for path in (directory / folder).rglob("*")
+        if path.is_file()
+    )
+    return sorted(name for name in found if name not in stated)
+
+
+def _file_checks(bench: _Bench) -> list[Check]:
+    different = {name: parts for name, parts in bench.parts.items() if parts}
+    absent = [name for name in bench.parts if bench.state(name) == "absent"]
+    places = "; ".join(f"{name}: {listed(parts)}" for name, parts in different.items())
+    checks = [
+        judge(
+            "statement.files",
+            len(different),
+            0,
+            detail=f"{len(bench.here)} of {len(bench.stated)} stated files are here; different: "
+            f"{places or 'none'}.",
+        ),
+        judge(
+            "statement.strangers",
+            len(bench.strangers),
+            0,
+            detail="Files in the model directory that the statement does not name: "
+            f"{listed(bench.strangers)}.",
+        ),
+    ]
+    if absent:
+        checks.append(skipped("statement.absent", f"Not here, not checked: {listed(absent)}."))
+    return checks
+
+
+def _stated_verdicts(statement: Statement) -> Check:
+    failed = [
+        link.name for link in statement.predicate.links if Verdict(link.verdict) is Verdict.FAIL
+    ]
+    return judge(
+        "statement.verdicts",
+        len(failed),
+        0,
+        detail=f"Links whose own checks failed when they were made: {listed(failed)}.",
+    )
+
+
+def _link_check(name: str, outcome: Outcome) -> Check:
+    text = f"{outcome.found}: {outcome.text}"
+    if outcome.found in (Likeness.WITHIN_ROUNDING, Likeness.NOT_CHECKED):
+        return skipped("derivation.link", text, subject=name)
+    return judge("derivation.link", outcome.differing, 0, subject=name, detail=text)
+
+
+def _options(missing: Sequence[str]) -> str:
+    options = [f"--{name}" for name in (BASE, ROTATIONS, IMPORTANCE) if name in missing]
+    return f" (give {' and '.join(options)})" if options else ""

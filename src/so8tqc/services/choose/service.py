@@ -1,0 +1,264 @@
+"""Choose: quantize to several types, compare them in one pass, recommend one.
+
+With a budget (mean KL, same top token, size) mixtures of types are searched, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from so8tqc.artifacts import file_ref, temporary_directory
+from so8tqc.config import ChooseConfig, QuantizeConfig
+from so8tqc.filesystem import publish
+from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.llama.mixture import differing_tensors
+from so8tqc.locks import claim_folder, exclusive
+from so8tqc.metrics.divergence import TokenTable
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import (
+    Check,
+    FileRef,
+    Record,
+    Stopwatch,
+    jsonable,
+    judge,
+    overall,
+    versions,
+)
+from so8tqc.services.choose.budget import Budget, budget_of, verdicts
+from so8tqc.services.choose.evaluation import Evaluation, Tables
+from so8tqc.services.choose.inversions import inversions
+from so8tqc.services.choose.patterns import override_patterns, quantized_types
+from so8tqc.services.choose.recommend import recommend, speeds
+from so8tqc.services.choose.rows import Row, described, measured_row, scope
+from so8tqc.services.choose.search import Mixture, Search, search
+from so8tqc.services.qc.judging import Bootstrap, effect_check
+from so8tqc.services.qc.pairwise import compare_candidates
+from so8tqc.services.quantize.recipe import stem
+from so8tqc.services.quantize.service import quantize
+from so8tqc.sources.hub import with_local_paths
+
+
+@exclusive(claim_folder)
+def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
+    """Compare quantizations of one file and recommend one of them.
+
+    Record metrics: ``rows``: type → ``choosing_rows.Row`` with ``type``, ``path``,
+    ``bits_per_weight``; ``files``: as in the record of ``quantize``; ``recommended``,
+    ``reason``; ``budget``; ``comparisons``: see ``services.qc.pairwise``; ``inversions``: see
+    ``services.choose.inversions``; ``search``: {low, high, tried, sensitivity, ended, evaluations}
+    where a budget was given; ``texts``, ``tokens``. ``run.measured.speed``: type →
+    {prompt, generation: {median, low, high} tokens per second}, with threads and lengths.
+
+    Checks: those of ``quantize`` for every file that is kept; ``effect.kl`` and, of the
+    recommended file, ``effect.survival`` if there are rotations; ``budget.kl``, ``budget.top1``,
+    ``budget.size`` of the recommended (or best found) file; ``choose.recipe``: a chosen mixture,
+    quantized anew by its recipe, is what was evaluated.
+
+    Raises:
+        InputError: models, rotations, texts or types are unusable.
+        ToolError: no libllama, it failed, or the disk is full.
+    """
+    watch = Stopwatch()
+    config = with_local_paths(config, progress)
+    evaluation = Evaluation(config)
+    try:
+        return _choose(config, evaluation, watch, progress)
+    finally:
+        evaluation.close()
+
+
+@dataclass
+class _State:
+    """What is known so far, by type."""
+
+    rows: dict[str, Row]
+    tables: dict[str, TokenTable]
+    files: dict[str, dict[str, Any]]
+    paths: dict[str, Path]
+    checks: list[Check]
+    outputs: dict[str, FileRef]
+
+
+def _choose(
+    config: ChooseConfig, evaluation: Evaluation, watch: Stopwatch, progress: Progress
+) -> Record:
+    bootstrap = Bootstrap(config.resamples, config.seed)
+    budget = budget_of(config)
+    made = quantize(_quantize_config(config), progress)
+    state = _State({}, {}, _entries(made), {}, list(made.checks), dict(made.outputs))
+    state.paths = {name: Path(entry["path"]) for name, entry in state.files.items()}
+    found = evaluation.tables(state.paths, progress, against_base=True)
+    state.tables, state.rows = found.to_reference, _rows(state.paths, found, bootstrap)
+    if found.effect is not None:
+        state.checks.append(effect_check(found.effect, None, bootstrap))
+    source = open_gguf(config.gguf)
+    compared = compare_candidates(state.tables, bootstrap)
+    inverted = inversions(state.rows, state.files, compared, source)
+    searched = None
+    if config.has_budget:
+        searched = _search(config, evaluation, budget, state, bootstrap, progress)
+        if searched.mixture is not None:  # one candidate more
+            compared = compare_candidates(state.tables, bootstrap)
+    tried = len(state.rows) if searched is None else len(searched.tried)
+    recommended, reason = recommend(state.rows, budget, config, tried)
+    state.checks += verdicts(state.rows[recommended], recommended, budget, config)
+    speed = speeds(
+        state.paths, evaluation.sample, repeats=config.repeats, threads=config.threads,
+        progress=progress,
+    )  # fmt: skip
+    metrics: dict[str, object] = {
+        "rows": described(state.rows, state.files),
+        "files": {path.name: state.files[name] for name, path in state.paths.items()},
+        "recommended": recommended,
+        "reason": reason,
+        "inversions": inverted,
+        "comparisons": compared,
+        **scope(state.tables),
+    }
+    if config.has_budget:
+        metrics["budget"] = str(budget)
+    if searched is not None:
+        metrics["search"] = _search_metrics(searched, config)
+    notices = [reason, *(inversion["sentence"] for inversion in inverted), *made.notices]
+    if searched is not None:
+        notices.insert(1, searched.ended)
+    return Record(
+        kind="choose",
+        verdict=overall(state.checks),
+        checks=tuple(state.checks),
+        metrics={key: jsonable(value) for key, value in metrics.items()},
+        notices=tuple(notices),
+        inputs=_inputs(config, made),
+        outputs=state.outputs,
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+        run=watch.info().model_copy(update={"measured": {"speed": jsonable(speed)}}),
+    )
+
+
+def _rows(files: Mapping[str, Path], found: Tables, bootstrap: Bootstrap) -> dict[str, Row]:
+    return {
+        name: measured_row(
+            path.stat().st_size, found.to_reference[name], found.to_base.get(name), bootstrap
+        )
+        for name, path in files.items()
+    }
+
+
+def _quantize_config(config: ChooseConfig, **changes: object) -> QuantizeConfig:
+    fields = {name: getattr(config, name) for name in QuantizeConfig.model_fields}
+    return QuantizeConfig(**{**fields, **changes})
+
+
+def _entries(made: Record) -> dict[str, dict[str, Any]]:
+    """Type → entry of a quantize record's files."""
+    files: Any = made.metrics["files"]
+    return {str(entry["type"]): entry for entry in files.values()}
+
+
+def _search(
+    config: ChooseConfig,
+    evaluation: Evaluation,
+    budget: Budget,
+    state: _State,
+    bootstrap: Bootstrap,
+    progress: Progress,
+) -> Search:
+    tables: dict[Path, TokenTable] = {}
+
+    def evaluate(files: Mapping[str, Path], against_base: bool) -> dict[str, Row]:
+        found = evaluation.tables(files, progress, against_base=against_base)
+        tables.update({files[name]: table for name, table in found.to_reference.items()})
+        return _rows(files, found, bootstrap)
+
+    ladder = {name: open_gguf(path) for name, path in state.paths.items()}
+    left = config.max_evaluations - len(ladder)
+    with temporary_directory(config.out / "mixtures") as folder:
+        found = search(ladder, state.rows, budget, evaluate, folder, left)
+        if found.mixture is not None:
+            _make(found.mixture, ladder, config, state, folder, progress)
+            name = mixture_name(found.mixture)
+            state.rows[name] = found.mixture.row
+            state.tables[name] = tables[found.mixture.path]
+    return found
+
+
+def mixture_name(mixture: Mixture) -> str:
+    """What a chosen mixture is called beside the types."""
+    return f"{mixture.low}-mixed"
+
+
+def _make(
+    mixture: Mixture,
+    ladder: Mapping[str, GGUFFile],
+    config: ChooseConfig,
+    state: _State,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Quantize the chosen mixture by its recipe, and see that it is what was evaluated."""
+    types = quantized_types(ladder[mixture.low], ladder[mixture.high], mixture.raised)
+    patterns = override_patterns(types)
+    importance = state.outputs.get("imatrix")
+    made = quantize(
+        _quantize_config(
+            config,
+            types=(mixture.low,),
+            tensor_types=(*config.tensor_types, *patterns),
+            out=folder / "recipe",
+            imatrix=Path(importance.path) if importance else config.imatrix,
+        ),
+        progress,
+    )
+    name = mixture_name(mixture)
+    (entry,) = _entries(made).values()
+    written = Path(entry["path"])
+    differing = list(differing_tensors(mixture.path, written))
+    path = config.out / f"{stem(config.gguf)}-{name}.gguf"
+    publish(written, path)
+    state.files[name] = {**entry, "path": str(path), "recipe": _recipe(mixture, patterns)}
+    state.paths[name] = path
+    state.outputs[name] = file_ref(path)
+    state.checks += [check.model_copy(update={"subject": path.name}) for check in made.checks]
+    state.checks.append(
+        judge(
+            "choose.recipe",
+            len(differing),
+            0,
+            subject=path.name,
+            detail="Quantized by its recipe, every tensor is the one that was evaluated."
+            if not differing
+            else f"Other bytes than were evaluated in {', '.join(differing[:5])}.",
+        )
+    )
+
+
+def _recipe(mixture: Mixture, patterns: tuple[str, ...]) -> dict[str, object]:
+    """The options of ``so8tqc quantize`` that make the file."""
+    return {"type": mixture.low, "tensor_types": patterns, "words": mixture.recipe}
+
+
+def _search_metrics(searched: Search, config: ChooseConfig) -> dict[str, object]:
+    mixture = searched.mixture
+    return {
+        "low": searched.low,
+        "high": searched.high,
+        "tried": searched.tried,
+        "sensitivity": searched.sensitivity,
+        "mixture": None if mixture is None else mixture_name(mixture),
+        "ended": searched.ended,
+        "evaluations": len(searched.tried),
+        "max_evaluations": config.max_evaluations,
+    }
+
+
+def _inputs(config: ChooseConfig, made: Record) -> dict[str, FileRef]:
+    inputs = dict(made.inputs)
+    for name in ("reference", "base", "rotations"):
+        if (path := getattr(config, name)) is not None:
+            inputs[name] = file_ref(path)
+    return inputs

@@ -1,0 +1,159 @@
+"""Export: convert a model directory to GGUF, compare every tensor with its source, run the file."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from so8tqc.artifacts import (
+    atomic_file,
+    file_ref,
+    remove_leftovers,
+    require_space,
+    temporary_file,
+)
+from so8tqc.checkpoints.provenance import Provenance, read_provenance
+from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
+from so8tqc.config import ExportConfig, ExportType
+from so8tqc.llama.converter import convert
+from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.llama.gguf_rewrite import rewrite
+from so8tqc.llama.vendor import Converter, find_converter
+from so8tqc.locks import claim_output, exclusive
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
+from so8tqc.services.export.kept_tensors import (
+    Kept,
+    choose,
+    float32_values,
+    kept_checks,
+    kept_notices,
+    refuse_unbaked,
+)
+from so8tqc.services.export.logits import logits_check, run_model
+from so8tqc.services.export.proof import compare_tensors, proof_checks
+from so8tqc.services.export.provenance import provenance_keys
+from so8tqc.sources.hub import with_local_paths
+
+_BYTES_PER_WEIGHT: dict[ExportType, float] = {
+    "f32": 4, "f16": 2, "bf16": 2, "auto": 2, "q8_0": 34 / 32,
+}  # fmt: skip
+
+
+@exclusive(claim_output)
+def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
+    """Convert a model directory with llama.cpp's converter and prove the result.
+
+    Every tensor is compared with its source, and libllama runs the file beside transformers. The
+    provenance of a baked directory goes into the file's ``so8t.*`` keys.
+
+    Record metrics: ``architecture``, ``types`` (GGML type → tensors), ``tensors``, ``bytes``,
+    ``bits_per_weight``, ``rearranged`` (what was done → tensors), ``baked`` (whether the model
+    directory says so), ``kept`` (tensors that ``keep_f32`` left unrounded), ``converter``.
+
+    Raises:
+        ConfigError: ``keep_f32`` names nothing.
+        ModelError: the directory is no model, or what the converter wrote is no GGUF.
+        ToolError: no converter, it failed, or the disk has no room.
+    """
+    watch = Stopwatch()
+    config = with_local_paths(config, progress)
+    ready = _prepare(config)
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        running = pool.submit(run_model, ready.checkpoint)  # while the converter works
+        with atomic_file(config.out) as temporary:
+            kept = _write(config, ready, temporary, progress)
+            written = open_gguf(temporary)  # what cannot be read back must not appear
+        gguf = replace(written, path=config.out)  # the same bytes under their final name
+        comparison = compare_tensors(ready.checkpoint, gguf, progress)
+        logits = logits_check(running.result(), gguf, progress)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    checks = [*proof_checks(comparison), *kept_checks(kept, gguf), logits]
+    return Record(
+        kind="export",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "architecture": gguf.architecture,
+            "file_type": gguf.file_type,
+            "types": jsonable(gguf.types),
+            "tensors": len(gguf.tensors),
+            "bytes": config.out.stat().st_size,
+            "bits_per_weight": gguf.bits_per_weight,
+            "rearranged": jsonable(comparison.arrangements),
+            "baked": ready.provenance is not None,
+            "kept": sorted(kept),
+            "converter": ready.converter.revision,
+        },
+        notices=tuple(kept_notices(kept, ready.checkpoint)),
+        inputs={"model": file_ref(config.model)},
+        outputs={"gguf": file_ref(config.out)},
+        config=config.model_dump(mode="json"),
+        versions=versions("gguf", "transformers", "torch", "llama-cpp-python"),
+        run=watch.info(),
+    )
+
+
+def write_gguf(config: ExportConfig, progress: Progress = SILENT) -> None:
+    """The file that :func:`export` writes, without the proof.
+
+    Raises:
+        ConfigError, ModelError, ToolError: as :func:`export`.
+    """
+    ready = _prepare(config)
+    with atomic_file(config.out) as temporary:
+        _write(config, ready, temporary, progress)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An export that has passed every check that needs no writing."""
+
+    checkpoint: Checkpoint
+    converter: Converter
+    provenance: Provenance | None
+
+    def rewritten(self, config: ExportConfig) -> bool:
+        """Whether the converter's file is not the last word."""
+        return self.provenance is not None or bool(config.keep_f32)
+
+
+def _prepare(config: ExportConfig) -> _Prepared:
+    checkpoint = open_checkpoint(config.model)
+    ready = _Prepared(checkpoint, find_converter(config.llama_cpp), read_provenance(config.model))
+    refuse_unbaked(config.keep_f32, checkpoint, ready.provenance is not None)
+    need = _bytes_needed(checkpoint, config.type) * (2 if ready.rewritten(config) else 1)
+    require_space(config.out.parent, need, "the export needs about {}")
+    remove_leftovers(config.out.parent)
+    return ready
+
+
+def _write(config: ExportConfig, ready: _Prepared, destination: Path, progress: Progress) -> Kept:
+    """Convert; set the provenance and put unrounded tensors back in one rewrite."""
+    log = config.out.with_name(config.out.name + ".log")
+    if not ready.rewritten(config):
+        convert(ready.converter, config.model, destination, config.type, log, progress)
+        return {}
+    with temporary_file(config.out) as converted:
+        convert(ready.converter, config.model, converted, config.type, log, progress)
+        gguf = open_gguf(converted)
+        kept = choose(config.keep_f32, ready.checkpoint, ready.provenance, gguf)
+        require_space(destination.parent, _bytes_rewritten(gguf, kept), "rewriting needs {}")
+        keys = {} if ready.provenance is None else provenance_keys(ready.provenance)
+        values = float32_values(kept, ready.checkpoint, gguf)
+        rewrite(converted, destination, keys, values, progress)
+    return kept
+
+
+def _bytes_needed(checkpoint: Checkpoint, type_: ExportType) -> float:
+    weights = sum(math.prod(entry.shape) for entry in checkpoint.tensors.values())
+    return weights * _BYTES_PER_WEIGHT[type_]
+
+
+def _bytes_rewritten(gguf: GGUFFile, kept: Kept) -> int:
+    wider = sum(4 * gguf.tensors[name].elements - gguf.tensors[name].bytes for name in kept)
+    return gguf.path.stat().st_size + wider

@@ -1,0 +1,328 @@
+"""Long text: what only shows after thousands of tokens, teacher-forced and free-running."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers
+from so8tqc.checkpoints.plan import widened
+from so8tqc.checkpoints.safetensors_index import open_checkpoint
+from so8tqc.config import LongTextConfig
+from so8tqc.errors import DataError, InputError, MissingToolError
+from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_folder, exclusive
+from so8tqc.metrics.spectra import rope_wavelengths, spectrum
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import (
+    FileRef,
+    Record,
+    Stopwatch,
+    jsonable,
+    overall,
+    versions,
+)
+from so8tqc.reports.longtext_plots import CasePlots, draw_case, draw_png
+from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.longtext.generation import generate, prompt_of, repetition_checks
+from so8tqc.services.longtext.judging import (
+    BASE,
+    CANDIDATE,
+    REFERENCE,
+    Case,
+    case_checks,
+    case_metrics,
+    effect_checks,
+)
+from so8tqc.services.longtext.pet import changes_from_base
+from so8tqc.sources.compare import compare
+from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.hf import HFModel
+from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.probe import ProbedSource, probe
+from so8tqc.sources.protocol import LogitSource
+from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
+
+
+@dataclass
+class _Models:
+    """The models of a run; reference and base share one set of weights."""
+
+    candidate: HFModel | GGUFSource
+    base: HFModel | None
+    rotations: RotationSet | None
+
+
+@exclusive(claim_folder)
+def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
+    """Compare a model with its reference on long text.
+
+    With ``reference`` and ``rotations`` the reference is the gated base model; with
+    ``reference`` alone it is that model. Without, only the candidate's own statistics are
+    reported and every comparing check is skipped. Attention entropy and hidden-state
+    energies need a transformers candidate.
+
+    Record metrics: ``cases``: id → {tokens, kl_mean, indices, energy and high_frequency (of the
+    hidden states, by layer), energy_relative_to_base (mean over layers), hidden_states_from_base,
+    attention_entropy (by layer), significant_periods, generation}; ``gates_pet``: the gate file's
+    PET record, None if it has none. Writes
+    ``CASE_oscillation.html``, ``CASE_entropy.html`` (and ``.png``) and ``series.npz``.
+
+    Raises:
+        DataError: a text is shorter than ``min_tokens``, or that exceeds a model's context.
+        InputError: the models do not fit together.
+    """
+    watch = Stopwatch()
+    config = with_local_paths(config, progress)
+    texts = load_texts(config.data)
+    cases = _encode(config, texts)
+    models = _load(config)
+    notices = list(models.rotations.notices) if models.rotations else []
+    try:
+        _check_contexts(models, cases, config)
+        wavelengths = _wavelengths(models)
+        writers = _writers(models)
+        for case in cases:
+            _measure(case, models, config, progress)
+            generate(case, writers, config.max_new_tokens, config.seed, progress)
+    finally:
+        _close(models)
+    rope = wavelengths.size > 0
+    checks = [check for case in cases for check in case_checks(case, config, rope=rope)]
+    record = models.rotations.metadata.get("pet") if models.rotations else None
+    checks += effect_checks(cases, record)
+    checks += repetition_checks(cases)
+    remove_leftovers(config.out)
+    _write_series(config.out / "series.npz", cases)
+    notices += _draw(cases, config, wavelengths, progress)
+    inputs = {"model": file_ref(config.model)}
+    for name in ("reference", "rotations"):
+        if (path := getattr(config, name)) is not None:
+            inputs[name] = file_ref(path)
+    return Record(
+        kind="longtext",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={
+            "cases": jsonable({case.encoded.id: case_metrics(case) for case in cases}),
+            "gates_pet": record,
+        },
+        notices=tuple(notices),
+        inputs=inputs,
+        outputs=_outputs(config.out, cases),
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "transformers", "llama-cpp-python", "plotly"),
+        run=watch.info(),
+    )
+
+
+def _encode(config: LongTextConfig, texts: Sequence[Text]) -> list[Case]:
+    directory = config.tokenizer or (config.reference if is_gguf(config.model) else config.model)
+    if directory is None or is_gguf(directory):
+        raise InputError("a GGUF file gives no tokenizer", remedy="Give --tokenizer MODEL_DIR.")
+    encoded = encode(texts, load_tokenizer(directory), config.min_tokens)
+    for item in encoded:
+        if item.tokens.size < config.min_tokens:
+            raise DataError(
+                f"has {item.tokens.size} tokens, {config.min_tokens} are asked for",
+                where=item.id,
+                remedy="Give longer text, or a smaller --min-tokens.",
+            )
+    return [Case(item) for item in encoded]
+
+
+def _load(config: LongTextConfig) -> _Models:
+    if config.rotations is not None and config.reference is None:
+        raise InputError("rotations need the base model they are applied to: give --reference")
+    candidate: HFModel | GGUFSource
+    if is_gguf(config.model):
+        candidate = GGUFSource(
+            config.model, CANDIDATE, threads=config.threads, context=config.min_tokens
+        )
+    else:
+        candidate = HFModel.load(config.model)
+    rotations = None
+    if config.rotations is not None and config.reference is not None:
+        rotations = widened(
+            read_rotations(config.rotations, config.rotation_options),
+            open_checkpoint(config.reference),
+        )
+    base = HFModel.load(config.reference) if config.reference is not None else None
+    return _Models(candidate, base, rotations)
+
+
+def _check_contexts(models: _Models, cases: Sequence[Case], config: LongTextConfig) -> None:
+    """Refuse before the first pass what a model's context cannot hold.
+
+    Raises:
+        DataError: a text, or a prompt with its continuation, is longer.
+    """
+    forced = max(case.encoded.tokens.size for case in cases)
+    generated = max(prompt_of(case).size for case in cases) + config.max_new_tokens
+    for path, model in ((config.model, models.candidate), (config.reference, models.base)):
+        if model is None:
+            continue
+        context = model.context if isinstance(model, HFModel) else model.context_length
+        if forced > context:
+            raise DataError(
+                f"{forced} tokens are more than the model's context of {context}",
+                where=str(path),
+                remedy="Give a smaller --min-tokens.",
+            )
+        if config.max_new_tokens and generated > context:
+            raise DataError(
+                f"a prompt and {config.max_new_tokens} new tokens, {generated} in all, are more "
+                f"than the model's context of {context}",
+                where=str(path),
+                remedy="Give a smaller --max-new-tokens.",
+            )
+
+
+def _writers(models: _Models) -> list[tuple[str, HFModel | GGUFSource, RotationSet | None]]:
+    """Who continues the prompts: name, model, the rotations it runs with."""
+    writers: list[tuple[str, HFModel | GGUFSource, RotationSet | None]] = [
+        (CANDIDATE, models.candidate, None)
+    ]
+    if models.base is not None:
+        writers.append((REFERENCE, models.base, models.rotations))
+    return writers
+
+
+def _close(models: _Models) -> None:
+    models.candidate.close()
+    if models.base is not None:
+        models.base.close()
+
+
+def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Progress) -> None:
+    """One forward pass of each model, then the logits of both in step, and what compares runs."""
+    tokens = case.encoded.tokens
+    runs = 1 + (models.base is not None) * (1 + (models.rotations is not None))
+    sources: list[LogitSource] = []
+    with progress.task(
+        f"{case.encoded.id}: forward passes", total=runs * tokens.size, unit="tokens"
+    ) as task:
+        if isinstance(models.candidate, HFModel):
+            case.candidate = probe(models.candidate, tokens)
+            source = ProbedSource(models.candidate, CANDIDATE)
+            source.hidden = case.candidate.hidden
+            sources.append(source)
+        else:
+            sources.append(models.candidate)
+        task.advance(tokens.size, item=CANDIDATE)
+        if models.base is not None:
+            if models.rotations is not None:
+                case.base = probe(models.base, tokens)
+                task.advance(tokens.size, item=BASE)
+            case.reference = probe(models.base, tokens, models.rotations)
+            task.advance(tokens.size, item=REFERENCE)
+            source = ProbedSource(models.base, REFERENCE)
+            source.hidden = case.reference.hidden
+            sources.append(source)
+    pair = (REFERENCE if len(sources) > 1 else CANDIDATE, CANDIDATE)
+    case.table = compare(sources, [pair], [case.encoded], progress, f"{case.encoded.id}: logits")[
+        pair
+    ]
+    for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
+        if run is not None and run.entropy is not None:
+            case.spectra[name] = spectrum(run.entropy.mean(axis=(0, 1)), seed=config.seed)
+    # the gates' effect, seen in the candidate where it shows its hidden states
+    shown = case.candidate if case.candidate is not None else case.reference
+    if case.base is not None and shown is not None:
+        case.from_base = changes_from_base(case.base, shown, config)
+
+
+def _draw(
+    cases: Sequence[Case],
+    config: LongTextConfig,
+    wavelengths: npt.NDArray[np.float64],
+    progress: Progress,
+) -> list[str]:
+    """HTML for every case, PNG where the tools are there; returns notices."""
+    plots: list[CasePlots] = []
+    with progress.task("drawing plots", total=len(cases), unit="cases") as task:
+        for case, stem in zip(cases, _stems(cases), strict=True):
+            assert case.table is not None
+            run = case.candidate
+            plot = CasePlots(
+                case=stem,
+                table=case.table,
+                has_reference=case.reference is not None,
+                attention=run.entropy.mean(axis=1) if run and run.entropy is not None else None,
+                spectra=case.spectra,
+                wavelengths=wavelengths,
+            )
+            draw_case(plot, config.out)
+            plots.append(plot)
+            task.advance(1, item=case.encoded.id)
+    if not config.png:
+        return []
+    try:
+        with progress.task("drawing images", total=2 * len(plots), unit="images") as task:
+            draw_png(plots, config.out, task)
+    except MissingToolError as error:
+        return [f"Images were not drawn: {error}"]
+    return []
+
+
+def _wavelengths(models: _Models) -> npt.NDArray[np.float64]:
+    """RoPE wavelengths of the model, none if it has no RoPE or is a GGUF without reference.
+
+    They are read from the frequencies that the model computes with, so that scaling, partial
+    rotation and a base for each kind of layer (Gemma 3) need no knowledge here.
+    """
+    model = models.candidate if isinstance(models.candidate, HFModel) else models.base
+    if model is None:
+        return np.empty(0)
+    found = [
+        buffer.detach().double().cpu().numpy().ravel()
+        for name, buffer in model.module.get_decoder().named_buffers()
+        if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+    ]
+    return rope_wavelengths(np.concatenate([*found, np.empty(0)]))
+
+
+def _write_series(path: Path, cases: Sequence[Case]) -> None:
+    """Every case's series as one npz: ``CASE/COLUMN``, ``CASE/attention_entropy`` and
+    ``CASE/attention_entropy_reference`` [layers, T], ``CASE/generated_NAME``, ``…_sampled``."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for case in cases:
+        assert case.table is not None
+        arrays |= {f"{case.encoded.id}/{k}": v for k, v in case.table.columns.items()}
+        for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
+            if run is not None and run.entropy is not None:
+                suffix = "" if name == CANDIDATE else f"_{name}"
+                arrays[f"{case.encoded.id}/attention_entropy{suffix}"] = run.entropy.mean(axis=1)
+        for name, tokens in case.generated.items():
+            arrays[f"{case.encoded.id}/generated_{name}"] = np.asarray(tokens, dtype=np.int64)
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def _stems(cases: Sequence[Case]) -> list[str]:
+    """A distinct file name prefix for each case, whatever its id is made of."""
+    stems: list[str] = []
+    for case in cases:
+        stem = re.sub(r"[^\w.-]+", "_", case.encoded.id)[:100] or "case"
+        taken = sum(other == stem or other.startswith(f"{stem}~") for other in stems)
+        stems.append(f"{stem}~{taken + 1}" if taken else stem)
+    return stems
+
+
+def _outputs(out: Path, cases: Sequence[Case]) -> dict[str, FileRef]:
+    """What this run wrote; files of other cases that lie there are not its own."""
+    names = [
+        f"{stem}_{kind}.{suffix}"
+        for stem in _stems(cases)
+        for kind in ("entropy", "oscillation")
+        for suffix in ("html", "png")
+    ]
+    files = [out / name for name in [*names, "series.npz"]]
+    return {file.name: file_ref(file) for file in files if file.exists()}

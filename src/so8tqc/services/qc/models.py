@@ -1,0 +1,271 @@
+"""What a ``qc`` runs: the models, which are compared with which, and the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from so8tqc.artifacts import short_name
+from so8tqc.config import QCConfig
+from so8tqc.errors import ConfigError, InputError
+from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.metrics.divergence import TokenTable
+from so8tqc.progress import Progress
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
+from so8tqc.services.qc.reference import reference_rotations
+from so8tqc.services.qc.texts import evaluation_texts
+from so8tqc.sources.capture import (
+    Capture,
+    CaptureSource,
+    RoundedSource,
+    check_same_tokens,
+    cut,
+    is_capture,
+)
+from so8tqc.sources.compare import Pair, compare
+from so8tqc.sources.folded import FoldedSource
+from so8tqc.sources.gated import GatedSource
+from so8tqc.sources.gguf import GGUFSource, open_together
+from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
+GATED = "gated"
+"""Base plus gates, beside a recorded reference: noise floors are measured from it."""
+
+_RESERVED = (REFERENCE, BASE, ARITHMETIC, GATED)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The token tables of one pass over the texts.
+
+    Attributes:
+        tables: (reference, candidate) → table, by the names of this module and the candidates'.
+        file_types: GGUF candidate → how it is quantized.
+        witness: the model that noise floors are measured from: the reference, or base plus
+            gates where the reference is a capture.
+        dtypes: model directory → dtype it stores the fold in.
+        texts: what was scored.
+    """
+
+    tables: Mapping[Pair, TokenTable]
+    file_types: Mapping[str, str]
+    witness: str
+    dtypes: Mapping[str, str]
+    texts: tuple[EncodedText, ...]
+
+    def floor(self, name: str) -> TokenTable | None:
+        """What correct rounding to a candidate's storage dtype costs by itself."""
+        dtype = self.dtypes.get(name)
+        return None if dtype is None else self.tables[(self.witness, _floor(dtype))]
+
+    @property
+    def worst_floor(self) -> TokenTable | None:
+        """The largest of the candidates' floors."""
+        floors = [self.tables[(self.witness, _floor(dtype))] for dtype in set(self.dtypes.values())]
+        return max(floors, key=lambda table: float(table.columns["kl"].mean()), default=None)
+
+    @property
+    def arithmetic(self) -> TokenTable | None:
+        """What folding costs without any rounding of weights."""
+        return self.tables.get((self.witness, ARITHMETIC))
+
+
+def run_models(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    capture: Capture | None,
+    dtypes: Mapping[str, str],
+    progress: Progress,
+) -> Comparison:
+    """Run every model once over the texts.
+
+    Args:
+        config: of the ``qc``.
+        names: candidates, see :func:`names_of`.
+        rotations: of the reference, if it is base plus gates.
+        capture: the reference, if it was recorded.
+        dtypes: model directory among the candidates → dtype it stores the fold in.
+        progress: told about the texts.
+
+    Raises:
+        InputError: texts, tokenizer or models are unusable or do not belong together.
+        ConfigError: a protocol that a capture cannot serve.
+    """
+    texts = texts_of(config, capture)
+    sources, pairs = _sources(config, names, rotations, capture, dtypes)
+    try:
+        tables = compare(sources, pairs, texts, progress, "comparing logits")
+    finally:
+        for source in sources:
+            source.close()
+    return Comparison(
+        tables=tables,
+        file_types={s.name: s.file_type for s in sources if isinstance(s, GGUFSource)},
+        witness=REFERENCE if capture is None else GATED,
+        dtypes=dtypes,
+        texts=texts,
+    )
+
+
+def base_of(config: QCConfig) -> Path:
+    """What the rotations are applied to."""
+    return config.base or config.reference
+
+
+def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
+    """A short distinct name for each candidate."""
+    names: dict[str, Path] = {}
+    for path in candidates:
+        name = short_name(path)
+        taken = name in names or name in _RESERVED
+        short = str(path) if taken else name
+        if short in names:
+            raise InputError("the same candidate is given twice", where=str(path))
+        names[short] = path
+    return names
+
+
+def texts_of(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
+    """The texts to compare on: the recorded ones if the reference is a capture."""
+    if capture is None:
+        return evaluation_texts(config, lambda: _tokenizer(config))
+    if config.protocol != "native" or config.ctx is not None:
+        raise ConfigError(
+            "a capture is compared on whole texts, as they were recorded",
+            where="protocol, ctx",
+            remedy="Leave --protocol and --ctx out, or give the model itself as reference.",
+        )
+    if "data" in config.model_fields_set:
+        check_same_tokens(capture, encode(load_texts(config.data), _tokenizer(config), None))
+    return cut(capture.texts, config.max_tokens)
+
+
+def _sources(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    capture: Capture | None,
+    dtypes: Mapping[str, str],
+) -> tuple[list[LogitSource], list[Pair]]:
+    """All sources of the pass, and which are compared with which."""
+    sources = reference_sources(config, capture, rotations)
+    pairs: list[Pair] = []
+    if rotations is not None and isinstance(base := sources[-1], HFSource):
+        model, witness = base.model, REFERENCE
+        if capture is not None:
+            witness = GATED
+            gated = GatedSource(model, rotations, witness)
+            sources.insert(1, RoundedSource(gated, capture.dtype))
+            pairs.append((REFERENCE, witness))
+        pairs.append((BASE, REFERENCE))
+        for dtype in dict.fromkeys(dtypes.values()):
+            sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
+            pairs.append((witness, _floor(dtype)))
+        sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
+        pairs.append((witness, ARITHMETIC))
+    files = {name: path for name, path in names.items() if is_gguf(path)}
+    opened = {source.name: source for source in open_together(files, threads=config.threads)}
+    _check_tokens(config, sources[0], opened.values())
+    for name, path in names.items():
+        if name in opened:
+            sources.append(opened[name])
+            if rotations is not None:
+                pairs.append((BASE, name))
+        else:
+            sources.append(HFSource(load_model(config, path), name))
+        pairs.append((REFERENCE, name))
+    return sources, pairs
+
+
+def _check_tokens(config: QCConfig, reference: LogitSource, files: Iterable[GGUFSource]) -> None:
+    """The tokens of GGUF files are those of the reference, by its file or by the tokenizer."""
+    if not (files := list(files)):
+        return
+    if isinstance(reference, GGUFSource):
+        whose, known = reference.path.name, ids_of(reference.pieces())
+    else:
+        try:
+            tokenizer = _tokenizer(config)
+        except InputError:  # a capture brings its token ids
+            return
+        whose, known = f"the tokenizer of {tokenizer.name_or_path}", tokenizer.get_vocab()
+    for source in files:
+        require_same_tokens(source.path, source.pieces(), known, whose)
+
+
+def rotations_of(config: QCConfig, capture: Capture | None) -> RotationSet | None:
+    """The rotations of the reference, None without any.
+
+    Raises:
+        ConfigError: a base without a capture and rotations.
+        InputError: rotations for a capture without a base, or unusable ones.
+    """
+    if config.base is not None and (capture is None or config.rotations is None):
+        raise ConfigError("base is for a capture as reference, together with rotations")
+    if config.base is None and capture is not None and config.rotations is not None:
+        raise InputError(
+            "rotations are applied to a model directory, not to a capture",
+            where=str(config.reference),
+            remedy="Give that directory too: --base MODEL.",
+        )
+    return reference_rotations(base_of(config), config.rotations, config.rotation_options)
+
+
+def reference_sources(
+    config: QCConfig, capture: Capture | None, rotations: RotationSet | None
+) -> list[LogitSource]:
+    """The reference, then with rotations the base that they are applied to."""
+    if capture is None and is_gguf(config.reference):
+        return [GGUFSource(config.reference, REFERENCE, threads=config.threads)]
+    recorded = None if capture is None else CaptureSource(capture, REFERENCE)
+    if rotations is None:
+        return [recorded or HFSource(load_model(config, config.reference), REFERENCE)]
+    model = load_model(config, base_of(config))
+    return [recorded or GatedSource(model, rotations, REFERENCE), HFSource(model, BASE)]
+
+
+def load_model(config: QCConfig, path: Path) -> HFModel:
+    """A model directory, in the precision and on the devices asked for."""
+    return HFModel.load(path, dtype=config.compute_dtype, device_map=config.device_map)
+
+
+def _floor(dtype: str) -> str:
+    """Name of the source that gives a storage dtype's noise floor."""
+    return f"{FLOOR} {dtype}"
+
+
+def decoder(config: QCConfig) -> Callable[[list[int]], str] | None:
+    """Token ids → text, by the tokenizer that the texts were encoded with; None if none is known.
+
+    Under llama-perplexity's protocol a GGUF file's own vocabulary may have encoded them, which
+    transformers cannot decode.
+    """
+    files = any(is_gguf(path) for path in (config.reference, *config.candidates))
+    if config.tokenizer is None and config.protocol == "llama-perplexity" and files:
+        return None
+    try:
+        tokenizer = _tokenizer(config)
+    except InputError:
+        return None
+    return lambda ids: str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(config.tokenizer or _tokenizer_directory(config))
+
+
+def _tokenizer_directory(config: QCConfig) -> Path:
+    for path in (base_of(config), *config.candidates):
+        if not is_gguf(path) and not is_capture(path):
+            return path
+    raise InputError("these files give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY.")

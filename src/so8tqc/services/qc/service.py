@@ -1,0 +1,344 @@
+"""QC: judge candidates against a reference, from files and from logits, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from so8tqc.artifacts import file_ref
+from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
+from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
+from so8tqc.config import QCConfig
+from so8tqc.errors import ConfigError, InputError
+from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.locks import claim_folder, exclusive
+from so8tqc.metrics.divergence import summarise
+from so8tqc.progress import SILENT, Progress
+from so8tqc.records import (
+    Check,
+    Diagnosis,
+    FileRef,
+    Record,
+    Stopwatch,
+    Verdict,
+    jsonable,
+    overall,
+    skipped,
+    versions,
+)
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
+from so8tqc.services.qc.compatibility import require_same_architecture
+from so8tqc.services.qc.judging import (
+    Bootstrap,
+    calibration_summary,
+    effect_check,
+    fidelity_checks,
+    kl_histogram,
+    survival_check,
+)
+from so8tqc.services.qc.models import (
+    BASE,
+    GATED,
+    REFERENCE,
+    Comparison,
+    base_of,
+    decoder,
+    names_of,
+    rotations_of,
+    run_models,
+)
+from so8tqc.services.qc.pairwise import compare_candidates
+from so8tqc.services.qc.profiles import Profile, load_profile
+from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
+from so8tqc.services.qc.tuning import tuned
+from so8tqc.services.qc.worst_tokens import worst_tokens
+from so8tqc.services.weights.diagnose import diagnose, diagnose_logits, diagnose_structure
+from so8tqc.services.weights.gguf import judge_gguf
+from so8tqc.services.weights.recover import recover
+from so8tqc.services.weights.structure import (
+    algebra,
+    algebra_checks,
+    rotation_checks,
+    structure_checks,
+)
+from so8tqc.sources import ranks
+from so8tqc.sources.capture import Capture, capture_if_one
+from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.texts import data_paths
+
+_UNRUNNABLE = (
+    "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
+)  # fmt: skip
+"""Checks after whose failure a model cannot be loaded or yields NaN."""
+
+
+@dataclass
+class _Findings:
+    """What has been found so far."""
+
+    checks: list[Check] = field(default_factory=list)
+    diagnosis: list[Diagnosis] = field(default_factory=list)
+    metrics: dict[str, object] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
+    """Candidates that have a diagnosis from their files."""
+    unrunnable: dict[str, str] = field(default_factory=dict)
+    """Candidates whose logits would mean nothing, and why."""
+
+    def name(self, subject: str, diagnosis: Sequence[Diagnosis]) -> None:
+        """Add what is wrong with a candidate."""
+        self.diagnosis += diagnosis
+        if diagnosis:
+            self.named.add(subject)
+
+    def failed(self, subject: str, *ids: str) -> list[Check]:
+        """The checks of a candidate that failed, of those with these ids (all if none)."""
+        return [
+            check
+            for check in self.checks
+            if check.subject == subject
+            and check.verdict is Verdict.FAIL
+            and (not ids or check.id in ids)
+        ]
+
+
+def _claim(folder: Path) -> AbstractContextManager[None]:
+    """Of processes that work together, the first claims the output for all."""
+    return claim_folder(folder) if ranks.is_first() else nullcontext()
+
+
+@exclusive(_claim)
+def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
+    """Judge every candidate against the reference.
+
+    With ``rotations`` the reference is the gated model (base plus gates); model directories
+    are then also checked tensor by tensor, and the gate's effect, the noise floor and the
+    survival in GGUF files are measured in the same pass. A capture as reference brings its own
+    texts; ``base`` and ``rotations`` beside it add all that needs them, and it stays the judge.
+
+    Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise``,
+    calibration, and ``worst_tokens`` (rows of ``services.qc.worst_tokens``); ``effect``,
+    ``noise_floor``: the same statistics of base and of our own rounded fold; ``capture``: what was
+    recorded, and ``gated``: the same statistics of base plus gates against it; ``comparisons``: of
+    every two candidates, see ``services.qc.pairwise``; ``split``: {algebra, storage, arithmetic};
+    ``profile``; ``texts``, ``tokens``.
+    Writes ``tokens.npz`` (the token table) to ``config.out``.
+
+    Raises:
+        InputError: models, rotations or data are unusable or do not belong together.
+        ToolError: a GGUF is given and libllama is missing.
+    """
+    watch = Stopwatch()
+    config = with_local_paths(config, progress)
+    profile = load_profile(config.profile)
+    names = names_of(config.candidates)
+    capture = capture_if_one(config.reference)
+    if capture is None or config.base is not None:
+        require_same_architecture(base_of(config), config.candidates)
+    rotations = rotations_of(config, capture)
+    found = _Findings(notices=list(rotations.notices) if rotations else [])
+    found.metrics["profile"] = config.profile
+    dtypes: dict[str, str] = {}
+    if rotations is not None:
+        dtypes = _judge_files(config, names, rotations, found, progress)
+    if config.save_recovered is not None:
+        _save_recovered(config, names, rotations, found)
+    if config.level == "full":
+        _judge_logits(config, names, rotations, capture, profile, dtypes, found, progress)
+    if not found.checks:
+        raise InputError(
+            "nothing can be judged from files alone without rotations",
+            remedy="Give --rotations, or use --level full.",
+        )
+    checks, notices = tuned(found.checks, profile, config.fail_on, config.allow)
+    return Record(
+        kind="qc",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics={key: jsonable(value) for key, value in found.metrics.items()},
+        diagnosis=tuple(found.diagnosis),
+        notices=tuple(dict.fromkeys((*found.notices, *notices))),
+        inputs=_inputs(config, capture),
+        outputs=_outputs(config),
+        config=config.model_dump(mode="json"),
+        versions=versions("torch", "transformers", "llama-cpp-python", "numpy", "numba"),
+        run=watch.info(),
+    )
+
+
+def _judge_files(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet,
+    found: _Findings,
+    progress: Progress,
+) -> dict[str, str]:
+    """Everything that needs no forward pass; seconds.
+
+    Returns:
+        Model directory among the candidates → torch name of the dtype it stores the fold in.
+    """
+    base = open_checkpoint(base_of(config))
+    planned = plan_bake(
+        base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
+    )
+    found.checks += rotation_checks(rotations)
+    split: dict[str, object] = {}
+    dtypes: dict[str, str] = {}
+    survival: dict[str, object] = {}
+    for name, path in names.items():
+        if is_gguf(path):
+            checks, diagnosis, survival[name] = judge_gguf(path, planned, rotations, name, progress)
+            found.checks += checks
+            found.name(name, diagnosis)
+            continue
+        baked = open_checkpoint(path)
+        dtypes[name] = _storage_dtype(baked, planned)
+        found.checks += structure_checks(base, baked, planned, name)
+        results = algebra(baked, planned, rotations, progress)
+        found.checks += algebra_checks(results, name)
+        found.name(name, diagnose(results, baked, rotations, name))
+        found.name(name, diagnose_structure(found.failed(name), name))
+        if broken := found.failed(name, *_UNRUNNABLE):
+            found.unrunnable[name] = ", ".join(check.id for check in broken)
+        split[name] = {
+            "algebra_relative_error": max(
+                (r.comparison.relative_error for r in results), default=None
+            ),
+            "storage": dtypes[name],
+        }
+    if split:
+        found.metrics["split"] = split
+    if survival:
+        found.metrics["survival"] = survival
+    return dtypes
+
+
+def _save_recovered(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    found: _Findings,
+) -> None:
+    if len(names) != 1 or is_gguf(config.reference):
+        raise ConfigError(
+            "rotations are recovered from one candidate, whose base is a model directory",
+            where="save_recovered",
+        )
+    assert config.save_recovered is not None  # the caller's condition
+    ((name, path),) = names.items()
+    base = open_checkpoint(config.reference)
+    check, rows = recover(path, base, rotations, config.save_recovered, name)
+    found.checks.append(check)
+    found.metrics["recovered"] = rows
+
+
+def _judge_logits(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    capture: Capture | None,
+    profile: Profile,
+    dtypes: Mapping[str, str],
+    found: _Findings,
+    progress: Progress,
+) -> None:
+    """Everything that needs the models to be run, once over the texts."""
+    for name, why in found.unrunnable.items():
+        reason = f"Not run, since {why} failed."
+        found.checks.append(skipped("logits.run", reason, subject=name))
+    names = {name: path for name, path in names.items() if name not in found.unrunnable}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if name in names}
+    if not names:
+        return
+    if capture is not None:
+        found.checks += vocabulary_checks(capture, names)
+    ran = run_models(config, names, rotations, capture, dtypes, progress)
+    bootstrap = Bootstrap(config.resamples, config.seed)
+    if rotations is not None:
+        effect = ran.tables[(BASE, REFERENCE)]
+        found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
+    for name in names:
+        found.checks += _candidate_checks(name, ran, profile, bootstrap)
+    found.metrics |= _statistics(names, ran, capture, decoder(config))
+    tables = {name: ran.tables[(REFERENCE, name)] for name in names}
+    if comparisons := compare_candidates(tables, bootstrap):
+        found.metrics["comparisons"] = comparisons
+    if capture is not None:
+        found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
+    found.diagnosis += diagnose_logits(found.checks, found.named)
+    if ranks.is_first():
+        write_tokens(config.out / TOKENS_FILE, tables)
+
+
+def _candidate_checks(
+    name: str, ran: Comparison, profile: Profile, bootstrap: Bootstrap
+) -> list[Check]:
+    table = ran.tables[(REFERENCE, name)]
+    if name not in ran.file_types:
+        return fidelity_checks(table, profile.models, name, bootstrap, ran.floor(name))
+    limits = profile.for_gguf(ran.file_types[name])
+    checks = fidelity_checks(table, limits, name, bootstrap, None)
+    if (to_base := ran.tables.get((BASE, name))) is not None:
+        checks.append(survival_check(table, to_base, name, bootstrap))
+    return checks
+
+
+def _statistics(
+    names: Iterable[str],
+    ran: Comparison,
+    capture: Capture | None,
+    decode: Callable[[list[int]], str] | None,
+) -> dict[str, object]:
+    """The metrics of the record that come from logits."""
+    metrics: dict[str, object] = {}
+    for key, table in (
+        ("effect", ran.tables.get((BASE, REFERENCE))),
+        ("noise_floor", ran.worst_floor),
+        ("arithmetic", ran.arithmetic),
+    ):
+        if table is not None:
+            metrics[key] = summarise(table)
+    metrics["candidates"] = {
+        name: {
+            **summarise(table),
+            **calibration_summary(table),
+            "kl_histogram": kl_histogram(table),
+            "worst_tokens": worst_tokens(table, ran.texts, decode),
+        }
+        for name in names
+        for table in [ran.tables[(REFERENCE, name)]]
+    }
+    if capture is not None:
+        metrics["capture"] = capture_metrics(capture, ran.tables.get((REFERENCE, GATED)))
+    return metrics
+
+
+def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
+    """torch name of the dtype the folded weights are stored in."""
+    for plan in planned:
+        if plan.entry.name in baked.tensors:
+            return str(torch_dtype(baked.tensors[plan.entry.name].dtype)).removeprefix("torch.")
+    raise InputError("none of the rotated tensors is in the candidate", where=str(baked.directory))
+
+
+def _outputs(config: QCConfig) -> dict[str, FileRef]:
+    if config.save_recovered is None:
+        return {}
+    return {"recovered": file_ref(config.save_recovered)}
+
+
+def _inputs(config: QCConfig, capture: Capture | None) -> dict[str, FileRef]:
+    inputs = {"reference": file_ref(config.reference)}
+    if config.base is not None:
+        inputs["base"] = file_ref(config.base)
+    if config.rotations is not None:
+        inputs["rotations"] = file_ref(config.rotations)
+    for i, path in enumerate(config.candidates):
+        inputs[f"candidate_{i + 1}"] = file_ref(path)
+    if config.level == "full" and capture is None:
+        inputs |= {f"data: {path.name}": file_ref(path) for path in data_paths(config.data)}
+    return inputs
