@@ -19,15 +19,15 @@ from so8tqc.config import (
     CaptureConfig,
     ExportConfig,
     LongTextConfig,
-    Options,
     QCConfig,
     QuantizeConfig,
-    RotationOptions,
 )
-from so8tqc.config_file import load_options
+from so8tqc.config.load import load_options
 from so8tqc.locks import claim_folder, claim_output
+from so8tqc.options import Options
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.rotation_set import RotationSet
 
 StrPath = str | PathLike[str]

@@ -9,7 +9,7 @@ import yaml
 from blocks import ROOT, Block, commands_of, lines_of
 from parsing import parse
 
-from so8tqc.config_batch import check_file
+from so8tqc.config.batch import check_file
 
 WORKFLOW = ROOT / "examples" / "github-actions.yml"
 _STEP_KEYS = {"name", "uses", "with", "run", "if", "env", "id"}

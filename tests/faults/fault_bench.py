@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from so8tqc.config import RotationOptions
 from so8tqc.rotations.enums import Parametrization
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target
 

@@ -300,7 +300,7 @@ def _make_config(directory: Path) -> None:
 
 def _read_config(directory: Path) -> object:
     from so8tqc.config import RunConfig
-    from so8tqc.config_file import load_options
+    from so8tqc.config.load import load_options
 
     return load_options(RunConfig, file=directory / "run.yaml")
 

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from so8tqc.cli.main import run as run_main
-from so8tqc.config import BakeConfig, CaptureConfig, ExportConfig, QCConfig, RotationOptions
+from so8tqc.config import BakeConfig, CaptureConfig, ExportConfig, QCConfig
 from so8tqc.errors import ConfigError, DataError, InputError
 from so8tqc.records import Record, Verdict
 from so8tqc.rotations.enums import Convention
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake

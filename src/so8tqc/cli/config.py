@@ -50,7 +50,7 @@ def schema(
         so8tqc config schema --out configs/so8tqc.schema.json
     """
     from so8tqc.artifacts import write_text
-    from so8tqc.config_schema import schema_text
+    from so8tqc.config.schema import schema_text
 
     text = schema_text(stage)
     if out is None:
@@ -79,7 +79,7 @@ def check(
     import json as json_module
 
     from so8tqc.config import config_model
-    from so8tqc.config_batch import check_file
+    from so8tqc.config.batch import check_file
     from so8tqc.errors import ConfigError, ExitCode
 
     config_model(stage)
@@ -129,7 +129,7 @@ def show(
     import os
 
     from so8tqc.config import config_model
-    from so8tqc.config_origins import settings
+    from so8tqc.config.origins import settings
 
     rows = settings(
         config_model(stage),

@@ -47,7 +47,7 @@ def run(
     """
     import os
 
-    from so8tqc.config_batch import Batch, load_runs
+    from so8tqc.config.batch import Batch, load_runs
     from so8tqc.reports.language import spoken
     from so8tqc.services.run.batch import BATCH_REPORT, run_batch
     from so8tqc.services.run.pipeline import run as run_one

@@ -42,7 +42,7 @@ def configure(
     overrides: Sequence[str] | None,
 ) -> _Config:
     """The config of a command from its flags, ``--set``, environment and file."""
-    from so8tqc.config_file import load_options
+    from so8tqc.config.load import load_options
 
     return load_options(
         model, file=file, overrides=overrides or (), flags=flags, environment=os.environ

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from so8tqc.config import RotationOptions
 from so8tqc.records import Record
+from so8tqc.rotations.options import RotationOptions
 
 _AGAIN = "-again"
 

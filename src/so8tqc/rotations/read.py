@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from so8tqc.config import RotationOptions
 from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.native import read_native
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.peft_oft import is_adapter, read_oft
 from so8tqc.rotations.polar import nearest_rotations

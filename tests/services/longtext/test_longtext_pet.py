@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from so8tqc.config import LongTextConfig, RotationOptions
+from so8tqc.config import LongTextConfig
 from so8tqc.metrics.oscillation import Change
 from so8tqc.records import Verdict
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
 from so8tqc.services.longtext.pet import changes_from_base, effect_check, looks
 from so8tqc.services.longtext.service import longtext

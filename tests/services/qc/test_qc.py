@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from so8tqc.config import BakeConfig, QCConfig, RotationOptions
+from so8tqc.config import BakeConfig, QCConfig
 from so8tqc.errors import ConfigError, DataError, InputError
 from so8tqc.records import Record, Verdict, judge, overall, skipped
 from so8tqc.rotations.enums import Convention
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.services.bake import bake
 from so8tqc.services.qc.profiles import load_profile
 from so8tqc.services.qc.service import qc

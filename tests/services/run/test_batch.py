@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from so8tqc.artifacts import read_record
 from so8tqc.cli.app import app
 from so8tqc.cli.main import run as run_main
-from so8tqc.config_batch import Batch, load_runs
+from so8tqc.config.batch import Batch, load_runs
 from so8tqc.errors import InputError, MissingToolError, ToolError
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Verdict

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from so8tqc.config_yaml import read_yaml
+from so8tqc.config.yaml_file import read_yaml
 from so8tqc.errors import ConfigError
 from so8tqc.resources import package_file
 

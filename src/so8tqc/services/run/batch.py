@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from so8tqc.artifacts import require_space, write_record, write_text
-from so8tqc.config_batch import Batch, Combination
+from so8tqc.config.batch import Batch, Combination
 from so8tqc.errors import ExitCode, So8tqcError, explained
 from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress

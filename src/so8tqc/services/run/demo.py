@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from so8tqc.config import ChoiceOptions, LongTextOptions, QCOptions, QuantizeOptions, RunConfig
+from so8tqc.config import (
+    ChoiceOptions,
+    LongTextOptions,
+    QCOptions,
+    QuantizeOptions,
+    RunConfig,
+)
 from so8tqc.sources.builtin import DEMO_MODEL, DEMO_ROTATIONS
 
 DEMO_OUT = Path("out/demo")

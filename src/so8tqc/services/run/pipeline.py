@@ -26,7 +26,6 @@ from so8tqc.config import (
     LongTextConfig,
     QCConfig,
     QuantizeConfig,
-    RotationOptions,
     RunConfig,
 )
 from so8tqc.errors import ConfigError
@@ -37,6 +36,7 @@ from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.reports.summary import stage_row
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.services.bake import bake
 from so8tqc.services.calibrate.service import calibrate
 from so8tqc.services.choose.among import choose_among

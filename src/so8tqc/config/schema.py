@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from so8tqc.config import config_model
-from so8tqc.config_extends import EXTENDS
-from so8tqc.config_matrix import EXCLUDE, INCLUDE, MATRIX, axis_options
+from so8tqc.config.extends import EXTENDS
+from so8tqc.config.matrix import EXCLUDE, INCLUDE, MATRIX, axis_options
+from so8tqc.config.stages import config_model
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from so8tqc.cli.app import app
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import COMMAND_CONFIGS
-from so8tqc.config_schema import config_schema, schema_text
+from so8tqc.config.schema import config_schema, schema_text
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 PUBLISHED = CONFIGS / "so8tqc.schema.json"
 
 

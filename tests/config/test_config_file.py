@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from so8tqc.config import QCConfig, QCOptions, RunConfig
-from so8tqc.config_batch import Batch, load_runs
-from so8tqc.config_file import load_options
+from so8tqc.config.batch import Batch, load_runs
+from so8tqc.config.load import load_options
 from so8tqc.errors import ConfigError, ExitCode
 from so8tqc.services.run.demo import demo_config
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def write(tmp_path: Path, text: str) -> Path:

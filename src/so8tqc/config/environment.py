@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-from so8tqc.config import COMMAND_CONFIGS, RunConfig, option_paths
-from so8tqc.config_yaml import Key
+from so8tqc.config.stages import COMMAND_CONFIGS, RunConfig, option_paths
+from so8tqc.config.yaml_file import Key
 from so8tqc.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "SO8TQC_"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from so8tqc.config import QCConfig, RunConfig
-from so8tqc.config_environment import environment_values
-from so8tqc.config_file import load_options
+from so8tqc.config.environment import environment_values
+from so8tqc.config.load import load_options
 from so8tqc.errors import ConfigError
 
 PATHS = {"reference": "m", "candidates": ["c"], "out": "o"}

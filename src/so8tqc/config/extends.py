@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from so8tqc.config_yaml import Key, read_yaml
+from so8tqc.config.yaml_file import Key, read_yaml
 from so8tqc.errors import ConfigError
 
 EXTENDS = "extends"
@@ -23,8 +23,8 @@ def read_layers(file: Path) -> Layer:
     earlier ones, and the file hides them all.
 
     Raises:
-        ConfigError: as :func:`so8tqc.config_yaml.read_yaml` for any of the files; a path that is
-            absolute, a URL or no plain file; a cycle; more than 32 files.
+        ConfigError: as :func:`so8tqc.config.yaml_file.read_yaml` for any of the files; a path that
+            is absolute, a URL or no plain file; a cycle; more than 32 files.
     """
     return _read(file, (), [])
 

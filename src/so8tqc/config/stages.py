@@ -11,38 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
+from so8tqc.config.evaluation import QUALITY_TEXTS, EvaluationOptions, ReferenceOptions
 from so8tqc.errors import ConfigError
 from so8tqc.languages import Language
-from so8tqc.paths import anchored
-from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.options import Options
+from so8tqc.rotations.options import RotationOptions
 
-QUALITY_TEXTS = "builtin:validation"
 LONG_TEXTS = "builtin:longtext"
 CALIBRATION_TEXTS = "builtin:calibration"
-
-
-class Options(BaseModel):
-    """Base: closed, immutable, checked on assignment of defaults too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _explicit_paths(cls, values: object) -> object:
-        """``./x/y`` stays a path: without the dot it may be the name of a model on a hub."""
-        if not isinstance(values, dict):
-            return values
-        return {
-            name: anchored(value)
-            if isinstance(value, str)
-            else [anchored(v) if isinstance(v, str) else v for v in value]
-            if isinstance(value, list)
-            else value
-            for name, value in values.items()
-        }
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:
@@ -57,26 +43,6 @@ def option_paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
         yield (name,)
         if inner := nested_model(field):
             yield from ((name, *path) for path in option_paths(inner))
-
-
-class RotationOptions(Options):
-    """How a rotation file is to be read; None means what the file says, else the default."""
-
-    convention: Convention | None = Field(
-        None, description="column: the gate computes R·x (default); row: x_row·R."
-    )
-    parametrization: Parametrization | None = Field(
-        None, description="How theta becomes R; default exp."
-    )
-    site: Site | None = Field(None, description="Gate before (input, default) or after (output).")
-    layers: str | None = Field(
-        None,
-        description="Layers that carry a gate, e.g. 0-11,13; default all layers of the model.",
-        pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$",
-    )
-    orthogonalize: Literal["as-trained", "polar"] = Field(
-        "as-trained", description="Bake the trained matrix, or the rotation nearest to it."
-    )
 
 
 class BakeOptions(RotationOptions):
@@ -213,33 +179,13 @@ class ChoiceOptions(Options):
         return (self.max_kl, self.min_top1, self.max_size) != (None, None, None)
 
 
-class ChooseConfig(ChoiceOptions, QuantizeConfig):
+class ChooseConfig(ChoiceOptions, EvaluationOptions, ReferenceOptions, QuantizeConfig):
     """Comparing quantizations, and finding the smallest file that meets a budget."""
 
     types: tuple[str, ...] = Field(("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"), min_length=1)
     reference: Path | None = Field(
         None, description="The model we trust: directory, capture or GGUF; default the input."
     )
-    base: Path | None = Field(
-        None, description="What the rotations are applied to, if the reference is a capture."
-    )
-    rotations: Path | None = None
-    rotation_options: RotationOptions = RotationOptions()
-    data: tuple[str, ...] = (QUALITY_TEXTS,)
-    tokenizer: Path | None = None
-    ctx: int | None = Field(None, ge=8, description="Window length, tokens.")
-    stride: int | None = Field(None, ge=1, description="Tokens from one window to the next.")
-    max_tokens: int | None = Field(
-        None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
-    )
-    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
-        None, description="What transformers computes in; default float32, on a GPU bfloat16."
-    )
-    device_map: Literal["auto"] | None = Field(
-        None, description="auto: spread a model over GPUs, memory and disk with accelerate."
-    )
-    seed: int = 0
-    resamples: Annotated[int, Field(ge=100)] = 2000
     max_evaluations: int = Field(
         24, ge=1, description="Files evaluated at most, those of the types included."
     )
@@ -334,32 +280,11 @@ class CaptureConfig(CaptureOptions):
     out: Path
 
 
-class QCOptions(Options):
-    """Judging candidates against a reference."""
+class VerdictOptions(Options):
+    """By what a candidate is judged, and which checks count."""
 
     profile: str = Field("default", description="Name of a built-in profile, or a YAML file.")
     level: Literal["files", "full"] = "full"
-    seed: int = 0
-    resamples: Annotated[int, Field(ge=100)] = 2000
-    protocol: Literal["native", "llama-perplexity"] = Field(
-        "native", description="Which tokens are scored: every one, or those that tool scores."
-    )
-    ctx: int | None = Field(
-        None, ge=8, description="Window length, tokens; default 512 under llama-perplexity."
-    )
-    stride: int | None = Field(
-        None, ge=1, description="Tokens from one window to the next; default half of ctx."
-    )
-    max_tokens: int | None = Field(
-        None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
-    )
-    threads: int | None = Field(None, ge=1)
-    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
-        None, description="What transformers computes in; default float32, on a GPU bfloat16."
-    )
-    device_map: Literal["auto"] | None = Field(
-        None, description="auto: spread a model over GPUs, memory and disk with accelerate."
-    )
     fail_on: tuple[str, ...] = Field(
         (), description="Glob patterns of check ids; only these count for the verdict."
     )
@@ -367,26 +292,28 @@ class QCOptions(Options):
         (), description="Glob patterns of check ids that do not count for the verdict."
     )
 
-    @model_validator(mode="after")
-    def _windows_make_sense(self) -> QCOptions:
-        if self.stride is not None:
-            if self.protocol == "llama-perplexity":
-                raise ValueError("llama-perplexity's windows follow one another: no stride")
-            if self.ctx is None or self.stride >= self.ctx:
-                raise ValueError("stride needs a longer ctx: a window keeps ctx − stride tokens")
-        return self
 
+class QCOptions(EvaluationOptions, VerdictOptions):
+    """Judging candidates against a reference."""
 
-class QCConfig(QCOptions):
-    reference: Path
-    base: Path | None = Field(
-        None, description="What the rotations are applied to, if the reference is a capture."
+    protocol: Literal["native", "llama-perplexity"] = Field(
+        "native", description="Which tokens are scored: every one, or those that tool scores."
     )
-    rotations: Path | None = None
-    rotation_options: RotationOptions = RotationOptions()
+    ctx: int | None = Field(
+        None, ge=8, description="Window length, tokens; default 512 under llama-perplexity."
+    )
+
+    @field_validator("protocol")
+    @classmethod
+    def _windows_follow_one_another(cls, protocol: str, info: ValidationInfo) -> str:
+        if protocol == "llama-perplexity" and info.data.get("stride") is not None:
+            raise ValueError("llama-perplexity's windows follow one another: no stride")
+        return protocol
+
+
+class QCConfig(QCOptions, ReferenceOptions):
+    reference: Path
     candidates: tuple[Path, ...] = Field(min_length=1)
-    data: tuple[str, ...] = (QUALITY_TEXTS,)
-    tokenizer: Path | None = None
     out: Path
     save_recovered: Path | None = Field(
         None, description="Write the rotations recovered from the candidate as a gate file."

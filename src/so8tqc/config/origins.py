@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from so8tqc.config import RunConfig, nested_model
-from so8tqc.config_batch import Batch, load_runs
-from so8tqc.config_file import given_values, origin_of, placeholders, put, validated
-from so8tqc.config_matrix import MATRIX
-from so8tqc.config_yaml import Key
+from so8tqc.config.batch import Batch, load_runs
+from so8tqc.config.load import given_values, origin_of, placeholders, put, validated
+from so8tqc.config.matrix import MATRIX
+from so8tqc.config.stages import RunConfig, nested_model
+from so8tqc.config.yaml_file import Key
 
 DEFAULT = "default"
 NOT_GIVEN = "not given"
@@ -49,7 +49,7 @@ def settings(
 
     Of a run file with a matrix what all combinations share, then what each is given.
 
-    Arguments as of :func:`so8tqc.config_file.load_options`.
+    Arguments as of :func:`so8tqc.config.load.load_options`.
 
     Raises:
         ConfigError: what load_options refuses, but for a required key that is missing.

@@ -13,11 +13,11 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from so8tqc.config import nested_model
-from so8tqc.config_environment import environment_values
-from so8tqc.config_extends import read_layers
-from so8tqc.config_matrix import MATRIX
-from so8tqc.config_yaml import Key
+from so8tqc.config.environment import environment_values
+from so8tqc.config.extends import read_layers
+from so8tqc.config.matrix import MATRIX
+from so8tqc.config.stages import nested_model
+from so8tqc.config.yaml_file import Key
 from so8tqc.errors import ConfigError
 
 _SHOWN_CHARACTERS = 60
@@ -42,7 +42,7 @@ def load_options(
         overrides: ``key.subkey=value`` of ``--set``; values are read as YAML.
         flags: field → value of the command line; absent flags must not be in it. A mapping
             changes the keys it names and leaves its neighbours.
-        environment: variables, see :mod:`so8tqc.config_environment`.
+        environment: variables, see :mod:`so8tqc.config.environment`.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type; naming file, line and key.

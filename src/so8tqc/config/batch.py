@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so8tqc.config import RunConfig, config_model
-from so8tqc.config_file import given_values, origin_of, placeholders, put, validated
-from so8tqc.config_matrix import INCLUDE, MATRIX, check_matrix, expand, names_of
-from so8tqc.config_yaml import Key
+from so8tqc.config.load import given_values, origin_of, placeholders, put, validated
+from so8tqc.config.matrix import INCLUDE, MATRIX, check_matrix, expand, names_of
+from so8tqc.config.stages import RunConfig, config_model
+from so8tqc.config.yaml_file import Key
 from so8tqc.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ def load_runs(
 ) -> RunConfig | Batch:
     """A run file as one run, or as a batch if it has a matrix.
 
-    Arguments as of :func:`so8tqc.config_file.load_options`.
+    Arguments as of :func:`so8tqc.config.load.load_options`.
 
     Raises:
         ConfigError: as there; a faulty matrix; or an option given by a flag, ``--set`` or the
@@ -89,7 +89,7 @@ def batch_of(
     """The batch of values that have a matrix.
 
     Args:
-        values, origins: of :func:`so8tqc.config_file.given_values`.
+        values, origins: of :func:`so8tqc.config.load.given_values`.
         file: for messages.
         in_file: the origins that lie in files: what the matrix may hide.
 

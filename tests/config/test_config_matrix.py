@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from so8tqc.cli.main import run as run_main
-from so8tqc.config_batch import Batch, load_runs
-from so8tqc.config_matrix import check_matrix, expand, names_of
+from so8tqc.config.batch import Batch, load_runs
+from so8tqc.config.matrix import check_matrix, expand, names_of
 from so8tqc.errors import ConfigError
 
 

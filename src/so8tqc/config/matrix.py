@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import PurePosixPath
 from typing import Any
 
-from so8tqc.config import RunConfig, option_paths
+from so8tqc.config.stages import RunConfig, option_paths
 from so8tqc.errors import ConfigError
 
 MATRIX, INCLUDE, EXCLUDE = "matrix", "include", "exclude"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from so8tqc.config import RunConfig
-from so8tqc.config_extends import read_layers
-from so8tqc.config_file import load_options
-from so8tqc.config_yaml import read_yaml
+from so8tqc.config.extends import read_layers
+from so8tqc.config.load import load_options
+from so8tqc.config.yaml_file import read_yaml
 from so8tqc.errors import ConfigError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def write(path: Path, text: str) -> Path:
