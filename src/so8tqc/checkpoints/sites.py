@@ -1,7 +1,7 @@
 """Where the rotated projections of each architecture are found in a checkpoint.
 
-A newcomer's architecture is one line in ``ATTENTION_OUTPUT`` if its attention
-output projection is not called ``self_attn.o_proj``.
+A newcomer's architecture is one line in ``architectures.ARCHITECTURES`` if its attention output
+projection is not called ``self_attn.o_proj``.
 """
 
 from __future__ import annotations
@@ -10,25 +10,10 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from so8tqc.architectures import architecture
 from so8tqc.errors import ModelError, RotationError
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.rotations.towers import in_other_tower
-
-DEFAULT_ATTENTION_OUTPUT = "self_attn.o_proj"
-
-ATTENTION_OUTPUT: dict[str, str] = {
-    "gpt2": "attn.c_proj",
-    "gpt_neox": "attention.dense",
-    "gptj": "attn.out_proj",
-    "phi": "self_attn.dense",
-    "opt": "self_attn.out_proj",
-    "falcon": "self_attention.dense",
-    "bloom": "self_attention.dense",
-}
-"""Attention output projection below a decoder layer, by ``model_type``."""
-
-TRANSPOSED: frozenset[str] = frozenset({"gpt2"})
-"""Model types whose projections are stored [in, out] (Conv1D) instead of [out, in]."""
 
 _LAYER = re.compile(r"^(?P<prefix>.*?)(?P<list>layers|h|blocks)\.(?P<layer>\d+)\.(?P<rest>.+)$")
 
@@ -48,11 +33,6 @@ class TensorSite:
     weight: str
     bias: str | None
     transposed: bool
-
-
-def attention_output_module(model_type: str) -> str:
-    """Dotted name of the attention output projection below a decoder layer."""
-    return ATTENTION_OUTPUT.get(model_type, DEFAULT_ATTENTION_OUTPUT)
 
 
 def text_layers(names: Collection[str]) -> dict[int, dict[str, str]]:
@@ -97,7 +77,7 @@ def locate(
                 f"{min(layers)} to {max(layers)}",
                 remedy="The rotations belong to another model, or --layers is needed.",
             )
-        module = target.module or attention_output_module(model_type)
+        module = target.module or architecture(model_type).attention_output
         weight = layers[target.layer].get(f"{module}.weight")
         if weight is None:
             raise RotationError(
@@ -110,7 +90,7 @@ def locate(
                 target=target,
                 weight=weight,
                 bias=layers[target.layer].get(f"{module}.bias"),
-                transposed=model_type in TRANSPOSED,
+                transposed=architecture(model_type).transposed,
             )
         )
     return tuple(sites)

@@ -6,7 +6,7 @@ store the offset from 1, transposes Conv1D, and rounds to the stored type.
 
 Which of these is right depends on the architecture, and a wrong one must not pass for a
 right one: a square matrix that was transposed, or q left in the order of transformers, has
-the same values. So for the architectures in ``LAYOUTS`` exactly one arrangement is accepted.
+the same values. So for the architectures whose layout is known exactly one arrangement is accepted.
 For others every arrangement is tried, and the caller has to say that none is known to be right.
 """
 
@@ -14,44 +14,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from so8tqc.architectures import Layout, gguf_layout
 
 FloatArray = npt.NDArray[np.float32]
 
 GENERATED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that a converter computes from the config; no source tensor corresponds to them."""
 
-
-class Layout(NamedTuple):
-    """What the converter does to an architecture's tensors besides renaming.
-
-    Attributes:
-        interleaved: the rows of q and k are reordered, see :func:`interleave_rope`.
-        norm_offset: norms are stored as offsets from 1, and 1 is added.
-        conv1d: projections named as GPT-2's are stored [in, out] and are transposed.
-    """
-
-    interleaved: bool = False
-    norm_offset: bool = False
-    conv1d: bool = False
-
-
-LAYOUTS: dict[str, Layout] = {
-    "llama": Layout(interleaved=True),  # Mistral and Mixtral are exported as llama, too
-    "smollm3": Layout(interleaved=True),
-    "granite": Layout(interleaved=True),
-    "gemma": Layout(norm_offset=True),
-    "gemma2": Layout(norm_offset=True),
-    "gemma3": Layout(norm_offset=True),
-    "phi3": Layout(),
-    "qwen2": Layout(),
-    "qwen2vl": Layout(),
-    "qwen3": Layout(),
-}
-"""GGUF architecture → layout, for those whose exports were run and had transformers' logits."""
 
 _ANY = Layout(interleaved=True, norm_offset=True, conv1d=True)
 _CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
@@ -101,7 +75,7 @@ def arrangements(
         architecture: ``general.architecture`` of the GGUF.
         config: the text model's config.json.
     """
-    layout = LAYOUTS.get(architecture)
+    layout = gguf_layout(architecture)
     rearranged = list(_rearranged(values, source, gguf_name, layout or _ANY, config))
     if layout is None or not rearranged:
         yield "unchanged", values

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from so8tqc.checkpoints.sites import attention_output_module
+from so8tqc.architectures import architecture
 from so8tqc.errors import RotationError
 from so8tqc.rotations.enums import Parametrization
 
@@ -91,7 +91,7 @@ def attached_gates(
     """
     generator = torch.Generator().manual_seed(seed)
     config = model.config.get_text_config()
-    name = attention_output_module(config.model_type)
+    name = architecture(config.model_type).attention_output
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     gates: dict[int, RotationGate] = {}
     handles = []

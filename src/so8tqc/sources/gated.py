@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from so8tqc.checkpoints.sites import attention_output_module
+from so8tqc.architectures import architecture
 from so8tqc.errors import RotationError, ShapeError
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import RotationSet, Target
@@ -97,7 +97,7 @@ def projection(model: HFModel, target: Target) -> Any:
         RotationError: it does not exist.
     """
     layers = decoder_layers(model)
-    name = target.module or attention_output_module(model.config.model_type)
+    name = target.module or architecture(model.config.model_type).attention_output
     if target.layer >= len(layers):
         raise RotationError(
             f"there is a gate for layer {target.layer}, the model has {len(layers)} layers",

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from so8tqc.architectures import gguf_layout
 from so8tqc.checkpoints.safetensors_index import Checkpoint, load_tensor
 from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.tensor_map import (
     GENERATED,
-    LAYOUTS,
     FloatArray,
     arrangements,
     expert_index,
@@ -203,7 +203,7 @@ def proof_checks(found: TensorComparison) -> list[Check]:
                 f"{_names(found.unattributed)}"
             )
         checks.append(skipped("export.unmapped", detail))
-    if found.architecture not in LAYOUTS:
+    if gguf_layout(found.architecture) is None:
         done = ", ".join(f"{count} {what}" for what, count in found.arrangements.items())
         checks.append(
             skipped(

@@ -7,25 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from so8tqc.architectures import architecture
 from so8tqc.errors import ModelError
 from so8tqc.llama.gguf_file import is_gguf, open_gguf
-
-_WRITTEN_AS = {
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3",
-    "gemma3_text": "gemma3",
-    "granite": "granite",
-    "llama": "llama",
-    "mistral": "llama",
-    "olmo2": "olmo2",
-    "phi3": "phi3",
-    "qwen2": "qwen2",
-    "qwen2_vl": "qwen2vl",
-    "qwen3": "qwen3",
-    "smollm3": "smollm3",
-}
-"""``model_type`` of a config → the architecture that llama.cpp's converter writes for it."""
 
 
 def require_same_architecture(reference: Path, candidates: Iterable[Path]) -> None:
@@ -45,7 +29,7 @@ def require_same_architecture(reference: Path, candidates: Iterable[Path]) -> No
         found = _architecture(path)
         if is_gguf(path) != is_gguf(reference):
             directory, file = (expected, found) if is_gguf(path) else (found, expected)
-            same = _WRITTEN_AS.get(directory, file) == file
+            same = architecture(directory).gguf in (None, file)
         else:
             same = found == expected
         if found and expected and not same:
