@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from so8tqc.llama.gguf_rewrite import SAMPLING_TEMPERATURE
+from so8tqc.gguf.rewrite import SAMPLING_TEMPERATURE
 
 VOCABULARY, WIDTH, HIDDEN, LAYERS = 96, 32, 64, 2
 

@@ -15,7 +15,7 @@ class Layout(NamedTuple):
 
     Attributes:
         interleaved: the rows of q and k are reordered, see
-            :func:`so8tqc.llama.tensor_map.interleave_rope`.
+            :func:`so8tqc.gguf.tensor_map.interleave_rope`.
         norm_offset: norms are stored as offsets from 1, and 1 is added.
         conv1d: projections named as GPT-2's are stored [in, out] and are transposed.
     """

@@ -19,7 +19,7 @@ import torch
 from fault_bench import EMBEDDING, NORM, O_PROJ, Q_PROJ, Bench, dense
 
 from so8tqc.config import QuantizeConfig
-from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.gguf.file import open_gguf
 from so8tqc.rotations.enums import Parametrization
 from so8tqc.services.quantize.service import quantize
 

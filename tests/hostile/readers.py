@@ -216,8 +216,8 @@ def _make_gguf(directory: Path) -> None:
 
 
 def _read_gguf(directory: Path) -> None:
-    from so8tqc.llama.gguf_file import open_gguf, require_whole
-    from so8tqc.llama.gguf_norm import require_scalable_norm
+    from so8tqc.gguf.file import open_gguf, require_whole
+    from so8tqc.gguf.norm import require_scalable_norm
 
     gguf = open_gguf(directory / "model.gguf")
     require_whole(gguf)
@@ -229,8 +229,8 @@ def _read_gguf(directory: Path) -> None:
 
 
 def _rewrite_gguf(directory: Path) -> None:
-    from so8tqc.llama.gguf_norm import scale_norm
-    from so8tqc.llama.gguf_rewrite import key_values
+    from so8tqc.gguf.norm import scale_norm
+    from so8tqc.gguf.rewrite import key_values
 
     key_values(directory / "model.gguf")
     scale_norm(directory / "model.gguf", directory / "out" / "scaled.gguf", 1.5)

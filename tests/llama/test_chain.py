@@ -12,9 +12,9 @@ import torch
 
 from so8tqc.config import ExportConfig, QCConfig, QuantizeConfig
 from so8tqc.errors import ConfigError, DataError, InputError, ModelError, ToolError
-from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.tensor_map import interleave_rope
 from so8tqc.llama.pin import PIN, Pin
-from so8tqc.llama.tensor_map import interleave_rope
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.records import Verdict
 from so8tqc.resources import repository_root

@@ -31,7 +31,7 @@ MODULES = (
     "transformers.models.llama.tokenization_llama", "transformers.models.auto.tokenization_auto",
     "llama_cpp", "psutil",
     "so8tqc.services.attest.verify_file", "so8tqc.services.attest.service", "so8tqc.cli.log",
-    "so8tqc.llama.gguf_reader", "torch.utils.serialization.config", "plotly.subplots", "plotly.io",
+    "so8tqc.gguf.reader", "torch.utils.serialization.config", "plotly.subplots", "plotly.io",
     "plotly.graph_objs.layout", "plotly.offline",
 )  # fmt: skip
 _GRACE_SECONDS = 60.0

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.gguf.file import GGUFFile, open_gguf
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _COMPUTE_AGAIN = "Compute the matrix again; this tensor saw no activations."

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.errors import DataError, MissingToolError, ModelError, ToolError
+from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.child import reason
-from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 
 _KEPT_LINES = 30

@@ -8,7 +8,7 @@ from pathlib import Path
 from so8tqc.artifacts import file_ref, remove_leftovers, require_space, short_name
 from so8tqc.config import CaptureConfig
 from so8tqc.errors import ConfigError
-from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, Verdict, versions

@@ -16,7 +16,7 @@ from so8tqc.checkpoints.provenance import read_provenance
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.sites import text_layers
 from so8tqc.errors import InputError, So8tqcError
-from so8tqc.llama.gguf_file import is_gguf, open_gguf
+from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.read import read_rotations

@@ -22,9 +22,9 @@ from so8tqc.errors import (
     MissingToolError,
     ModelError,
 )
-from so8tqc.llama.gguf_file import open_gguf
-from so8tqc.llama.gguf_norm import NORM_TEMPERATURE
-from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.norm import NORM_TEMPERATURE
+from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE
 from so8tqc.records import Check, Record, Verdict
 from so8tqc.reports.reliability import calibration_tables
 from so8tqc.services.calibrate import beyond as temperature_beyond

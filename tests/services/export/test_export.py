@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.config import ExportConfig
 from so8tqc.errors import ModelError, ToolError
-from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Verdict
 from so8tqc.services.export import service as module

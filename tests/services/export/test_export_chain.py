@@ -21,8 +21,8 @@ from so8tqc.checkpoints.provenance import read_provenance
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import BakeConfig, ExportConfig, QuantizeConfig
 from so8tqc.errors import MissingToolError
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
-from so8tqc.llama.gguf_rewrite import changed_copy, rewrite
+from so8tqc.gguf.file import GGUFFile, open_gguf
+from so8tqc.gguf.rewrite import changed_copy, rewrite
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.progress import Progress
 from so8tqc.records import Check, Record, Verdict

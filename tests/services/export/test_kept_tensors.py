@@ -13,8 +13,8 @@ from test_export import EXPERTS, HEADS, permuted, source_values, write_pair
 from so8tqc.checkpoints.provenance import BakedTensor, Provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.errors import ConfigError, ModelError
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
-from so8tqc.llama.gguf_rewrite import rewrite
+from so8tqc.gguf.file import GGUFFile, open_gguf
+from so8tqc.gguf.rewrite import rewrite
 from so8tqc.records import Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.services.export.kept_tensors import (

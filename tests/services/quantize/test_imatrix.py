@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from so8tqc.config import ExportConfig, QuantizeConfig
 from so8tqc.errors import DataError, ModelError, ToolError
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.tensor_map import gguf_names
 from so8tqc.llama import ggml, imatrix_worker
-from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.imatrix import read_imatrix
 from so8tqc.llama.imatrix_worker import expert_squares, stack_squares
 from so8tqc.llama.libllama import tokenize
-from so8tqc.llama.tensor_map import gguf_names
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Verdict
 from so8tqc.services.export.service import export

@@ -18,8 +18,8 @@ import pytest
 
 from so8tqc.config import QuantizeConfig
 from so8tqc.errors import ConfigError, InputError, ModelError, ToolError
+from so8tqc.gguf.file import open_gguf
 from so8tqc.llama import quantizer
-from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.imatrix import read_imatrix
 from so8tqc.llama.quantizer import Job, Quantizer, Recipe, quantization_types, resolve_type
 from so8tqc.records import Record, Verdict

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from so8tqc.config import QuantizeConfig
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.quantizer import PlannedTensor, Quantizer, Recipe, resolve_type
 from so8tqc.records import Verdict
 from so8tqc.services.quantize import files as quantize_files

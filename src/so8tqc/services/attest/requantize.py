@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.config import QuantizeConfig
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, block_layout
-from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, key_values
+from so8tqc.gguf.file import GGUFFile, GGUFTensor, block_layout
+from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, key_values
 from so8tqc.progress import Progress
 from so8tqc.services.quantize.derivation import tensor_digests
 from so8tqc.services.quantize.service import quantize

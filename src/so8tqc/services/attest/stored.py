@@ -12,8 +12,8 @@ from so8tqc.artifacts import sha256_file
 from so8tqc.checkpoints.baking import sha256_tensor
 from so8tqc.checkpoints.safetensors_index import read_header
 from so8tqc.errors import So8tqcError
-from so8tqc.llama.gguf_file import is_gguf, open_gguf
-from so8tqc.llama.gguf_rewrite import key_values
+from so8tqc.gguf.file import is_gguf, open_gguf
+from so8tqc.gguf.rewrite import key_values
 from so8tqc.services.attest.statement import Annotations, Digest, Resource, StoredTensor
 from so8tqc.services.quantize.derivation import tensor_digests
 

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from so8tqc.artifacts import file_ref, read_record
 from so8tqc.config import VerifyConfig
 from so8tqc.errors import InputError
+from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.build import Build, library_build
-from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (
     Check,

@@ -17,8 +17,8 @@ from so8tqc.artifacts import sha256_file
 from so8tqc.checkpoints.provenance import PROVENANCE_NAME, read_provenance
 from so8tqc.config import VerifyConfig
 from so8tqc.errors import InputError, MissingToolError
+from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.build import library_build
-from so8tqc.llama.gguf_file import open_gguf
 from so8tqc.llama.vendor import find_converter
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (

@@ -10,13 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.config import CalibrateConfig
-from so8tqc.llama.gguf_file import open_gguf
-from so8tqc.llama.gguf_norm import scale_norm
-from so8tqc.llama.gguf_rewrite import (
-    CALIBRATION_TEMPERATURE,
-    SAMPLING_TEMPERATURE,
-    changed_copy,
-)
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.norm import scale_norm
+from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, changed_copy
 from so8tqc.metrics.temperature import FloatArray, TemperatureTable
 from so8tqc.metrics.temperature_fit import Scored, scored
 from so8tqc.progress import Progress

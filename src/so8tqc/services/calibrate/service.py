@@ -12,8 +12,8 @@ from pydantic import JsonValue
 from so8tqc.artifacts import file_ref, remove_leftovers, write_text
 from so8tqc.config import CalibrateConfig
 from so8tqc.errors import ConfigError, DataError, MissingToolError, ModelError
-from so8tqc.llama.gguf_file import open_gguf
-from so8tqc.llama.gguf_norm import require_scalable_norm
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.norm import require_scalable_norm
 from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress

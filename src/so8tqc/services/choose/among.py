@@ -8,7 +8,7 @@ from typing import Any
 from so8tqc.artifacts import file_ref, read_record
 from so8tqc.config import ChooseAmongConfig, QCConfig
 from so8tqc.errors import InputError
-from so8tqc.llama.gguf_file import open_gguf
+from so8tqc.gguf.file import open_gguf
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
 from so8tqc.services.choose.budget import budget_of, verdicts

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from so8tqc.llama.gguf_file import GGUFFile
+from so8tqc.gguf.file import GGUFFile
 
 _LAYER = re.compile(r"^blk\.(\d+)\.(.+?)(?:\.weight|\.bias)?$")
 

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor
+from so8tqc.gguf.file import GGUFFile, GGUFTensor
 from so8tqc.services.choose.rows import Row
 from so8tqc.services.qc.pairwise import Comparisons, Pair
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from so8tqc.llama.gguf_file import GGUFFile
+from so8tqc.gguf.file import GGUFFile
 from so8tqc.services.quantize.proof import PLAIN_TYPES
 
 

@@ -3,7 +3,7 @@
 First the types themselves. Let *high* be the smallest of their files that keeps the budget, and
 *low* the best of the smaller ones, which do not. Every file between them stores some tensors as low
 does and the others as high does, and all of these are made by copying tensors
-(``llama.mixture``), so that nothing is quantized for the search.
+(``gguf.mixture``), so that nothing is quantized for the search.
 
 *Sensitivity*: the tensors in which the two differ are grouped by what they are (``ffn_down``, …)
 and by depth. For each group g a file is evaluated in which only g is stored as low does; KL(g) −
@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
-from so8tqc.llama.gguf_file import GGUFFile
-from so8tqc.llama.mixture import mix, mixture_bytes
+from so8tqc.gguf.file import GGUFFile
+from so8tqc.gguf.mixture import mix, mixture_bytes
 from so8tqc.services.choose.budget import Budget
 from so8tqc.services.choose.groups import Group, groups
 from so8tqc.services.choose.rows import Row

@@ -13,8 +13,8 @@ from typing import Any
 from so8tqc.artifacts import file_ref, temporary_directory
 from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.filesystem import publish
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
-from so8tqc.llama.mixture import differing_tensors
+from so8tqc.gguf.file import GGUFFile, open_gguf
+from so8tqc.gguf.mixture import differing_tensors
 from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import SILENT, Progress

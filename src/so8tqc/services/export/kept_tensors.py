@@ -9,9 +9,9 @@ from functools import partial
 from so8tqc.checkpoints.provenance import PROVENANCE_NAME, Provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.errors import ConfigError, ModelError
-from so8tqc.llama.gguf_file import GGUFFile
-from so8tqc.llama.gguf_rewrite import Float32Chunks
-from so8tqc.llama.tensor_map import FloatArray
+from so8tqc.gguf.file import GGUFFile
+from so8tqc.gguf.rewrite import Float32Chunks
+from so8tqc.gguf.tensor_map import FloatArray
 from so8tqc.records import Check, judge
 from so8tqc.services.export.proof import explain, tensors_by_name
 

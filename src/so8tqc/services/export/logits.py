@@ -19,10 +19,10 @@ import numpy as np
 
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.errors import DataError, MissingToolError, ModelError, ToolError
-from so8tqc.llama.gguf_file import GGUFFile
+from so8tqc.gguf.file import GGUFFile
+from so8tqc.gguf.tensor_map import gguf_names
 from so8tqc.llama.isolated import first_logits
 from so8tqc.llama.libllama import bindings
-from so8tqc.llama.tensor_map import gguf_names
 from so8tqc.metrics.distributions import distribution, rows_per_block
 from so8tqc.metrics.divergence import COLUMNS, token_rows
 from so8tqc.progress import SILENT, Progress

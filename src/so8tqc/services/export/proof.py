@@ -14,8 +14,8 @@ import numpy as np
 
 from so8tqc.architectures import gguf_layout
 from so8tqc.checkpoints.safetensors_index import Checkpoint, load_tensor
-from so8tqc.llama.gguf_file import GGUFFile
-from so8tqc.llama.tensor_map import (
+from so8tqc.gguf.file import GGUFFile
+from so8tqc.gguf.tensor_map import (
     GENERATED,
     FloatArray,
     arrangements,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from so8tqc.checkpoints.provenance import Provenance
-from so8tqc.llama.gguf_rewrite import Value
+from so8tqc.gguf.rewrite import Value
 
 BAKED_KEY = "so8t.baked"
 

@@ -17,9 +17,9 @@ from so8tqc.artifacts import (
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.config import ExportConfig, ExportType
+from so8tqc.gguf.file import GGUFFile, open_gguf
+from so8tqc.gguf.rewrite import rewrite
 from so8tqc.llama.converter import convert
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
-from so8tqc.llama.gguf_rewrite import rewrite
 from so8tqc.llama.vendor import Converter, find_converter
 from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress

@@ -16,7 +16,7 @@ from so8tqc.checkpoints.plan import widened
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import LongTextConfig
 from so8tqc.errors import DataError, InputError, MissingToolError
-from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.spectra import rope_wavelengths, spectrum
 from so8tqc.progress import SILENT, Progress

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.records import Check, judge, skipped
 from so8tqc.services.qc.judging import EFFECT_FACTOR, SMALLEST_EFFECT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from so8tqc.architectures import architecture
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import is_gguf, open_gguf
+from so8tqc.gguf.file import is_gguf, open_gguf
 
 
 def require_same_architecture(reference: Path, candidates: Iterable[Path]) -> None:

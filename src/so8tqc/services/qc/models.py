@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from so8tqc.artifacts import short_name
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
-from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.rotations.rotation_set import RotationSet

@@ -7,7 +7,7 @@ from pathlib import Path
 from so8tqc.checkpoints.plan import widened
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.errors import InputError
-from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet

@@ -12,7 +12,7 @@ from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
 from so8tqc.errors import ConfigError, InputError
-from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import summarise
 from so8tqc.progress import SILENT, Progress

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from so8tqc.config import QCConfig
-from so8tqc.llama.gguf_file import is_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.llama.isolated import tokenize
 from so8tqc.sources.protocol import EncodedText, TokenIds
 from so8tqc.sources.texts import concatenated, encode, encode_plain, load_texts

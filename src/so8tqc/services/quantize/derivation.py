@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from so8tqc.gguf.file import GGUFFile
 from so8tqc.llama.build import Build, library_build
-from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.records import Frozen
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypedDict
 from so8tqc.artifacts import atomic_file, file_ref, sha256_file
 from so8tqc.config import QuantizeConfig
 from so8tqc.errors import ModelError, ToolError
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.quantizer import Job, PlannedTensor, Quantizer, Recipe
 from so8tqc.progress import Progress
 from so8tqc.records import Check, FileRef

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from so8tqc.artifacts import atomic_file
 from so8tqc.errors import DataError, ModelError, ToolError
+from so8tqc.gguf.file import GGUFFile
 from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason, remedy
-from so8tqc.llama.gguf_file import GGUFFile
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix
 from so8tqc.llama.imatrix_worker import TOO_SHORT
 from so8tqc.progress import SILENT, Progress

@@ -9,8 +9,8 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from so8tqc.gguf.file import QUANTIZED_COLUMNS, GGUFFile, GGUFTensor
 from so8tqc.llama.ggml import dequantizer
-from so8tqc.llama.gguf_file import QUANTIZED_COLUMNS, GGUFFile, GGUFTensor
 from so8tqc.llama.quantizer import PlannedTensor
 from so8tqc.records import Check, judge
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from so8tqc.artifacts import require_space
 from so8tqc.config import QuantizeConfig
 from so8tqc.errors import ConfigError, InputError, ModelError
-from so8tqc.llama.gguf_file import GGUFFile, block_layout, require_whole
+from so8tqc.gguf.file import GGUFFile, block_layout, require_whole
 from so8tqc.llama.imatrix import ImportanceMatrix
 from so8tqc.llama.quantizer import PlannedTensor, Recipe, resolve_tensor_type, resolve_type
 from so8tqc.services.quantize.proof import PLAIN_TYPES

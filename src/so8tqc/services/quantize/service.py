@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 
 from so8tqc.artifacts import file_ref, remove_leftovers
 from so8tqc.config import QuantizeConfig
-from so8tqc.llama.gguf_file import GGUFFile, open_gguf
+from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import Quantizer
 from so8tqc.locks import claim_folder, exclusive

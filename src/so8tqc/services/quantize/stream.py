@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, aligned, block_layout
+from so8tqc.gguf.file import GGUFFile, GGUFTensor, aligned, block_layout
 from so8tqc.llama.quantizer import PlannedTensor
 from so8tqc.services.quantize.proof import SquaredError, squared_error
 

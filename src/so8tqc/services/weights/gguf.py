@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from so8tqc.checkpoints.plan import PlannedTensor
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
-from so8tqc.llama.tensor_map import gguf_names
+from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.gguf.tensor_map import gguf_names
 from so8tqc.progress import Progress
 from so8tqc.records import Check, Diagnosis, judge, skipped
 from so8tqc.rotations.hypotheses import Hypothesis, relative_error

@@ -12,7 +12,7 @@ from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.checkpoints.sites import locate, text_layers
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import is_gguf, open_gguf
+from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.records import Check, judge
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.fold import fold, orient

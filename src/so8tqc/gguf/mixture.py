@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, aligned, open_gguf
+from so8tqc.gguf.file import GGUFFile, GGUFTensor, aligned, open_gguf
 
 _HEADER_BYTES = 24
 
@@ -77,7 +77,7 @@ def _layout(path: Path) -> tuple[int, int]:
     """Where the tensor infos begin, bytes, and the alignment of the data."""
     from gguf import GGUFEndian
 
-    from so8tqc.llama.gguf_reader import HeaderReader
+    from so8tqc.gguf.reader import HeaderReader
 
     reader = HeaderReader(str(path), "r")
     if reader.endianess != GGUFEndian.LITTLE:

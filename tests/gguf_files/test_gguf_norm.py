@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import open_gguf
-from so8tqc.llama.gguf_norm import NORM_TEMPERATURE, require_scalable_norm, scale_norm
-from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, changed_copy
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.norm import NORM_TEMPERATURE, require_scalable_norm, scale_norm
+from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, changed_copy
 
 VOCABULARY, WIDTH, HIDDEN = 96, 32, 64
 T = 1.37

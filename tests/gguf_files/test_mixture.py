@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import open_gguf
-from so8tqc.llama.mixture import differing_tensors, mix, mixture_bytes
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.mixture import differing_tensors, mix, mixture_bytes
 
 
 def write(path: Path, kind: str, width: int = 64, seed: int = 0) -> Path:

@@ -122,7 +122,7 @@ def open_gguf(path: Path) -> GGUFFile:
     Raises:
         ModelError: missing, not GGUF, truncated, or malformed.
     """
-    from so8tqc.llama.gguf_reader import HeaderReader
+    from so8tqc.gguf.reader import HeaderReader
 
     if not path.is_file():
         raise ModelError("no such GGUF file", where=str(path))

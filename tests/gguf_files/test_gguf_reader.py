@@ -9,8 +9,8 @@ import gguf
 import pytest
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import open_gguf
-from so8tqc.llama.gguf_reader import HeaderReader
+from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.reader import HeaderReader
 from tiny_gguf import write_llama
 
 

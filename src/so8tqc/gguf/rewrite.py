@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from so8tqc.artifacts import atomic_file, require_space
 from so8tqc.errors import ModelError, ShapeError
-from so8tqc.llama.gguf_file import aligned, open_gguf, require_whole
+from so8tqc.gguf.file import aligned, open_gguf, require_whole
 from so8tqc.progress import SILENT, Progress, Task
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class _Parts:
 def _parts(path: Path) -> _Parts:
     from gguf import GGUFEndian
 
-    from so8tqc.llama.gguf_reader import HeaderReader
+    from so8tqc.gguf.reader import HeaderReader
 
     require_whole(open_gguf(path))  # which refuses what is malformed
     reader = HeaderReader(str(path), "r")

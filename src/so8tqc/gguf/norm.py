@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from so8tqc.errors import ModelError
-from so8tqc.llama.gguf_file import GGUFFile, GGUFTensor, open_gguf
-from so8tqc.llama.gguf_rewrite import CALIBRATION_TEMPERATURE, Float32Chunks, changed_copy
+from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, Float32Chunks, changed_copy
 from so8tqc.progress import SILENT, Progress
 
 NORM_TEMPERATURE = "so8t.calibration.norm_temperature"

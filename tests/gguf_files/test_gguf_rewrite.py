@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from so8tqc.errors import ModelError, ShapeError, ToolError
-from so8tqc.llama import gguf_rewrite
-from so8tqc.llama.gguf_rewrite import (
+from so8tqc.gguf import rewrite as gguf_rewrite
+from so8tqc.gguf.rewrite import (
     CALIBRATION_TEMPERATURE,
     SAMPLING_TEMPERATURE,
     changed_copy,
