@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from so8tqc.records import Record, RunInfo, Verdict, jsonable
-from so8tqc.reports.choices import pair_table, terminal_tables
+from so8tqc.reports.kinds.choose import terminal_tables
+from so8tqc.reports.pairs import pair_table
 
 
 def record(difference: float, interval: tuple[float, float] | None) -> Record:

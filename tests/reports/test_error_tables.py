@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from so8tqc.records import Record, RunInfo, Verdict
-from so8tqc.reports.tables import candidate_table, split_table, survival_tables
+from so8tqc.reports.kinds.qc import candidate_table, split_table, survival_tables
 
 
 def record(**metrics: object) -> Record:

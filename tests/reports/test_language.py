@@ -23,9 +23,10 @@ from so8tqc.config import RunConfig
 from so8tqc.languages import Language
 from so8tqc.records import Diagnosis, Record, RunInfo, Verdict, judge, overall, skipped
 from so8tqc.reports.diagnoses import CODES, finding
+from so8tqc.reports.kinds.bake import layer_table
+from so8tqc.reports.kinds.qc import worst_token_tables
 from so8tqc.reports.language import catalogue, current, say, spoken
 from so8tqc.reports.sections import stage_tables
-from so8tqc.reports.tables import layer_table, worst_token_tables
 from so8tqc.services.report import read_stages, report
 from so8tqc.services.run.pipeline import run as run_pipeline
 from so8tqc.services.weights import diagnose

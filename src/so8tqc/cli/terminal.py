@@ -27,12 +27,12 @@ from so8tqc.cli.checks_table import mark, print_checks
 from so8tqc.progress import SILENT, Progress, Task
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
-from so8tqc.reports.attestation import link_tables
-from so8tqc.reports.batch import batch_tables
-from so8tqc.reports.choices import terminal_tables
-from so8tqc.reports.comparison import comparison_tables
-from so8tqc.reports.comparison import sentence as comparison_sentence
 from so8tqc.reports.diagnoses import finding
+from so8tqc.reports.kinds.batch import batch_tables
+from so8tqc.reports.kinds.choose import terminal_tables
+from so8tqc.reports.kinds.comparison import comparison_tables
+from so8tqc.reports.kinds.comparison import sentence as comparison_sentence
+from so8tqc.reports.kinds.verify import link_tables
 from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import Table as ReportTable
 

@@ -125,3 +125,8 @@ def _draw(plot: Plot, div: str) -> str:
         config={"displayModeBar": False, "responsive": True},
     )
     return html
+
+
+def drawn(*candidates: tuple[str, str, go.Figure | None]) -> list[Plot]:
+    """The plots that their record could fill."""
+    return [Plot(title, note, figure) for title, note, figure in candidates if figure is not None]

@@ -26,7 +26,7 @@ from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import NORM_TEMPERATURE
 from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE
 from so8tqc.records import Check, Record, Verdict
-from so8tqc.reports.reliability import calibration_tables
+from so8tqc.reports.kinds.calibrate import calibration_tables
 from so8tqc.services.calibrate import beyond as temperature_beyond
 from so8tqc.services.calibrate import service
 from so8tqc.services.calibrate.holdout import Split, split_texts

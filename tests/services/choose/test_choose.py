@@ -28,7 +28,7 @@ from so8tqc.errors import InputError
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
 from so8tqc.gguf.mixture import differing_tensors, mix
 from so8tqc.records import Record, Verdict
-from so8tqc.reports.choices import tried_table
+from so8tqc.reports.kinds.choose import tried_table
 from so8tqc.services.choose.groups import groups
 from so8tqc.services.choose.inversions import four_bit_share, inversions
 from so8tqc.services.choose.patterns import override_patterns, quantized_types

@@ -18,7 +18,8 @@ from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
-from so8tqc.reports.reliability import draw_reliability_png, write_reliability
+from so8tqc.reports.kinds.calibrate import draw_reliability_png
+from so8tqc.reports.reliability_page import write_reliability
 from so8tqc.services.calibrate.apply import (
     Applied,
     applied_checks,

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from so8tqc.artifacts import file_ref, write_record, write_text
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, Verdict, jsonable, versions
-from so8tqc.reports.comparison import comparison_html, comparison_markdown
+from so8tqc.reports.kinds.comparison import comparison_html, comparison_markdown
 from so8tqc.services.compare.run import Run, read_run
 from so8tqc.services.compare.values import (
     changed_verdicts,

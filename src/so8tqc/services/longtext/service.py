@@ -28,7 +28,7 @@ from so8tqc.records import (
     overall,
     versions,
 )
-from so8tqc.reports.longtext_plots import CasePlots, draw_case, draw_png
+from so8tqc.reports.kinds.longtext import CasePlots, draw_case, draw_png
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.longtext.generation import generate, prompt_of, repetition_checks

@@ -13,7 +13,7 @@ from so8tqc.errors import ExitCode, So8tqcError, explained
 from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, Verdict, jsonable, versions
-from so8tqc.reports.batch import batch_markdown
+from so8tqc.reports.kinds.batch import batch_markdown
 from so8tqc.services.run.pipeline import require_stages, run
 from so8tqc.services.run.preflight import preflight
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
+from so8tqc.reports.html import Plot, drawn
+from so8tqc.reports.kinds.quantize import file_table
 from so8tqc.reports.language import message, say
+from so8tqc.reports.pairs import narrow_pairs, pair_table
 from so8tqc.reports.tables import Table, entries
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ _PURPOSES = {
     "mixture": message("mixture"),
 }
 _RECOMMENDED = "→ "
-_PAIRS = message("Pair by pair (intervals hold together with 95 %)")
 
 
 def row_table(record: Record) -> Table | None:
@@ -66,27 +68,6 @@ def speed_table(record: Record) -> Table | None:
         for name, rates in _by_rows(record, speed["files"]).items()
     ]
     return Table(title, [say("file"), say("prompt"), say("generation")], rows)
-
-
-def pair_table(record: Record) -> Table | None:
-    """Every two candidates: differences with simultaneous intervals, and the winner."""
-    found = record.metrics.get("comparisons")
-    if not isinstance(found, dict):
-        return None
-    pairs: Any = found["pairs"]
-    rows = [
-        [
-            f"{pair['a']} − {pair['b']}",
-            *(_difference(pair[measure]) for measure in ("kl", "nll", "top1")),
-            _winner(pair),
-        ]
-        for pair in pairs
-    ]
-    return Table(
-        say(_PAIRS),
-        [say("pair"), "KL", "NLL", say("same top"), say("nearer to the reference")],
-        rows,
-    )
 
 
 def tried_table(record: Record) -> Table | None:
@@ -150,14 +131,14 @@ def sensitivity_table(record: Record) -> Table | None:
 def terminal_tables(record: Record) -> list[Table]:
     """The tables that a terminal shows, too: narrow ones."""
     if record.kind == "qc":
-        return [table for table in (_narrow_pairs(record),) if table is not None]
+        return [table for table in (narrow_pairs(record),) if table is not None]
     if record.kind == "calibrate" and "change" in record.metrics:
-        from so8tqc.reports.reliability import held_out_table
+        from so8tqc.reports.kinds.calibrate import held_out_table
 
         return [Table(*held_out_table(record))]
     if record.kind != "choose":
         return []
-    found = [_narrow_rows(record), _narrow_pairs(record), _narrow_tried(record)]
+    found = [_narrow_rows(record), narrow_pairs(record), _narrow_tried(record)]
     return [table for table in found if table is not None]
 
 
@@ -258,26 +239,6 @@ def _narrow_rows(record: Record) -> Table | None:
     )
 
 
-def _narrow_pairs(record: Record) -> Table | None:
-    """The pairs with the interval of the KL alone."""
-    found = record.metrics.get("comparisons")
-    if not isinstance(found, dict):
-        return None
-    pairs: Any = found["pairs"]
-    rows = [
-        [
-            f"{pair['a']} − {pair['b']}",
-            _signed(pair["kl"]["difference"]),
-            "" if pair["kl"]["ci95"] is None else " … ".join(map(_signed, pair["kl"]["ci95"])),
-            _signed(pair["nll"]["difference"]),
-            f"{100 * float(pair['top1']['difference']):+.1f} %",
-            _winner(pair),
-        ]
-        for pair in pairs
-    ]
-    return Table(say(_PAIRS), [say("pair"), "KL", "95 %", "NLL", say("top"), say("nearer")], rows)
-
-
 def _narrow_tried(record: Record) -> Table | None:
     """The search without its sensitivity files, which a report shows."""
     found = tried_table(record)
@@ -287,12 +248,6 @@ def _narrow_tried(record: Record) -> Table | None:
     return Table(found.title, [found.header[0], *found.header[2:]], rows)
 
 
-def _winner(pair: Mapping[str, Any]) -> str:
-    if pair["winner"]:
-        return str(pair["winner"])
-    return say("too few texts") if pair["kl"]["ci95"] is None else say("undecided")
-
-
 def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], str]) -> str:
     """``0.122 (0.103 … 0.140)``."""
     interval = row.get(f"{key.removesuffix('_mean')}_ci95")
@@ -300,20 +255,11 @@ def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], st
     return text if interval is None else f"{text} ({write(interval[0])} … {write(interval[1])})"
 
 
-def _difference(measure: Mapping[str, Any]) -> str:
-    text, interval = _signed(measure["difference"]), measure["ci95"]
-    return text if interval is None else f"{text} ({' … '.join(map(_signed, interval))})"
-
-
 def _rate(rate: Mapping[str, float]) -> str:
     return f"{rate['median']:.1f} ({rate['low']:.1f} … {rate['high']:.1f})"
 
 
 # a record writes a number that is not finite as text
-
-
-def _signed(value: float | str) -> str:
-    return f"{float(value):+.3g}"
 
 
 def _three(value: float | str) -> str:
@@ -341,3 +287,29 @@ def _search(record: Record) -> Mapping[str, Any]:
 def _by_rows(record: Record, rates: Mapping[str, Any]) -> dict[str, Any]:
     """In the order of the rows."""
     return {name: rates[name] for name in entries(record, "rows") if name in rates}
+
+
+def plots(record: Record) -> list[Plot]:
+    return drawn(
+        (
+            say("Quality against size"),
+            say("Mean KL to the reference with its 95 % interval; the recommended file is orange."),
+            quality_by_size(record),
+        ),
+        (
+            say("Quality against speed"),
+            say(
+                "Tokens generated per second on this machine: the median, slowest and fastest "
+                "repeat. Better is to the right and below."
+            ),
+            quality_by_speed(record),
+        ),
+    )
+
+
+def tables(record: Record) -> list[Table | None]:
+    """The files, pairs of them, their speed, and what a search tried."""
+    return [
+        row_table(record), pair_table(record), speed_table(record), tried_table(record),
+        sensitivity_table(record), file_table(record),
+    ]  # fmt: skip

@@ -15,8 +15,20 @@ from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.oscillation import high_variance
 from so8tqc.metrics.spectra import Spectrum, nearest_wavelength
 from so8tqc.progress import Task
+from so8tqc.records import Record
+from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREEN, GREY, ORANGE, style
+from so8tqc.reports.language import say
 from so8tqc.reports.png import write_pngs
+from so8tqc.reports.tables import (
+    Column,
+    Table,
+    entries,
+    number_of,
+    pair_of,
+    signed_percent_of,
+    tabulate,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -262,3 +274,27 @@ def _page(title: str, figure: go.Figure) -> str:
         config={"displaylogo": False, "responsive": True},
     )  # fmt: skip
     return _PAGE.format(title=escape(title), plot=plot)
+
+
+def case_table(record: Record) -> Table | None:
+    """Long texts: divergence, oscillation, smoothness, repetition."""
+    columns: list[Column] = [
+        (say("tokens"), number_of("tokens")),
+        (say("KL mean"), number_of("kl_mean")),
+        (say("oscillation index"), pair_of("indices", "max_logit", "index")),
+        (say("von Neumann"), pair_of("indices", "max_logit", "von_neumann")),
+        (say("high-frequency power"), pair_of("indices", "max_logit", "high_frequency")),
+        (say("Δ² energy vs base"), signed_percent_of("energy_relative_to_base")),
+        (say("periodic dips"), _periods),
+        (say("repeated 4-grams"), pair_of("generation", "repeated")),
+    ]
+    return tabulate(say("Cases"), say("text"), columns, entries(record, "cases"))
+
+
+def _periods(row: Mapping[str, Any]) -> str:
+    """Periods of significant entropy dips, tokens."""
+    if "significant_periods" not in row:
+        return ""
+    return ", ".join(
+        fmt.counted(round(period), "token") for period in row["significant_periods"]
+    ) or say("none")

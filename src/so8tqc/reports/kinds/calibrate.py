@@ -7,20 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from so8tqc.artifacts import write_text
 from so8tqc.records import Record
-from so8tqc.reports import tables as t
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
-from so8tqc.reports.html import Plot, Section, page
+from so8tqc.reports.html import Plot
 from so8tqc.reports.language import message, say
 from so8tqc.reports.png import write_pngs
-from so8tqc.reports.summary import summarise_run
+from so8tqc.reports.tables import Table
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, header, rows: what a section of the report page shows."""
 
 _MEASURES = {
     "nll": message("NLL, nats"),
@@ -224,7 +219,7 @@ def held_out_table(record: Record) -> Table:
     if metrics["ci95"]:
         parts.append(say("95 % interval {interval}", interval=_interval(metrics["ci95"], 3, "")))
     parts.append(say("used") if metrics["significant"] else say("not used"))
-    return say("{fit}; held-out texts", fit=say(", ").join(parts)), header, rows
+    return Table(say("{fit}; held-out texts", fit=say(", ").join(parts)), header, rows)
 
 
 def _measures(metrics: dict[str, Any], reference: dict[str, Any] | None) -> Table:
@@ -241,7 +236,8 @@ def _measures(metrics: dict[str, Any], reference: dict[str, Any] | None) -> Tabl
             _interval(change["ci95"]),
         ]
         rows.append([*row, f"{reference[key]:.4f}"] if reference else row)
-    return say("Held-out texts"), [*header, say("reference")] if reference else header, rows
+    columns = [*header, say("reference")] if reference else header
+    return Table(say("Held-out texts"), columns, rows)
 
 
 def _interval(ci95: list[float] | None, digits: int = 4, sign: str = "+") -> str:
@@ -265,7 +261,7 @@ def _against(metrics: dict[str, Any]) -> Table:
         ]
         for key, row in metrics["against_reference"].items()
     ]
-    return say("Against the unquantized model"), header, rows
+    return Table(say("Against the unquantized model"), header, rows)
 
 
 def _objectives(metrics: dict[str, Any]) -> Table:
@@ -280,7 +276,7 @@ def _objectives(metrics: dict[str, Any]) -> Table:
         ]
         for name, fit in metrics["objectives"].items()
     ]
-    return say("Every objective, on the fit texts"), header, rows
+    return Table(say("Every objective, on the fit texts"), header, rows)
 
 
 def _beyond(metrics: dict[str, Any]) -> Table:
@@ -304,14 +300,14 @@ def _beyond(metrics: dict[str, Any]) -> Table:
         ]
         for name, one in judged.items()
     ]
-    return say("Beyond one temperature"), header, rows
+    return Table(say("Beyond one temperature"), header, rows)
 
 
 def _group_temperatures(metrics: dict[str, Any]) -> list[Table]:
     """The temperatures of each axis that held-out text supports."""
     header = [say("group"), "T", say("its own optimum"), say("weight of its own"), say("fit texts")]
     return [
-        (
+        Table(
             say("Temperatures by {axis}", axis=say(_AXES.get(axis, axis))),
             header,
             [
@@ -342,19 +338,7 @@ def _groups(metrics: dict[str, Any]) -> Table:
         for key in ("nll", "ece", "brier"):
             row += [f"{group['before'][key]:.4f}", f"{group['fitted'][key]:.4f}"]
         rows.append(row)
-    return say("By language and category"), header, rows
-
-
-def write_reliability(record: Record, path: Path) -> None:
-    """Write a page of its own: verdict, figure and tables; plotly.js is inside."""
-    section = Section(
-        record.kind,
-        record,
-        notes=[_note(record.metrics)],
-        plots=reliability_plots(record),
-        tables=[t.Table(*table) for table in calibration_tables(record)],
-    )
-    write_text(path, page(summarise_run(say("Calibration"), {record.kind: record}), [section]))
+    return Table(say("By language and category"), header, rows)
 
 
 def draw_reliability_png(record: Record, path: Path) -> None:
@@ -367,7 +351,7 @@ def draw_reliability_png(record: Record, path: Path) -> None:
     write_pngs({path: figure}, _PNG_SIZE)
 
 
-def _note(metrics: dict[str, Any]) -> str:
+def sentence(metrics: dict[str, Any]) -> str:
     """How the temperature was fitted and judged, in one sentence."""
     ci95, split, tokens = metrics["ci95"], metrics["split"], metrics["tokens"]
     interval = ""
@@ -381,3 +365,9 @@ def _note(metrics: dict[str, Any]) -> str:
         held_texts=len(split["holdout"]), held_tokens=tokens["holdout"],
         used=say("used") if metrics["significant"] else say("not used"),
     )  # fmt: skip
+
+
+def tables(record: Record) -> list[Table]:
+    """The calibration's own tables; none where nothing was fitted."""
+    fitted = {"change", "groups", "fitted", "objectives"} <= record.metrics.keys()
+    return calibration_tables(record) if fitted else []

@@ -1,0 +1,216 @@
+"""A quality control: candidates, what their error is made of, whether the gates survive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from so8tqc.records import Record
+from so8tqc.reports import format as fmt
+from so8tqc.reports.figures import BLUE, GREY, SERIES, legend_below, style
+from so8tqc.reports.html import Plot, drawn
+from so8tqc.reports.language import say
+from so8tqc.reports.pairs import pair_table
+from so8tqc.reports.tables import (
+    Column,
+    Table,
+    entries,
+    number_of,
+    percent_of,
+    scientific_of,
+    tabulate,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+def candidate_table(record: Record) -> Table | None:
+    """A qc's candidates side by side, the noise floor and the gate's own effect for scale."""
+    columns: list[Column] = [
+        (say("KL mean"), number_of("kl_mean")),
+        (say("KL 99 %"), lambda row: fmt.number(row.get("kl_percentiles", {}).get("99"))),
+        (say("KL max"), number_of("kl_max")),
+        (say("same top"), percent_of("top1")),
+        (say("ln PPL ratio"), number_of("ln_ppl_ratio")),
+        (say("Δp rms"), percent_of("dp_rms")),
+        (say("max |Δz|"), number_of("max_abs")),
+        (say("ECE"), number_of("ece_candidate")),
+        (say("Brier"), number_of("brier_candidate")),
+    ]
+    rows: dict[str, Mapping[str, Any]] = dict(entries(record, "candidates"))
+    if rows:
+        for key, name in (
+            ("noise_floor", say("(rounding alone)")),
+            ("arithmetic", say("(arithmetic alone)")),
+            ("effect", say("(the gates' own effect)")),
+        ):
+            extra = record.metrics.get(key)
+            if isinstance(extra, dict):
+                rows[name] = extra
+    return tabulate(say("Candidates"), say("candidate"), columns, rows)
+
+
+def split_table(record: Record) -> Table | None:
+    """What an error is made of: the fold itself, how it is stored, what it is computed in."""
+
+    def alone(key: str) -> Callable[[Mapping[str, Any]], str]:
+        found: Any = record.metrics.get(key) or {}
+        return lambda _: fmt.number(found.get("kl_mean"))
+
+    columns: list[Column] = [
+        (say("algebra: distance from the exact fold"), scientific_of("algebra_relative_error")),
+        (say("stored as"), lambda row: str(row.get("storage", ""))),
+        (say("KL of storage alone, largest"), alone("noise_floor")),
+        (say("KL of arithmetic alone"), alone("arithmetic")),
+    ]
+    return tabulate(
+        say("What the error is made of"), say("candidate"), columns, entries(record, "split")
+    )
+
+
+def survival_tables(record: Record) -> list[Table]:
+    """Layer by layer, whether what a gate changes is larger than what quantization does."""
+    columns: list[Column] = [
+        (say("type"), lambda row: str(row.get("type", ""))),
+        (say("changed by quantization"), percent_of("error")),
+        (say("changed by the gate"), percent_of("rotation")),
+        (
+            say("the gate is larger"),
+            lambda row: say("yes") if row["rotation"] > row["error"] else say("no"),
+        ),
+    ]
+    found = (
+        tabulate(say("Survival of the gates in {name}", name=name), say("layer"), columns, rows)
+        for name, rows in entries(record, "survival").items()
+    )
+    return [table for table in found if table is not None]
+
+
+def worst_token_tables(record: Record) -> list[Table]:
+    """Where each candidate is furthest from the reference, the worst candidate first.
+
+    The token that really follows stands in ⟦ ⟧ behind what the models had read.
+    """
+    header = [say("where"), say("read so far ⟦next token⟧"), "KL", say("its probability"),
+              say("same top")]  # fmt: skip
+    candidates = entries(record, "candidates")
+    ordered = sorted(candidates, key=lambda name: -float(candidates[name].get("kl_mean", 0.0)))
+    return [
+        Table(say("Worst tokens of {name}", name=name), header, [_token(row) for row in rows])
+        for name in ordered
+        if (rows := candidates[name].get("worst_tokens"))
+    ]
+
+
+def _token(row: Mapping[str, Any]) -> list[str]:
+    words = f"{row['before']}⟦{row['token']}⟧" if row["token"] else ""
+    return [
+        f"{row['text']}, {row['position']:,}",
+        words.replace("\n", "↵"),
+        fmt.number(row["kl"]),
+        f"{row['p_reference']:.2g} → {row['p_candidate']:.2g}",
+        say("yes") if row["same_top"] else say("no"),
+    ]
+
+
+def quality_by_size(qc: Record, quantize: Record | None, export: Record | None) -> go.Figure | None:
+    """Mean KL against file size of every GGUF whose size is known."""
+    import plotly.graph_objects as go
+
+    if quantize is None:
+        return None
+    sizes = _sizes(quantize, export)
+    points = sorted(
+        (sizes[check.subject], check.value, check.subject, check.ci95 or (check.value, check.value))
+        for check in qc.checks
+        if check.id == "kl.mean" and check.subject in sizes and check.value
+    )
+    if not points:
+        return None
+    figure = go.Figure(
+        go.Scatter(
+            x=[size / 1e6 for size, *_ in points],
+            y=[kl for _, kl, *_ in points],
+            text=[name.removesuffix(".gguf").rpartition("-")[2] for _, _, name, _ in points],
+            customdata=[name for _, _, name, _ in points],
+            mode="markers+text",
+            textposition="middle right",
+            cliponaxis=False,
+            marker={"size": 10, "color": BLUE},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - kl for _, kl, _, (_, high) in points],
+                "arrayminus": [kl - low for _, kl, _, (low, _) in points],
+                "color": GREY,
+                "thickness": 1.2,
+            },
+            hovertemplate="%{customdata}<br>%{x:.1f} MB, KL %{y:.3g}<extra></extra>",
+        )
+    )
+    # room on the right for the last point's name
+    figure.update_xaxes(title=say("file size, MB"), range=[0, points[-1][0] / 1e6 * 1.2])
+    figure.update_yaxes(title=say("mean KL, nats"), type="log", dtick=1, exponentformat="power")
+    return style(figure)
+
+
+def kl_histogram(qc: Record) -> go.Figure | None:
+    """Distribution of per-token KL (log scale) of every candidate."""
+    import plotly.graph_objects as go
+
+    figure, used = go.Figure(), list[float]()
+    for i, (name, metrics) in enumerate(entries(qc, "candidates").items()):
+        histogram = metrics.get("kl_histogram")
+        if histogram:
+            pairs = zip(histogram["log10_centres"], histogram["counts"], strict=True)
+            used += [centre for centre, count in pairs if count]
+            figure.add_scatter(
+                x=histogram["log10_centres"],
+                y=histogram["counts"],
+                name=name,
+                mode="lines",
+                line={"shape": "hvh", "width": 2, "color": SERIES[i % len(SERIES)]},
+            )
+    if not used:
+        return None
+    figure.update_xaxes(
+        title=say("KL of one token, log₁₀ nats"), range=[min(used) - 0.5, max(used) + 0.5]
+    )
+    figure.update_yaxes(title=say("tokens"))
+    return legend_below(style(figure))
+
+
+def _sizes(quantize: Record, export: Record | None) -> dict[str, float]:
+    from pathlib import Path
+
+    sizes: dict[str, float] = {}
+    for record in (quantize, export):
+        for output in record.outputs.values() if record else ():
+            sizes[Path(output.path).name] = float(output.bytes)
+    return sizes
+
+
+def kl_plots(qc: Record) -> list[Plot]:
+    return drawn(
+        (
+            say("KL of single tokens"),
+            say("How the divergence is spread: a tail on the right is a few tokens gone wrong."),
+            kl_histogram(qc),
+        )
+    )
+
+
+def size_plots(records: Mapping[str, Record]) -> list[Plot]:
+    if "qc" not in records:
+        return []
+    found = quality_by_size(records["qc"], records.get("quantize"), records.get("export"))
+    note = say("Mean KL to the reference with its 95 % interval.")
+    return drawn((say("Quality against size"), note, found))
+
+
+def tables(record: Record) -> list[Table | None]:
+    """Candidates, pairs of them, what the error is made of, the gates' survival."""
+    return [
+        candidate_table(record), pair_table(record), split_table(record), *survival_tables(record),
+    ]  # fmt: skip
