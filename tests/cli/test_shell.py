@@ -18,10 +18,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from so8tqc.cli import terminal
+from so8tqc.cli import progress as terminal
 from so8tqc.cli.app import app
 from so8tqc.cli.main import run as run_main
-from so8tqc.cli.terminal import terminal_progress
+from so8tqc.cli.progress import terminal_progress
 from so8tqc.llama.vendor import is_vendored
 
 COMMAND = [sys.executable, "-m", "so8tqc"]

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from so8tqc.cli import terminal
-from so8tqc.cli.terminal import scaled, show, terminal_progress
+from so8tqc.cli import progress as terminal
+from so8tqc.cli.progress import scaled, terminal_progress
+from so8tqc.cli.show import show
 from so8tqc.records import Check, Record, RunInfo, judge, overall, skipped
 
 

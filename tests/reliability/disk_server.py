@@ -24,7 +24,7 @@ from typing import Any
 
 MODULES = (
     "so8tqc.services.run.pipeline", "so8tqc.services.capture", "so8tqc.services.choose.service",
-    "so8tqc.cli.app", "so8tqc.cli.terminal", "so8tqc.config.load", "transformers",
+    "so8tqc.cli.app", "so8tqc.cli.show", "so8tqc.config.load", "transformers",
     "plotly.graph_objects",
     "so8tqc.reports.kinds.choose", "scipy.special", "scipy.optimize", "scipy.stats", "numpy",
     "gguf",

@@ -187,7 +187,7 @@ def test_a_table_on_a_terminal_stays_straight_with_wide_letters(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Japanese letters are two cells wide: each cell must end in the same column of the screen."""
-    from so8tqc.cli.terminal import show
+    from so8tqc.cli.show import show
 
     monkeypatch.setenv("COLUMNS", "80")
     rows = {

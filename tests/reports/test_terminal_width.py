@@ -18,7 +18,7 @@ from rich.cells import cell_len
 
 from so8tqc.artifacts import read_record
 from so8tqc.cli.main import run as run_main
-from so8tqc.cli.terminal import show
+from so8tqc.cli.show import show
 from so8tqc.languages import Language
 from so8tqc.reports.language import spoken
 

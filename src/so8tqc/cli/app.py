@@ -8,6 +8,7 @@ from so8tqc.cli.attest import attest
 from so8tqc.cli.bake import bake
 from so8tqc.cli.calibrate import calibrate
 from so8tqc.cli.capture import capture
+from so8tqc.cli.choose import choose
 from so8tqc.cli.config import config
 from so8tqc.cli.data import data
 from so8tqc.cli.demo import demo
@@ -46,8 +47,8 @@ def _root(
 
 
 for command in (
-    run, demo, bake, export, quantize, calibrate, capture, qc, longtext, report, attest, verify,
-    doctor, vendor, data,
+    run, demo, bake, export, quantize, calibrate, capture, qc, choose, longtext, report, attest,
+    verify, doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

@@ -33,7 +33,7 @@ def attest(
 
         so8tqc verify out/demo/attestation.json --base model/ --rotations gates.safetensors
     """
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
     from so8tqc.config import AttestConfig
     from so8tqc.services.attest.service import attest as service
 

@@ -66,7 +66,8 @@ def bake(
 
         so8tqc bake model/ gates.safetensors --out baked/ --dry-run
     """
-    from so8tqc.cli.terminal import show_plan, terminal_progress
+    from so8tqc.cli.progress import terminal_progress
+    from so8tqc.cli.show import show_plan
     from so8tqc.config import BakeConfig
     from so8tqc.services.bake import bake as service
     from so8tqc.services.bake import plan

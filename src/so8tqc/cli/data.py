@@ -36,7 +36,7 @@ def data(
 
         so8tqc calibrate q5.gguf --tokenizer baked/ --data builtin:calibration --out cal/
     """
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
     from so8tqc.services.data import calibration_data
 
     with terminal_progress(quiet=quiet) as progress:

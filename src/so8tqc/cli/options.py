@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -56,6 +57,91 @@ ThreadsOption = Annotated[
     typer.Option(help="CPU threads.", show_default=False),
 ]
 
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text file, or builtin:validation (default); repeatable.", show_default=False
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(help="Model directory with the tokenizer, if the reference has none."),
+]
+CtxOption = Annotated[
+    int | None,
+    typer.Option(help="Window length in tokens, for texts longer than that.", show_default=False),
+]
+StrideOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens from one window to the next; half of --ctx if left out.", show_default=False
+    ),
+]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens used of each text; 256 if left out, or all with --ctx.", show_default=False
+    ),
+]
+ComputeDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        show_default=False,
+        help="What transformers computes in: float32, float64, bfloat16. Default: float32, on "
+        "a GPU bfloat16.",
+    ),
+]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto",
+        show_default=False,
+        help="Spread models over GPUs, memory and disk, for what does not fit on one GPU.",
+    ),
+]
+TypesOption = Annotated[
+    list[str] | None,
+    typer.Option("--type", help="Type, e.g. Q5_K_M; repeatable.", show_default=False),
+]
+TensorTypesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tensor-type",
+        metavar="PATTERN=TYPE",
+        help="Type of the tensors whose name has a regular expression; repeatable.",
+        show_default=False,
+    ),
+]
+OutputTensorTypeOption = Annotated[
+    str | None, typer.Option(help="Type of the output head.", show_default=False)
+]
+TokenEmbeddingTypeOption = Annotated[
+    str | None, typer.Option(help="Type of the token embedding.", show_default=False)
+]
+PureOption = Annotated[
+    bool, typer.Option("--pure", help="One type for all matrices instead of a mixture.")
+]
+AllowRequantizeOption = Annotated[
+    bool, typer.Option("--allow-requantize", help="Accept an input that is quantized.")
+]
+ImatrixOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|auto",
+        help="Importance matrix (.gguf, .dat), or auto: computed from calibration text.",
+        show_default=False,
+    ),
+]
+ImatrixDataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Calibration text for --imatrix auto; repeatable. Keep it apart from the text "
+        "that judges.",
+        show_default=False,
+    ),
+]
+
 
 NOTHING: Mapping[str, object] = MappingProxyType({})
 
@@ -65,36 +151,64 @@ def given(**flags: object) -> dict[str, object]:
     return {name: value for name, value in flags.items() if value not in (None, [], (), {})}
 
 
-_READING = {
-    "convention": _Convention,
-    "parametrization": _Parametrization,
-    "site": _Site,
-    "layers": _Layers,
-    "orthogonalize": _Orthogonalize,
-}
+def in_place_of(
+    parameter: str, options: Mapping[str, object]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options in the place of one parameter; it gets the given ones as a mapping.
+
+    Args:
+        parameter: of the command; a mapping.
+        options: name → annotation. Their default is None.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def with_options(**values: object) -> None:
+            command(**{parameter: given(**{n: values.pop(n) for n in options})}, **values)
+
+        parameters: list[inspect.Parameter] = []
+        for own in signature.parameters.values():
+            if own.name != parameter:
+                parameters.append(own)
+                continue
+            parameters += [
+                inspect.Parameter(name, own.kind, default=None, annotation=option)
+                for name, option in options.items()
+            ]
+        with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        return with_options
+
+    return decorate
+
+
+reads_rotations = in_place_of(
+    "rotation_options",
+    {
+        "convention": _Convention,
+        "parametrization": _Parametrization,
+        "site": _Site,
+        "layers": _Layers,
+        "orthogonalize": _Orthogonalize,
+    },
+)
 """How a rotation file is to be read: options of every command that takes one."""
 
 
-def reads_rotations(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command these options in the place of its parameter ``rotation_options``.
+def hidden(command: Callable[..., None], without: Collection[str]) -> dict[str, object]:
+    """Another command's options as options that no help shows: name → annotation.
 
-    The command gets those that were given as one mapping.
+    Args:
+        command: whose options.
+        without: names that are left out.
     """
-    signature = inspect.signature(command, eval_str=True)
-
-    @functools.wraps(command)
-    def with_options(**values: object) -> None:
-        command(rotation_options=given(**{name: values.pop(name) for name in _READING}), **values)
-
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        if parameter.name != "rotation_options":
-            parameters.append(parameter)
-            continue
-        parameters += [
-            inspect.Parameter(name, parameter.kind, default=None, annotation=option)
-            for name, option in _READING.items()
-        ]
-    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-    return with_options
+    options: dict[str, object] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name not in without:
+            value, option = get_args(parameter.annotation)
+            option = copy.copy(option)
+            option.hidden = True
+            options[parameter.name] = Annotated[value | None, option]
+    return options

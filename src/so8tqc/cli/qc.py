@@ -11,12 +11,19 @@ import typer
 from so8tqc.cli.options import (
     NOTHING,
     BaseOption,
+    ComputeDtypeOption,
     ConfigOption,
+    CtxOption,
+    DataOption,
+    DeviceMapOption,
     JsonOption,
+    MaxTokensOption,
     QuietOption,
     RotationsOption,
     SetOption,
+    StrideOption,
     ThreadsOption,
+    TokenizerOption,
     given,
     reads_rotations,
 )
@@ -33,16 +40,8 @@ def qc(
     rotations: RotationsOption = None,
     base: BaseOption = None,
     rotation_options: Mapping[str, object] = NOTHING,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text file, or builtin:validation (default); repeatable.", show_default=False
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Model directory with the tokenizer, if all models are GGUF files."),
-    ] = None,
+    data: DataOption = None,
+    tokenizer: TokenizerOption = None,
     profile: Annotated[
         str | None,
         typer.Option(help="default, strict, or FILE.yaml[:NAME].", show_default=False),
@@ -59,43 +58,11 @@ def qc(
             show_default=False,
         ),
     ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(
-            help="Window length in tokens, for texts longer than that.", show_default=False
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens from one window to the next; half of --ctx if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens used of each text; 256 if left out, or all with --ctx.",
-            show_default=False,
-        ),
-    ] = None,
-    compute_dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DTYPE",
-            show_default=False,
-            help="What transformers computes in: float32, float64, bfloat16. Default: float32, on "
-            "a GPU bfloat16.",
-        ),
-    ] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto",
-            show_default=False,
-            help="Spread models over GPUs, memory and disk, for what does not fit on one GPU.",
-        ),
-    ] = None,
+    ctx: CtxOption = None,
+    stride: StrideOption = None,
+    max_tokens: MaxTokensOption = None,
+    compute_dtype: ComputeDtypeOption = None,
+    device_map: DeviceMapOption = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(

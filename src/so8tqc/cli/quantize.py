@@ -8,121 +8,49 @@ from typing import Annotated
 
 import typer
 
+from so8tqc.cli.choose import choose, run_choose
 from so8tqc.cli.options import (
     NOTHING,
-    BaseOption,
+    AllowRequantizeOption,
     ConfigOption,
+    ImatrixDataOption,
+    ImatrixOption,
     JsonOption,
+    OutputTensorTypeOption,
+    PureOption,
     QuietOption,
-    RotationsOption,
     SetOption,
+    TensorTypesOption,
     ThreadsOption,
+    TokenEmbeddingTypeOption,
+    TypesOption,
     given,
-    reads_rotations,
+    hidden,
+    in_place_of,
 )
-from so8tqc.cli.stage import Output, configure, run_reported_stage, run_stage
+from so8tqc.cli.stage import Output, configure, run_stage
+
+_OWN = (
+    "gguf", "out", "types", "tensor_types", "output_tensor_type", "token_embedding_type", "pure",
+    "allow_requantize", "imatrix", "imatrix_data", "threads", "config", "set_", "json", "quiet",
+)  # fmt: skip
+_BUDGET = ("max_kl", "min_top1", "max_size")
+_Compare = Annotated[bool | None, typer.Option("--compare", hidden=True)]
 
 
-@reads_rotations
+@in_place_of("comparison", {"compare": _Compare, **hidden(choose, without=_OWN)})
 def quantize(
     gguf: Annotated[Path, typer.Argument(help="Unquantized GGUF (F16, BF16, F32).")],
     out: Annotated[Path, typer.Option(help="Directory for the quantized files.")],
-    type_: Annotated[
-        list[str] | None,
-        typer.Option("--type", help="Type, e.g. Q5_K_M; repeatable.", show_default=False),
-    ] = None,
-    tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tensor-type",
-            metavar="PATTERN=TYPE",
-            help="Type of the tensors whose name has a regular expression; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    output_tensor_type: Annotated[
-        str | None, typer.Option(help="Type of the output head.", show_default=False)
-    ] = None,
-    token_embedding_type: Annotated[
-        str | None, typer.Option(help="Type of the token embedding.", show_default=False)
-    ] = None,
-    pure: Annotated[
-        bool, typer.Option("--pure", help="One type for all matrices instead of a mixture.")
-    ] = False,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Accept an input that is quantized.")
-    ] = False,
-    imatrix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|auto",
-            help="Importance matrix (.gguf, .dat), or auto: computed from calibration text.",
-            show_default=False,
-        ),
-    ] = None,
-    imatrix_data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Calibration text for --imatrix auto; repeatable. Keep it apart from the text "
-            "that judges.",
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Compare the files in quality and speed; recommend one."),
-    ] = False,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(help="Find the smallest file with at most this mean KL.", show_default=False),
-    ] = None,
-    min_top1: Annotated[
-        float | None,
-        typer.Option(
-            help="… that keeps this share of the reference's top tokens.", show_default=False
-        ),
-    ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="… of at most this size, e.g. 120MB; alone: the best file of that size.",
-            show_default=False,
-        ),
-    ] = None,
-    judge_by: Annotated[
-        str | None,
-        typer.Option(
-            help="What must keep the budget: value (default), or the whole 95 % interval.",
-            show_default=False,
-        ),
-    ] = None,
-    max_evaluations: Annotated[
-        int | None,
-        typer.Option(help="Files evaluated at most; 24 if left out.", show_default=False),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(help="Compare with: directory, capture or GGUF; the input if left out."),
-    ] = None,
-    base: BaseOption = None,
-    rotations: RotationsOption = None,
-    rotation_options: Mapping[str, object] = NOTHING,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text to compare on, or builtin:validation (default); repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Model directory with the tokenizer, if the reference has none."),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens used of each text; 256 if left out.", show_default=False),
-    ] = None,
+    types: TypesOption = None,
+    tensor_types: TensorTypesOption = None,
+    output_tensor_type: OutputTensorTypeOption = None,
+    token_embedding_type: TokenEmbeddingTypeOption = None,
+    pure: PureOption = False,
+    allow_requantize: AllowRequantizeOption = False,
+    imatrix: ImatrixOption = None,
+    imatrix_data: ImatrixDataOption = None,
+    comparison: Mapping[str, object] = NOTHING,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -138,39 +66,42 @@ def quantize(
         so8tqc quantize model-F16.gguf --type IQ2_M --imatrix auto --out quantized/
 
         so8tqc quantize model-F16.gguf --type Q4_K_M --tensor-type 'attn_(v|output)=Q8_0' --out q/
-
-        so8tqc quantize model-F16.gguf --compare --reference model/ --rotations gates.pt --out q/
-
-        so8tqc quantize model-F16.gguf --max-kl 0.05 --reference model/ --out q/
     """
-    from so8tqc.config import ChooseConfig, QuantizeConfig
-    from so8tqc.errors import ConfigError
-    from so8tqc.services.choose.service import choose
+    from so8tqc.config import QuantizeConfig
     from so8tqc.services.quantize.service import quantize as service
 
     flags = given(
-        gguf=gguf, out=out, types=type_, tensor_types=tensor_type,
+        gguf=gguf, out=out, types=types, tensor_types=tensor_types,
         output_tensor_type=output_tensor_type, token_embedding_type=token_embedding_type,
         pure=pure or None, allow_requantize=allow_requantize or None, imatrix=imatrix,
         imatrix_data=imatrix_data, threads=threads,
     )  # fmt: skip
-    budget = given(max_kl=max_kl, min_top1=min_top1, max_size=max_size)
-    judging = given(
-        judge_by=judge_by, max_evaluations=max_evaluations, reference=reference, base=base,
-        rotations=rotations, rotation_options=rotation_options, data=data, tokenizer=tokenizer,
-        max_tokens=max_tokens,
-    )  # fmt: skip
-    if compare or budget:
-        chosen = configure(ChooseConfig, {**flags, **budget, **judging}, config, set_)
-        run_reported_stage(choose, chosen, chosen.out, Output(json, quiet), "report.html")
+    output = Output(json, quiet)
+    if comparison:
+        _as_before(flags, comparison, config, set_, output)
         return
-    if judging:
+    run_stage(service, configure(QuantizeConfig, flags, config, set_), output)
+
+
+def _as_before(
+    flags: Mapping[str, object],
+    comparison: Mapping[str, object],
+    config: Path | None,
+    set_: list[str] | None,
+    output: Output,
+) -> None:
+    """``quantize --compare`` and its budgets, which are ``choose``: for one release."""
+    from so8tqc.errors import ConfigError
+
+    judging = {name: value for name, value in comparison.items() if name != "compare"}
+    if "compare" not in comparison and not judging.keys() & set(_BUDGET):
         raise ConfigError(
             f"{', '.join(sorted(judging))}: for a comparison only",
-            remedy="Add --compare, or a budget such as --max-kl 0.05.",
+            remedy="Add --compare; better, use so8tqc choose, which this has become.",
         )
-    run_stage(
-        service,
-        configure(QuantizeConfig, flags, config, set_),
-        Output(json, quiet),
+    typer.echo(
+        "quantize --compare is so8tqc choose, with the same options; the next release has only "
+        "the latter.",
+        err=True,
     )
+    run_choose({**flags, **judging}, config, set_, output)

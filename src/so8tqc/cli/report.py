@@ -89,7 +89,7 @@ def _model_card(directory: Path, output: Output) -> None:
 
 
 def _report(directory: Path, output: Output, lang: Language | None) -> None:
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
     from so8tqc.reports.language import spoken
     from so8tqc.services.report import report as service
 
@@ -101,7 +101,7 @@ def _report(directory: Path, output: Output, lang: Language | None) -> None:
 
 
 def _verify(directory: Path, output: Output) -> None:
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
     from so8tqc.services.attest.recheck import recheck
 
     with terminal_progress(quiet=output.quiet) as progress:
@@ -110,7 +110,7 @@ def _verify(directory: Path, output: Output) -> None:
 
 
 def _compare(directory: Path, other: Path, out: Path, output: Output) -> None:
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
     from so8tqc.services.compare.run import require_two
     from so8tqc.services.compare.service import compare_runs
 

@@ -104,7 +104,7 @@ def work(
         output: how the command talks.
     """
     from so8tqc.cli.log import log_beside, log_record, logged
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
 
     with (
         terminal_progress(quiet=output.quiet) as shown,
@@ -175,7 +175,7 @@ def exit_by(record: Record) -> None:
 
 def present(record: Record, output: Output, path: Path | None = None) -> None:
     """Show a record, as JSON, as tables or not at all."""
-    from so8tqc.cli.terminal import show
+    from so8tqc.cli.show import show
 
     try:
         if output.json:

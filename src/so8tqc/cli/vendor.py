@@ -13,7 +13,7 @@ def vendor(json: JsonOption = False, quiet: QuietOption = False) -> None:
 
         so8tqc vendor
     """
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
     from so8tqc.services.vendor import vendor as service
 
     with terminal_progress(quiet=quiet) as progress:

@@ -80,7 +80,7 @@ def verify(
 
         so8tqc verify attestation.json --level files
     """
-    from so8tqc.cli.terminal import terminal_progress
+    from so8tqc.cli.progress import terminal_progress
     from so8tqc.config import VerifyConfig
     from so8tqc.services.attest.verify_file import verify as verify_file
     from so8tqc.services.attest.verify_statement import verify_statement

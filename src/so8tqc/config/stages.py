@@ -408,7 +408,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "attest": AttestConfig,
     "verify": VerifyConfig,
 }
-"""What ``--config`` of a command reads; choose is ``quantize --compare``."""
+"""What ``--config`` of a command reads."""
 
 
 def config_model(command: str | None) -> type[Options]:

@@ -262,6 +262,31 @@ def test_the_command_line(
     assert run_main([*judged, *few]) == 2
 
 
+def test_choose_is_a_command_of_its_own(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        str(model), "--type", "Q8_0", "--reference", str(reference), "--threads", "1", "--quiet",
+        "--set", "resamples=200", "--set", "repeats=1",
+    ]  # fmt: skip
+    assert run_main(["choose", *options, "--out", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().err == ""
+    assert run_main(["quantize", *options, "--compare", "--out", str(tmp_path / "b")]) == 0
+    assert "quantize --compare is so8tqc choose" in capsys.readouterr().err
+    made = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("a", "b")]
+    assert made[0]["kind"] == made[1]["kind"] == "choose"
+    assert [one["verdict"] for one in made] == ["pass", "pass"]
+
+
+def test_windows_without_a_length_are_refused(
+    model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(model), "--reference", str(reference), "--out", str(tmp_path / "a")]
+    assert run_main(["choose", *options, "--set", "stride=16"]) == 2
+    assert "stride needs a longer ctx" in capsys.readouterr().err
+    assert run_main(["choose", *options, "--stride", "16", "--ctx", "16"]) == 2
+
+
 def test_a_reference_of_another_vocabulary_is_refused(
     model: Path, llama: Path, texts_file: Path, tmp_path: Path
 ) -> None:
