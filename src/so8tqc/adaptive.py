@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
+from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import DataError
-from so8tqc.files import read_whole
 
 
 class AdaptiveTemperature(LogitsProcessor):  # type: ignore[misc]

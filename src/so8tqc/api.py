@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from so8tqc.artifacts import read_record, record_beside, write_record
 from so8tqc.config import (
     BakeConfig,
     CalibrateConfig,
@@ -23,9 +22,10 @@ from so8tqc.config import (
     QuantizeConfig,
 )
 from so8tqc.config.load import load_options
-from so8tqc.locks import claim_folder, claim_output
+from so8tqc.disk.locks import claim_folder, claim_output
 from so8tqc.options import Options
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import read_record, record_beside, write_record
 from so8tqc.records import Record
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.rotation_set import RotationSet

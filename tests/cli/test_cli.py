@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from so8tqc.artifacts import write_record
 from so8tqc.cli.app import app
 from so8tqc.cli.main import run as run_main
 from so8tqc.errors import InputError
 from so8tqc.llama.vendor import is_vendored
+from so8tqc.record_files import write_record
 from so8tqc.records import Check, Record, RunInfo, judge, overall
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from so8tqc.artifacts import file_ref
 from so8tqc.cli.log import log_beside
 from so8tqc.cli.main import run as run_main
+from so8tqc.disk.digests import file_ref
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) .+")
 

@@ -342,9 +342,10 @@ def _read_texts(name: str) -> Read:
 
 def _make_run(directory: Path) -> None:
     """A run directory with the real record of a real bake."""
-    from so8tqc.artifacts import RunDirectory, write_record
     from so8tqc.config import BakeConfig
+    from so8tqc.record_files import write_record
     from so8tqc.services.bake import bake
+    from so8tqc.services.run.directory import RunDirectory
 
     _make_bake(directory)
     config = BakeConfig(base=directory / "base", rotations=directory / "gates.safetensors",
@@ -356,7 +357,7 @@ def _make_run(directory: Path) -> None:
 
 
 def _read_record(directory: Path) -> object:
-    from so8tqc.artifacts import read_record
+    from so8tqc.record_files import read_record
 
     return read_record(directory / "bake" / "record.json").model_dump_json()
 
@@ -370,7 +371,7 @@ def _report(directory: Path) -> None:
 
 
 def _read_manifest(directory: Path) -> object:
-    from so8tqc.artifacts import RunDirectory
+    from so8tqc.services.run.directory import RunDirectory
 
     return RunDirectory(directory).reusable("bake", "0" * 64)
 

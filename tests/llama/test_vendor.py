@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from so8tqc.artifacts import sha256_file
+from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import MissingToolError, ToolError
 from so8tqc.llama import vendor
 from so8tqc.llama.pin import Pin

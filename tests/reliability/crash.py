@@ -21,8 +21,10 @@ from pathlib import Path
 
 from disk_bench import Bench, Fault, Operation, Outcome
 
-from so8tqc.artifacts import Manifest, file_ref, read_record
-from so8tqc.locks import LOCK_NAME
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import LOCK_NAME
+from so8tqc.record_files import read_record
+from so8tqc.services.run.directory import Manifest
 
 Tree = dict[str, str]
 """Path under the root → SHA-256 of the file; temporaries and locks (hidden) are left out."""

@@ -113,7 +113,7 @@ def _convert_once(folder: Path) -> None:
     """
     import shutil
 
-    from so8tqc.artifacts import file_ref
+    from so8tqc.disk.digests import file_ref
     from so8tqc.services.export import service as export
 
     convert = export.convert
@@ -174,7 +174,7 @@ def _remember(
         inputs: its arguments → its config, and the files and directories that it reads.
         filled: its arguments → the attributes that it sets.
     """
-    from so8tqc.artifacts import file_ref
+    from so8tqc.disk.digests import file_ref
 
     function = getattr(module, name)
 

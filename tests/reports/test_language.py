@@ -16,11 +16,11 @@ from jinja2 import Environment, nodes
 from rich.cells import cell_len
 
 import so8tqc
-from so8tqc.artifacts import read_record, write_record
 from so8tqc.check_guide import GUIDE
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import RunConfig
 from so8tqc.languages import Language
+from so8tqc.record_files import read_record, write_record
 from so8tqc.records import Diagnosis, Record, RunInfo, Verdict, judge, overall, skipped
 from so8tqc.reports.diagnoses import CODES, finding
 from so8tqc.reports.kinds.bake import layer_table

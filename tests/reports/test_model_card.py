@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from so8tqc.artifacts import file_ref, write_record
 from so8tqc.cli.app import app
+from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
+from so8tqc.record_files import write_record
 from so8tqc.records import Check, FileRef, Record, RunInfo, judge, overall
 from so8tqc.reports.model_card import model_card
 from so8tqc.services.report import write_model_card

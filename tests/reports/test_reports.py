@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from so8tqc.artifacts import read_record, write_record
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
+from so8tqc.record_files import read_record, write_record
 from so8tqc.records import Check, Diagnosis, Record, RunInfo, Verdict, judge, overall, skipped
 from so8tqc.reports import format as fmt
 from so8tqc.reports.junit import junit_xml

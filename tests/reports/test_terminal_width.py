@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from so8tqc.artifacts import read_record
 from so8tqc.cli.main import run as run_main
 from so8tqc.cli.show import show
 from so8tqc.languages import Language
+from so8tqc.record_files import read_record
 from so8tqc.reports.language import spoken
 
 pytestmark = pytest.mark.llama

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fake_hub import COMMIT, FakeHub, fake_hub, fill_cache
-from so8tqc.artifacts import file_ref, hub_source, short_name
 from so8tqc.config import BakeConfig, QCConfig, RunConfig
+from so8tqc.disk.digests import file_ref, hub_source, short_name
 from so8tqc.errors import ModelError, RotationError
 from so8tqc.paths import anchored
 from so8tqc.services.bake import bake

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from so8tqc.artifacts import write_text
+from so8tqc.disk.atomic import write_text
+from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import ModelError
-from so8tqc.files import read_whole
 from so8tqc.records import Frozen
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.disk.foreign import read_whole, require_safetensors_header
 from so8tqc.errors import ModelError
-from so8tqc.files import read_whole, require_safetensors_header
 
 if TYPE_CHECKING:
     import torch

@@ -49,8 +49,8 @@ def schema(
 
         so8tqc config schema --out configs/so8tqc.schema.json
     """
-    from so8tqc.artifacts import write_text
     from so8tqc.config.schema import schema_text
+    from so8tqc.disk.atomic import write_text
 
     text = schema_text(stage)
     if out is None:

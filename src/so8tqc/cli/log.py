@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from so8tqc.config import COMMAND_CONFIGS
+from so8tqc.disk.system import disk_errors, make_folder
 from so8tqc.errors import So8tqcError
-from so8tqc.filesystem import disk_errors, make_folder
 from so8tqc.progress import Progress, Task
 from so8tqc.records import Record, versions
 

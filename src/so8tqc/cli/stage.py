@@ -53,7 +53,7 @@ def run_stage(
     service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
 ) -> None:
     """Run a service that writes into a directory, its record beside its files, and exit."""
-    from so8tqc.locks import claim_folder
+    from so8tqc.disk.locks import claim_folder
 
     path = config.out / "record.json"
     with claim_folder(config.out):
@@ -65,8 +65,8 @@ def run_single_output(
     service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
 ) -> None:
     """As :func:`run_stage`, for a service that makes one file, or one directory, as a whole."""
-    from so8tqc.artifacts import record_beside
-    from so8tqc.locks import claim_output
+    from so8tqc.disk.locks import claim_output
+    from so8tqc.record_files import record_beside
 
     path = record_beside(config.out)
     with claim_output(config.out):
@@ -81,7 +81,7 @@ def _recorded(
     path: Path,
 ) -> Record:
     """Run a service with a progress display; write its record."""
-    from so8tqc.artifacts import write_record
+    from so8tqc.record_files import write_record
 
     told = cast("BaseModel", config)  # a protocol cannot ask for a base class
     record = work(lambda progress: service(config, progress), told, path, output)
@@ -130,8 +130,8 @@ def run_reported_stage(
     Args:
         shown: name of the report whose path is printed.
     """
-    from so8tqc.artifacts import remove_leftovers
-    from so8tqc.locks import claim_folder
+    from so8tqc.disk.atomic import remove_leftovers
+    from so8tqc.disk.locks import claim_folder
     from so8tqc.services.report import write_stage_reports
     from so8tqc.sources import ranks
 

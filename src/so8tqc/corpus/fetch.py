@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from so8tqc.artifacts import sha256_file
 from so8tqc.corpus.manifest import Source
+from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import ToolError
 
 _TIMEOUT_SECONDS = 600

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from so8tqc.artifacts import write_text
+from so8tqc.disk.atomic import write_text
+from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import DataError
-from so8tqc.files import read_whole
 from so8tqc.records import Frozen
 from so8tqc.resources import data_file
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from so8tqc.artifacts import sha256_file
 from so8tqc.config import CALIBRATION_TEXTS
 from so8tqc.corpus.manifest import Result, read_manifest
+from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import DataError, MissingToolError
 from so8tqc.resources import user_cache
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.artifacts import atomic_file, require_space
+from so8tqc.disk.atomic import atomic_file, require_space
 from so8tqc.errors import ModelError, ShapeError
 from so8tqc.gguf.file import aligned, open_gguf, require_whole
 from so8tqc.progress import SILENT, Progress, Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from so8tqc.artifacts import sha256_file
+from so8tqc.disk.digests import sha256_file
 from so8tqc.llama.libllama import library
 from so8tqc.records import Frozen, versions
 

@@ -10,10 +10,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from so8tqc.artifacts import atomic_directory, atomic_file, sha256_file
+from so8tqc.disk.atomic import atomic_directory, atomic_file
+from so8tqc.disk.digests import sha256_file
+from so8tqc.disk.locks import claim_folder
 from so8tqc.errors import ConfigError, MissingToolError, ToolError
 from so8tqc.llama.pin import PIN, Pin
-from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
 from so8tqc.resources import repository_root
 

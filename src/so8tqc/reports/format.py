@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from so8tqc import wording
 from so8tqc.records import Check
 from so8tqc.reports.language import message, say
+from so8tqc.wording import SMALLEST_UNIT
 
-_LISTED = 5
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _COUNTED = {
     "text": (message("{count} text"), message("{count} texts")),
     "long text": (message("{count} long text"), message("{count} long texts")),
@@ -53,15 +53,9 @@ def target(check: Check) -> str:
 
 def size(count: float) -> str:
     """Bytes for people: ``112.1 MB``."""
-    for factor, name in _UNITS:
-        if count >= factor:
-            return f"{count / factor:.1f} {name}"
-    return say("{count} bytes", count=f"{count:.0f}")
-
-
-def percent(share: float) -> str:
-    """0.9987 → ``99.87 %``."""
-    return f"{share:.2%}".replace("%", " %")
+    if count < SMALLEST_UNIT:
+        return say("{count} bytes", count=f"{count:.0f}")
+    return wording.size(count)
 
 
 def counted(count: int, noun: str) -> str:
@@ -79,9 +73,3 @@ def ranges(layers: Sequence[int]) -> str:
         else:
             parts.append([layer])
     return ", ".join(f"{p[0]}–{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
-
-
-def listed(names: Sequence[str]) -> str:
-    """``a, b``; of many the first five, and how many more; ``none`` of none."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more or "none"

@@ -10,6 +10,7 @@ from so8tqc.records import Check, FileRef, Record, Verdict, worst
 from so8tqc.reports import format as fmt
 from so8tqc.reports.tables import entries
 from so8tqc.reports.templating import render
+from so8tqc.wording import percent
 
 
 class CardFile(NamedTuple):
@@ -69,7 +70,7 @@ def _row(name: str, ref: FileRef, records: Mapping[str, Record]) -> CardFile:
         size=fmt.size(ref.bytes),
         kl=fmt.number(measured["kl_mean"]) if "kl_mean" in measured else "–",
         interval=(fmt.interval(divergence.ci95) if divergence else "") or "–",
-        top1=fmt.percent(measured["top1"]) if "top1" in measured else "–",
+        top1=percent(measured["top1"]) if "top1" in measured else "–",
         temperature=_temperature(name, records),
         verdict=_verdict(checks),
         sha256=ref.sha256,

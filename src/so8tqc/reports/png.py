@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from so8tqc.artifacts import atomic_file
+from so8tqc.disk.atomic import atomic_file
 from so8tqc.errors import MissingToolError
 from so8tqc.progress import Task
 

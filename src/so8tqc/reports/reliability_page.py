@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from so8tqc.artifacts import write_text
+from so8tqc.disk.atomic import write_text
 from so8tqc.records import Record
 from so8tqc.reports.html import Section, page
 from so8tqc.reports.kinds.calibrate import calibration_tables, reliability_plots, sentence

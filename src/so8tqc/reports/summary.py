@@ -11,6 +11,7 @@ from so8tqc.reports import format as fmt
 from so8tqc.reports.advice import next_steps
 from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import entries, layers
+from so8tqc.wording import percent
 
 _OUTCOMES = {
     "passed": message("{count} passed"),
@@ -166,11 +167,11 @@ def _fidelity_card(check: Check, qc: Record) -> dict[str, str]:
 def _top_card(check: Check) -> dict[str, str]:
     parts = []
     if check.ci95 is not None:
-        low, high = map(fmt.percent, check.ci95)
+        low, high = map(percent, check.ci95)
         parts.append(say("95 % interval {interval}", interval=f"{low} … {high}"))
     if check.limit is not None:
-        parts.append(say("at least {limit} is asked for", limit=fmt.percent(check.limit)))
-    value = "–" if check.value is None else fmt.percent(check.value)
+        parts.append(say("at least {limit} is asked for", limit=percent(check.limit)))
+    value = "–" if check.value is None else percent(check.value)
     label = say("Same top token, {name}", name=check.subject)
     return _card(label, value, parts, check.verdict)
 
@@ -181,7 +182,7 @@ def _furthest_card(checks: list[Check], files: int, qc: Record) -> dict[str, str
     parts = _interval(furthest)
     for top in _of(qc, "kl.top1", furthest.subject):
         if top.value is not None:
-            parts.append(say("same top token {share}", share=fmt.percent(top.value)))
+            parts.append(say("same top token {share}", share=percent(top.value)))
     failed = _failed(qc, furthest.subject)
     if failed:
         parts.append(say("failed: {checks}", checks=say(", ").join(check.id for check in failed)))
@@ -204,7 +205,7 @@ def _choice_cards(record: Record) -> list[dict[str, str]]:
         say("{size}, of {files} compared", size=fmt.size(row["bytes"]),
             files=fmt.counted(len(rows), "file")),
         say("mean KL {kl} nats", kl=_short(row["kl_mean"])),
-        say("same top token {share}", share=fmt.percent(row["top1"])),
+        say("same top token {share}", share=percent(row["top1"])),
     ]  # fmt: skip
     return [_card(say("Recommended"), name, parts, record.verdict)]
 

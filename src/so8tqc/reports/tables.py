@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.language import say
+from so8tqc.wording import percent
 
 
 class Table(NamedTuple):
@@ -87,7 +88,7 @@ def scientific_of(key: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def percent_of(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda row: fmt.percent(row[key]) if key in row else ""
+    return lambda row: percent(row[key]) if key in row else ""
 
 
 def signed_percent_of(key: str) -> Callable[[Mapping[str, Any]], str]:

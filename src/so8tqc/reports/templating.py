@@ -10,6 +10,7 @@ from typing import Any
 from so8tqc.reports import checks, diagnoses
 from so8tqc.reports import format as fmt
 from so8tqc.reports.language import say
+from so8tqc.wording import percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -43,7 +44,7 @@ def _environment() -> Any:
         "limit": fmt.limit,
         "target": fmt.target,
         "size": fmt.size,
-        "percent": fmt.percent,
+        "percent": percent,
         "ranges": fmt.ranges,
         "cell": _cell,
         "marked": _marked,

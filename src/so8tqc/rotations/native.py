@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from so8tqc.artifacts import atomic_file
+from so8tqc.disk.atomic import atomic_file
+from so8tqc.disk.foreign import require_safetensors_header
 from so8tqc.errors import RotationError
-from so8tqc.files import require_safetensors_header
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import Target

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import RotationError
-from so8tqc.files import read_whole
 
 CONFIG_NAME = "adapter_config.json"
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from so8tqc.disk.foreign import require_safetensors_header
 from so8tqc.errors import RotationError
-from so8tqc.files import require_safetensors_header
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Convention, Parametrization, Site

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from so8tqc.disk.foreign import require_plain_file
 from so8tqc.errors import RotationError
-from so8tqc.files import require_plain_file
 from so8tqc.rotations.pickle_scan import CostlyPickleError, scan_legacy, scan_pickle
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import FloatArray, Target

@@ -9,14 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from so8tqc.artifacts import (
-    atomic_directory,
-    file_ref,
-    hub_source,
-    remove_leftovers,
-    require_space,
-    sha256_json,
-)
 from so8tqc.checkpoints.baking import TensorFold, sha256_tensor
 from so8tqc.checkpoints.copy import companion_files
 from so8tqc.checkpoints.patch import patch_files
@@ -36,8 +28,10 @@ from so8tqc.checkpoints.provenance import (
 )
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
 from so8tqc.config import BakeConfig
+from so8tqc.disk.atomic import atomic_directory, remove_leftovers, require_space
+from so8tqc.disk.digests import file_ref, hub_source, sha256_json
+from so8tqc.disk.locks import claim_output, exclusive
 from so8tqc.errors import ModelError
-from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.rotations.read import open_rotations

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from so8tqc.artifacts import file_ref, remove_leftovers, require_space, short_name
 from so8tqc.config import CaptureConfig
+from so8tqc.disk.atomic import remove_leftovers, require_space
+from so8tqc.disk.digests import file_ref, short_name
+from so8tqc.disk.locks import claim_output, exclusive
 from so8tqc.errors import ConfigError
 from so8tqc.gguf.file import is_gguf
-from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, Verdict, versions
 from so8tqc.rotations.rotation_set import RotationSet

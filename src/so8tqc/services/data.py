@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from so8tqc.artifacts import atomic_file, file_ref
 from so8tqc.config import CALIBRATION_TEXTS
 from so8tqc.corpus.build import WRITTEN, passages_of, result_of, select
 from so8tqc.corpus.fetch import Missing, download, locate
@@ -23,6 +22,8 @@ from so8tqc.corpus.manifest import (
 )
 from so8tqc.corpus.passages import Passage
 from so8tqc.corpus.store import built_path
+from so8tqc.disk.atomic import atomic_file
+from so8tqc.disk.digests import file_ref
 from so8tqc.errors import ConfigError, DataError, ToolError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, Verdict, versions

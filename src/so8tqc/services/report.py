@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import file_ref, read_record, remove_leftovers, write_text
 from so8tqc.config import STAGES
+from so8tqc.disk.atomic import remove_leftovers, write_text
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import claim_folder
 from so8tqc.errors import InputError
 from so8tqc.languages import Language
-from so8tqc.locks import claim_folder
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import read_record
 from so8tqc.records import Record, Stopwatch, versions
 from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from so8tqc.artifacts import file_ref
+from so8tqc.disk.digests import file_ref
 from so8tqc.llama.pin import PIN
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
 from so8tqc.progress import SILENT, Progress

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from so8tqc.artifacts import atomic_directory, sha256_file
+from so8tqc.disk.atomic import atomic_directory
+from so8tqc.disk.digests import sha256_file
+from so8tqc.disk.locks import claim_output
 from so8tqc.errors import ConfigError, MissingToolError
-from so8tqc.locks import claim_output
 from so8tqc.progress import SILENT, Progress
 from so8tqc.resources import data_file, user_cache
 from so8tqc.sources.hub import local_model, local_rotations

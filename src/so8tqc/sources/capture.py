@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
-from so8tqc.artifacts import sha256_json
 from so8tqc.checkpoints.safetensors_index import (
     ITEM_BYTES,
     TensorEntry,
@@ -31,6 +30,7 @@ from so8tqc.checkpoints.safetensors_index import (
     read_metadata,
     torch_dtype,
 )
+from so8tqc.disk.digests import sha256_json
 from so8tqc.errors import DataError
 from so8tqc.sources.protocol import EncodedText, LogitSource, TokenIds
 

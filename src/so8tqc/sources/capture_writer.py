@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from so8tqc.artifacts import atomic_file
 from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, encode_header, torch_dtype
+from so8tqc.disk.atomic import atomic_file
 from so8tqc.errors import DataError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources.capture import (

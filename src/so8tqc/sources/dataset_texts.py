@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from so8tqc.artifacts import atomic_file, sha256_json
+from so8tqc.disk.atomic import atomic_file
+from so8tqc.disk.digests import sha256_json
 from so8tqc.errors import DataError, MissingToolError, ToolError, first_line
 from so8tqc.resources import user_cache
 from so8tqc.sources.quiet import quiet_transformers

@@ -3,7 +3,7 @@
 A name is what no file here is called, and what does not look like a path: exactly one slash, no
 ``.``, ``/`` or ``~`` in front, no ending of a file that is read here, and a first part that is no
 folder here. Only a name is ever sent to the hub. What comes back lies in huggingface_hub's own
-cache, in a folder that is named after the commit (see ``artifacts.hub_source``).
+cache, in a folder that is named after the commit (see ``disk.digests.hub_source``).
 """
 
 from __future__ import annotations

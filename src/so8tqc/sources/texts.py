@@ -14,8 +14,8 @@ import numpy as np
 
 from so8tqc.config import CALIBRATION_TEXTS, LONG_TEXTS, QUALITY_TEXTS
 from so8tqc.corpus.store import calibration_file
+from so8tqc.disk.foreign import MAX_JSON_BYTES, read_whole
 from so8tqc.errors import DataError, ModelError
-from so8tqc.files import MAX_JSON_BYTES, read_whole
 from so8tqc.resources import data_file
 from so8tqc.sources.dataset_texts import PREFIX, dataset_file
 from so8tqc.sources.protocol import EncodedText, TokenIds

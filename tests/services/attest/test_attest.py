@@ -15,7 +15,6 @@ import gguf
 import numpy as np
 import pytest
 
-from so8tqc.artifacts import sha256_json
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import (
     AttestConfig,
@@ -25,6 +24,7 @@ from so8tqc.config import (
     RunConfig,
     VerifyConfig,
 )
+from so8tqc.disk.digests import sha256_json
 from so8tqc.errors import InputError
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Record, Verdict

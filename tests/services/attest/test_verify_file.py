@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 import pytest
 
-from so8tqc.artifacts import write_record
 from so8tqc.config import QuantizeConfig, VerifyConfig
 from so8tqc.errors import InputError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, changed_copy, rewrite
+from so8tqc.record_files import write_record
 from so8tqc.records import Record, Verdict
 from so8tqc.services.attest import verify_file as module
 from so8tqc.services.attest.verify_file import verify

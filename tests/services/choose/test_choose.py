@@ -21,12 +21,12 @@ from captured_gguf import (
     write_capture,
     write_model,
 )
-from so8tqc.artifacts import write_record
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.errors import InputError
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
 from so8tqc.gguf.mixture import differing_tensors, mix
+from so8tqc.record_files import write_record
 from so8tqc.records import Record, Verdict
 from so8tqc.reports.kinds.choose import tried_table
 from so8tqc.services.choose.groups import groups

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from captured_gguf import write_capture, write_model
-from so8tqc.artifacts import write_record
 from so8tqc.config import ChooseAmongConfig, ChooseConfig, QCConfig, QuantizeConfig
 from so8tqc.errors import InputError
 from so8tqc.metrics.divergence import COLUMNS, TokenTable
+from so8tqc.record_files import write_record
 from so8tqc.records import Record, Verdict
 from so8tqc.reports.summary import summarise_run
 from so8tqc.services.choose.among import choose_among

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from so8tqc.artifacts import read_record, write_record
 from so8tqc.cli.main import run as run_main
 from so8tqc.metrics.divergence import COLUMNS, TokenTable
+from so8tqc.record_files import read_record, write_record
 from so8tqc.records import Check, FileRef, Record, RunInfo, Verdict, judge, overall, skipped
 from so8tqc.services.compare.service import compare_runs
 from so8tqc.services.qc.token_file import write_tokens

@@ -12,12 +12,12 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from so8tqc.artifacts import read_record
 from so8tqc.cli.app import app
 from so8tqc.cli.main import run as run_main
 from so8tqc.config.batch import Batch, load_runs
 from so8tqc.errors import InputError, MissingToolError, ToolError
 from so8tqc.llama.vendor import is_vendored
+from so8tqc.record_files import read_record
 from so8tqc.records import Verdict
 from so8tqc.services.run.batch import run_batch
 
@@ -95,7 +95,7 @@ def test_a_full_disk_is_seen_for_all_together(
 ) -> None:
     size = (llama / "model.safetensors").stat().st_size
     usage = shutil.disk_usage(tmp_path)._replace(free=int(1.5 * size))
-    monkeypatch.setattr("so8tqc.artifacts.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("so8tqc.disk.atomic.shutil.disk_usage", lambda _path: usage)
     make_gates(llama, "a.safetensors")
     make_gates(llama, "b.safetensors", seed=1)
     text = (

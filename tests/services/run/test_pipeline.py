@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from so8tqc.artifacts import RunDirectory
 from so8tqc.config import BakeOptions, QCOptions, RunConfig
 from so8tqc.errors import ConfigError, MissingToolError
 from so8tqc.languages import Language
@@ -16,6 +15,7 @@ from so8tqc.progress import SILENT
 from so8tqc.records import Record, Stopwatch, Verdict, judge
 from so8tqc.rotations.enums import Convention
 from so8tqc.rotations.options import RotationOptions
+from so8tqc.services.run.directory import RunDirectory
 from so8tqc.services.run.pipeline import Stage, _perform, run
 
 

@@ -9,6 +9,7 @@ from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.tables import Table, entries
 from so8tqc.reports.templating import render_markdown
+from so8tqc.wording import percent
 
 
 def batch_tables(record: Record) -> list[Table]:
@@ -56,7 +57,7 @@ def _file_cells(found: Mapping[str, Any]) -> list[str]:
         "" if found["bytes"] is None else fmt.size(found["bytes"]),
         fmt.number(found["kl_mean"]),
         "" if interval is None else f"{interval[0]:.3g} … {interval[1]:.3g}",
-        "" if found["top1"] is None else fmt.percent(found["top1"]),
+        "" if found["top1"] is None else percent(found["top1"]),
         found["verdict"],
     ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.artifacts import write_text
+from so8tqc.disk.atomic import write_text
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.oscillation import high_variance
 from so8tqc.metrics.spectra import Spectrum, nearest_wavelength

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from so8tqc.artifacts import Manifest, file_ref, read_manifest
+from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, judge, overall, versions
+from so8tqc.services.run.directory import Manifest, read_manifest
 
 
 def recheck(directory: Path, progress: Progress = SILENT) -> Record:

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from so8tqc.artifacts import file_ref, read_record
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.config import AttestConfig
+from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import read_record
 from so8tqc.records import Check, Record, Stopwatch, Verdict, judge, overall, versions
 from so8tqc.services.attest.recheck import recheck
 from so8tqc.services.attest.remake import TEMPERATURE_KEYS

@@ -20,9 +20,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
-from so8tqc.artifacts import sha256_json, write_text
+from so8tqc.disk.atomic import write_text
+from so8tqc.disk.digests import sha256_json
+from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import InputError
-from so8tqc.files import read_whole
 from so8tqc.records import Frozen
 
 STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from so8tqc.artifacts import sha256_file
 from so8tqc.checkpoints.baking import sha256_tensor
 from so8tqc.checkpoints.safetensors_index import read_header
+from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import So8tqcError
 from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.gguf.rewrite import key_values

@@ -17,12 +17,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from so8tqc.artifacts import file_ref, read_record
 from so8tqc.config import VerifyConfig
+from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.build import Build, library_build
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import read_record
 from so8tqc.records import (
     Check,
     FileRef,
@@ -34,7 +35,6 @@ from so8tqc.records import (
     skipped,
     versions,
 )
-from so8tqc.reports.format import listed
 from so8tqc.services.attest.requantize import (
     ComparedTensor,
     Likeness,
@@ -43,6 +43,7 @@ from so8tqc.services.attest.requantize import (
     other_keys,
 )
 from so8tqc.services.quantize.derivation import Derivation, tensor_digests
+from so8tqc.wording import listed
 
 
 def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:

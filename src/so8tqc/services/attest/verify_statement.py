@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from so8tqc.artifacts import sha256_file
 from so8tqc.checkpoints.provenance import PROVENANCE_NAME, read_provenance
 from so8tqc.config import VerifyConfig
+from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import InputError, MissingToolError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.build import library_build
@@ -32,7 +32,6 @@ from so8tqc.records import (
     skipped,
     versions,
 )
-from so8tqc.reports.format import listed
 from so8tqc.services.attest.remake import Made, recorded_build, remake
 from so8tqc.services.attest.requantize import Likeness, compare_tensors
 from so8tqc.services.attest.statement import (
@@ -45,6 +44,7 @@ from so8tqc.services.attest.statement import (
     read_statement,
 )
 from so8tqc.services.attest.stored import differing_parts
+from so8tqc.wording import listed
 
 
 @dataclass(frozen=True)

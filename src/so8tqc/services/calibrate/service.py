@@ -9,12 +9,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from so8tqc.artifacts import file_ref, remove_leftovers, write_text
 from so8tqc.config import CalibrateConfig
+from so8tqc.disk.atomic import remove_leftovers, write_text
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ConfigError, DataError, MissingToolError, ModelError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import require_scalable_norm
-from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions

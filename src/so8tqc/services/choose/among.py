@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import file_ref, read_record
 from so8tqc.config import ChooseAmongConfig, QCConfig
+from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import read_record
 from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
 from so8tqc.services.choose.budget import budget_of, verdicts
 from so8tqc.services.choose.inversions import inversions

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from so8tqc import wording
 from so8tqc.config import ChoiceOptions
 from so8tqc.records import Check, judge
-from so8tqc.reports import format as fmt
 from so8tqc.services.choose.rows import Row
 
 
@@ -45,7 +45,9 @@ class Budget:
         if self.max_kl is not None and not self.kl(row) <= self.max_kl:
             missed.append(f"KL {self.kl(row):.4g} > {self.max_kl:g}")
         if self.min_top1 is not None and not self.top1(row) >= self.min_top1:
-            missed.append(f"same top {fmt.percent(self.top1(row))} < {fmt.percent(self.min_top1)}")
+            missed.append(
+                f"same top {wording.percent(self.top1(row))} < {wording.percent(self.min_top1)}"
+            )
         if row.get("survives") is False:
             missed.append("the gate does not survive")
         return missed
@@ -54,7 +56,7 @@ class Budget:
         """All that a row misses."""
         missed = self.missed_quality(row)
         if self.max_bytes is not None and row["bytes"] > self.max_bytes:
-            missed.append(f"{fmt.size(row['bytes'])} > {fmt.size(self.max_bytes)}")
+            missed.append(f"{wording.size(row['bytes'])} > {wording.size(self.max_bytes)}")
         return missed
 
     def __str__(self) -> str:
@@ -62,9 +64,9 @@ class Budget:
         if self.max_kl is not None:
             parts.append(f"mean KL ≤ {self.max_kl:g}")
         if self.min_top1 is not None:
-            parts.append(f"same top ≥ {fmt.percent(self.min_top1)}")
+            parts.append(f"same top ≥ {wording.percent(self.min_top1)}")
         if self.max_bytes is not None:
-            parts.append(f"size ≤ {fmt.size(self.max_bytes)}")
+            parts.append(f"size ≤ {wording.size(self.max_bytes)}")
         said = ", ".join(parts)
         return f"{said}, by the whole 95 % interval" if self.by_interval else said
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from so8tqc import wording
 from so8tqc.config import ChoiceOptions
 from so8tqc.llama.speed import Speed, measure_speeds
 from so8tqc.progress import Progress
-from so8tqc.reports import format as fmt
 from so8tqc.services.choose.budget import Budget
 from so8tqc.services.choose.rows import Row
 from so8tqc.sources.protocol import TokenIds
@@ -36,21 +36,21 @@ def recommend(
         asked, wanted = budget, f"the budget ({budget})"
     else:
         asked = Budget(None, DEFAULT_TOP1, None, by_interval=False)
-        wanted = f"the reference's top token in at least {fmt.percent(DEFAULT_TOP1)} of places"
+        wanted = f"the reference's top token in at least {wording.percent(DEFAULT_TOP1)} of places"
     meeting = [name for name, row in rows.items() if not asked.missed(row)]
     if not meeting:
         name = min(rows, key=lambda name: (len(asked.missed(rows[name])), rows[name]["kl_mean"]))
         missed = "; ".join(asked.missed(rows[name]))
         return name, (
-            f"None of the {fmt.counted(tried, 'file')} tried keeps {wanted}; the nearest is "
+            f"None of the {wording.counted(tried, 'file')} tried keeps {wanted}; the nearest is "
             f"{name}: {_quality(rows[name])}. It misses: {missed}."
         )
     if config.has_budget and not budget.asks_quality:
         name = min(meeting, key=lambda name: rows[name]["kl_mean"])
-        what = f"the lowest KL of the {fmt.counted(tried, 'file')} tried within {wanted}"
+        what = f"the lowest KL of the {wording.counted(tried, 'file')} tried within {wanted}"
     else:
         name = min(meeting, key=lambda name: rows[name]["bytes"])
-        what = f"the smallest of the {fmt.counted(tried, 'file')} tried that keeps {wanted}"
+        what = f"the smallest of the {wording.counted(tried, 'file')} tried that keeps {wanted}"
     return name, f"{name} is recommended: {what}; {_quality(rows[name])}."
 
 
@@ -58,8 +58,8 @@ def _quality(row: Row) -> str:
     interval = row["kl_ci95"]
     span = "" if interval is None else f" ({interval[0]:.3g} … {interval[1]:.3g})"
     return (
-        f"{fmt.size(row['bytes'])}, mean KL {row['kl_mean']:.3g}{span}, "
-        f"same top {fmt.percent(row['top1'])}"
+        f"{wording.size(row['bytes'])}, mean KL {row['kl_mean']:.3g}{span}, "
+        f"same top {wording.percent(row['top1'])}"
     )
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so8tqc.artifacts import file_ref, temporary_directory
 from so8tqc.config import ChooseConfig, QuantizeConfig
-from so8tqc.filesystem import publish
+from so8tqc.disk.atomic import temporary_directory
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import claim_folder, exclusive
+from so8tqc.disk.system import publish
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.mixture import differing_tensors
-from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (

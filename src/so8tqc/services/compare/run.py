@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from so8tqc.artifacts import read_record
 from so8tqc.errors import InputError
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.record_files import read_record
 from so8tqc.records import Record
 from so8tqc.services.qc.token_file import TOKENS_FILE, read_tokens
 from so8tqc.services.report import read_stages

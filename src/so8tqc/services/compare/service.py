@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from so8tqc.artifacts import file_ref, write_record, write_text
+from so8tqc.disk.atomic import write_text
+from so8tqc.disk.digests import file_ref
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import write_record
 from so8tqc.records import FileRef, Record, Stopwatch, Verdict, jsonable, versions
 from so8tqc.reports.kinds.comparison import comparison_html, comparison_markdown
 from so8tqc.services.compare.run import Run, read_run

@@ -7,21 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from so8tqc.artifacts import (
-    atomic_file,
-    file_ref,
-    remove_leftovers,
-    require_space,
-    temporary_file,
-)
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.config import ExportConfig, ExportType
+from so8tqc.disk.atomic import atomic_file, remove_leftovers, require_space, temporary_file
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import claim_output, exclusive
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.rewrite import rewrite
 from so8tqc.llama.converter import convert
 from so8tqc.llama.vendor import Converter, find_converter
-from so8tqc.locks import claim_output, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
 from so8tqc.services.export.kept_tensors import (

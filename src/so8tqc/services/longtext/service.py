@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.artifacts import atomic_file, file_ref, remove_leftovers
 from so8tqc.checkpoints.plan import widened
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import LongTextConfig
+from so8tqc.disk.atomic import atomic_file, remove_leftovers
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import DataError, InputError, MissingToolError
 from so8tqc.gguf.file import is_gguf
-from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.spectra import rope_wavelengths, spectrum
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from so8tqc.artifacts import short_name
 from so8tqc.config import QCConfig
+from so8tqc.disk.digests import short_name
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.divergence import TokenTable

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from so8tqc.artifacts import file_ref
 from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.config import QCConfig
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.gguf.file import is_gguf
-from so8tqc.locks import claim_folder, exclusive
 from so8tqc.metrics.divergence import summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import (

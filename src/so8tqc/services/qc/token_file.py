@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.artifacts import atomic_file
+from so8tqc.disk.atomic import atomic_file
+from so8tqc.disk.foreign import require_plain_file
 from so8tqc.errors import InputError
-from so8tqc.files import require_plain_file
 from so8tqc.metrics.divergence import COLUMNS, TokenTable
 
 TOKENS_FILE = "tokens.npz"

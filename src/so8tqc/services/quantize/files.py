@@ -11,8 +11,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypedDict
 
-from so8tqc.artifacts import atomic_file, file_ref, sha256_file
 from so8tqc.config import QuantizeConfig
+from so8tqc.disk.atomic import atomic_file
+from so8tqc.disk.digests import file_ref, sha256_file
 from so8tqc.errors import ModelError, ToolError
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.quantizer import Job, PlannedTensor, Quantizer, Recipe

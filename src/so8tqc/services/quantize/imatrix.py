@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from so8tqc.artifacts import atomic_file
+from so8tqc.disk.atomic import atomic_file
 from so8tqc.errors import DataError, ModelError, ToolError
 from so8tqc.gguf.file import GGUFFile
 from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason, remedy

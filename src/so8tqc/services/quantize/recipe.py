@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from so8tqc.artifacts import require_space
 from so8tqc.config import QuantizeConfig
+from so8tqc.disk.atomic import require_space
 from so8tqc.errors import ConfigError, InputError, ModelError
 from so8tqc.gguf.file import GGUFFile, block_layout, require_whole
 from so8tqc.llama.imatrix import ImportanceMatrix

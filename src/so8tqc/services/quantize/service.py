@@ -7,12 +7,13 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from so8tqc.artifacts import file_ref, remove_leftovers
 from so8tqc.config import QuantizeConfig
+from so8tqc.disk.atomic import remove_leftovers
+from so8tqc.disk.digests import file_ref
+from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import Quantizer
-from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
 from so8tqc.services.quantize.derivation import derivation

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from so8tqc.artifacts import require_space, write_record, write_text
 from so8tqc.config.batch import Batch, Combination
+from so8tqc.disk.atomic import require_space, write_text
+from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ExitCode, So8tqcError, explained
-from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import write_record
 from so8tqc.records import Record, Stopwatch, Verdict, jsonable, versions
 from so8tqc.reports.kinds.batch import batch_markdown
 from so8tqc.services.run.pipeline import require_stages, run

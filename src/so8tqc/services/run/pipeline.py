@@ -9,14 +9,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from so8tqc.artifacts import (
-    RunDirectory,
-    code_fingerprint,
-    read_record,
-    remove_leftovers,
-    sha256_json,
-    write_record,
-)
 from so8tqc.config import (
     STAGES,
     BakeConfig,
@@ -28,12 +20,15 @@ from so8tqc.config import (
     QuantizeConfig,
     RunConfig,
 )
+from so8tqc.disk.atomic import remove_leftovers
+from so8tqc.disk.digests import sha256_json
+from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ConfigError
 from so8tqc.languages import Language
 from so8tqc.llama.libllama import library
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
-from so8tqc.locks import claim_folder, exclusive
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_files import read_record, write_record
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.reports.summary import stage_row
 from so8tqc.rotations.options import RotationOptions
@@ -47,6 +42,7 @@ from so8tqc.services.qc.service import qc
 from so8tqc.services.qc.token_file import TOKENS_FILE
 from so8tqc.services.quantize.service import quantize
 from so8tqc.services.report import STAGE_REPORTS, report, write_stage_reports
+from so8tqc.services.run.directory import RunDirectory, code_fingerprint
 from so8tqc.sources.builtin import resolve_model, resolve_rotations
 from so8tqc.sources.texts import data_paths
 

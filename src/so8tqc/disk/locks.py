@@ -5,8 +5,8 @@ blocks nobody. What is locked is a small file that holds the process's number, f
 refused; it is deleted with the claim. After a crash it stays, and means nothing.
 
 filelock, which says the same on more systems, empties such a file before it knows whether it may,
-and locks files of its own making only; temporaries (``artifacts``) are their own locks. On a system
-without flock (Windows) nothing is locked.
+and locks files of its own making only; temporaries (``disk.atomic``) are their own locks. On a
+system without flock (Windows) nothing is locked.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from so8tqc.disk.system import disk_errors, make_folder
 from so8tqc.errors import BusyError
-from so8tqc.filesystem import disk_errors, make_folder
 
 LOCK_NAME = ".so8tqc.lock"
 _SIGNATURE_BYTES = 300

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from so8tqc import locks
-from so8tqc.artifacts import remove_leftovers
 from so8tqc.config import BakeConfig, QuantizeConfig, RunConfig
+from so8tqc.disk import locks
+from so8tqc.disk.atomic import remove_leftovers
+from so8tqc.disk.locks import claim_folder, claim_output
 from so8tqc.errors import BusyError, ExitCode
-from so8tqc.locks import claim_folder, claim_output
 from so8tqc.services.bake import bake
 from so8tqc.services.quantize.service import quantize
 from so8tqc.services.report import report
@@ -24,7 +24,7 @@ from so8tqc.services.run.pipeline import run
 _HOLD = """
 import sys
 from pathlib import Path
-from so8tqc.{module} import {name}
+from so8tqc.disk.{module} import {name}
 with {name}(Path(sys.argv[1])) as made:
     if made is not None and made.is_dir():
         (made / "half").write_text("written")
@@ -120,7 +120,7 @@ def test_a_claim_holds_within_its_thread_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["atomic_file", "atomic_directory"])
 def test_temporaries_of_a_live_process_are_left_alone(kind: str, tmp_path: Path) -> None:
-    with held(kind, tmp_path / "model", "artifacts") as process:
+    with held(kind, tmp_path / "model", "atomic") as process:
         before = sorted(tmp_path.rglob("*"))
         assert remove_leftovers(tmp_path) == []
         assert sorted(tmp_path.rglob("*")) == before
@@ -135,7 +135,7 @@ def test_a_bake_leaves_the_temporaries_of_its_neighbour(
 ) -> None:
     """Both outputs lie in one directory, which either bake sweeps before it begins."""
     out = tmp_path / "outputs"
-    with held("atomic_directory", out / "other", "artifacts") as process:
+    with held("atomic_directory", out / "other", "atomic") as process:
         bake(BakeConfig(base=llama, rotations=make_gates(llama), out=out / "baked"))
         assert process.stdin is not None
         process.stdin.close()

@@ -14,18 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from so8tqc.artifacts import (
-    RunDirectory,
-    atomic_directory,
-    atomic_file,
-    file_ref,
-    read_record,
-    remove_leftovers,
-    sha256_json,
-    write_record,
-)
+from so8tqc.disk.atomic import atomic_directory, atomic_file, remove_leftovers
+from so8tqc.disk.digests import file_ref, sha256_json
 from so8tqc.errors import ExitCode, InputError, ToolError
+from so8tqc.record_files import read_record, write_record
 from so8tqc.records import Record, Stopwatch, Verdict, jsonable, judge
+from so8tqc.services.run.directory import RunDirectory
 
 
 def test_a_file_is_absent_or_complete(tmp_path: Path) -> None:
@@ -78,7 +72,7 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_only_what_the_next_run_removes(tmp_path: Path) -> None:
     code = (
-        "import os, signal, pathlib; from so8tqc.artifacts import atomic_directory\n"
+        "import os, signal, pathlib; from so8tqc.disk.atomic import atomic_directory\n"
         f"with atomic_directory(pathlib.Path({str(tmp_path / 'model')!r})) as t:\n"
         "    (t / 'config.json').write_text('{}')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -97,8 +91,8 @@ def test_another_try_sweeps_up_what_a_killed_one_left(
     make: Callable[[Path], AbstractContextManager[Path]], name: str, tmp_path: Path
 ) -> None:
     code = (
-        "import os, pathlib, signal, sys; from so8tqc import artifacts\n"
-        "with getattr(artifacts, sys.argv[1])(pathlib.Path(sys.argv[2])):\n"
+        "import os, pathlib, signal, sys; from so8tqc.disk import atomic\n"
+        "with getattr(atomic, sys.argv[1])(pathlib.Path(sys.argv[2])):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     for left in (name, "other"):

@@ -1,0 +1,6 @@
+"""What is asked of the disk: files that are either absent or complete, and whose they are.
+
+Read ``atomic`` first (a temporary, flushed, renamed), then ``locks`` (who writes here), ``digests``
+(what a file is), ``foreign`` (files that somebody else wrote) and ``system`` (what the kernel
+refuses, said in words).
+"""
