@@ -45,7 +45,7 @@ def short_name(path: Path) -> str:
 def file_ref(path: Path) -> FileRef:
     """Digest of a file or directory outside any run directory (nothing cached)."""
     if path.is_dir():
-        return _directory_ref(path, file_ref)
+        return directory_ref(path, file_ref)
     if not path.is_file():
         raise InputError("no such file", where=str(path))
     return FileRef(
@@ -56,7 +56,7 @@ def file_ref(path: Path) -> FileRef:
     )
 
 
-def _directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
+def directory_ref(path: Path, ref: Callable[[Path], FileRef]) -> FileRef:
     """Digest of a directory: that of its files' names and digests."""
     parts = {
         file.relative_to(path).as_posix(): ref(file)

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from so8tqc.disk.atomic import write_text
-from so8tqc.disk.digests import _directory_ref, hub_source, sha256_file
+from so8tqc.disk.digests import directory_ref, hub_source, sha256_file
 from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import InputError
 from so8tqc.records import FileRef
@@ -110,7 +110,7 @@ class RunDirectory:
     def ref(self, path: Path) -> FileRef:
         """Digest of a file or directory, cached by size, modification time and inode."""
         if path.is_dir():
-            return _directory_ref(path, self.ref)
+            return directory_ref(path, self.ref)
         try:
             stat = path.stat()
         except (OSError, ValueError):  # absent, or a name in the manifest that no file can have
