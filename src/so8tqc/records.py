@@ -114,8 +114,8 @@ class RunInfo(Frozen):
 class Record(Frozen):
     """What one stage did. Serialised as ``record.json`` beside the stage's outputs.
 
-    ``metrics`` holds the stage's own measurements as plain JSON; each service
-    documents its keys in the docstring of the function that makes the record.
+    ``metrics`` holds the stage's own measurements as plain JSON; ``record_kinds`` has
+    the structure of each kind, which the service writes and whoever reads it validates.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -90,13 +90,14 @@ def _model_card(directory: Path, output: Output) -> None:
 
 def _report(directory: Path, output: Output, lang: Language | None) -> None:
     from so8tqc.cli.progress import terminal_progress
+    from so8tqc.record_kinds.run import RunMetrics
     from so8tqc.reports.language import spoken
     from so8tqc.services.report import report as service
 
     with terminal_progress(quiet=output.quiet) as progress:
         record = service(directory, progress, language=lang)
     add_to_step_summary(directory / "report" / "report.md")
-    with spoken(Language(str(record.metrics["language"]))):
+    with spoken(Language(str(RunMetrics.of(record).language))):
         finish(record, output)
 
 

@@ -48,6 +48,7 @@ def run(
     import os
 
     from so8tqc.config.batch import Batch, load_runs
+    from so8tqc.record_kinds.batch import BatchMetrics
     from so8tqc.reports.language import spoken
     from so8tqc.services.run.batch import BATCH_REPORT, run_batch
     from so8tqc.services.run.pipeline import run as run_one
@@ -65,7 +66,7 @@ def run(
         )  # fmt: skip
         add_to_step_summary(batch.out / BATCH_REPORT)
         present(record, output, batch.out / BATCH_REPORT)
-        raise typer.Exit(int(str(record.metrics["exit_code"])))
+        raise typer.Exit(BatchMetrics.of(record).exit_code)
     one = runs
     record = work(lambda p: run_one(one, p, only=only, from_stage=from_), one, path, output)
     add_to_step_summary(one.out / "report" / "report.md")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +12,9 @@ from rich.table import Table
 
 from so8tqc.cli.checks_table import mark, print_checks
 from so8tqc.cli.progress import scaled
+from so8tqc.record_kinds.attest import VerifyMetrics
+from so8tqc.record_kinds.bake import PlanMetrics
+from so8tqc.record_kinds.run import RunMetrics, StageRow
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
 from so8tqc.reports.diagnoses import finding
@@ -26,6 +28,8 @@ from so8tqc.reports.tables import Table as ReportTable
 
 _TABLES = {"batch": batch_tables, "comparison": comparison_tables, "verify": link_tables}
 """Records that are tables all through; of others, ``terminal_tables`` has the narrow ones."""
+_OF_STAGES = ("run", "report")
+"""Records of several stages, each of which has a row."""
 _STAGE_COLUMNS = (
     message("stage"),
     message("verdict"),
@@ -57,13 +61,14 @@ def show(record: Record, path: Path | None = None) -> None:
 def _show(console: Console, record: Record, path: Path | None) -> None:
     if record.kind == "comparison":
         console.print(escape(comparison_sentence(record)))
-    if "stages" in record.metrics:
-        _show_stages(console, record)
+    stages = RunMetrics.of(record).stages if record.kind in _OF_STAGES else {}
+    if stages:
+        _show_stages(console, stages)
         failed = [check for check in record.checks if check.failed]
         if failed:
             print_checks(console, failed, say("Failed checks"))
     elif record.checks:
-        told = record.kind == "verify" and "links" in record.metrics  # by the table of links
+        told = record.kind == "verify" and VerifyMetrics.of(record).links is not None
         checks = [c for c in record.checks if not told or not c.subject or c.failed]
         print_checks(console, checks, record.kind)
     for shown in _TABLES.get(record.kind, terminal_tables)(record):
@@ -102,46 +107,42 @@ def show_plan(record: Record) -> None:
 
 
 def _show_plan(console: Console, record: Record) -> None:
-    metrics: dict[str, Any] = record.metrics
+    metrics = PlanMetrics.of(record)
     tensors = Table(box=None, pad_edge=False)
     for column in ("tensor", "shape", "dtype", "bytes"):
         tensors.add_column(column, justify="right" if column == "bytes" else "left")
-    for row in metrics["tensors"]:
-        dtype = row["dtype"] if row["dtype"] == row["baked_dtype"] else (
-            f"{row['dtype']} → {row['baked_dtype']}"
-        )  # fmt: skip
-        tensors.add_row(row["name"], str(row["shape"]), dtype, scaled(row["bytes"]))
+    for row in metrics.tensors:
+        same = row.dtype == row.baked_dtype
+        dtype = row.dtype if same else f"{row.dtype} → {row.baked_dtype}"
+        tensors.add_row(row.name, str(row.shape), dtype, scaled(row.bytes))
     console.print(tensors)
     drift = Table(box=None, pad_edge=False)
     for column in ("layer", "blocks", "largest ‖RᵀR − I‖", "mean", "largest angle", "mean angle"):
         drift.add_column(column, justify="right")
-    for row in metrics["layers"]:
+    for layer in metrics.layers:
         drift.add_row(
-            str(row["layer"]),
-            str(row["blocks"]),
-            f"{row['orthogonality_max']:.1e}",
-            f"{row['orthogonality_mean']:.1e}",
-            f"{row['angle_max']:.3f}",
-            f"{row['angle_mean']:.3f}",
+            str(layer.layer),
+            str(layer.blocks),
+            f"{layer.orthogonality_max:.1e}",
+            f"{layer.orthogonality_mean:.1e}",
+            f"{layer.angle_max:.3f}",
+            f"{layer.angle_mean:.3f}",
         )
     console.print(drift)
     console.print(
-        f"disk: {scaled(metrics['bytes_written'])}B to write, "
-        f"{scaled(metrics['disk_free_bytes'])}B free; "
-        f"memory: at most {scaled(metrics['memory_bytes'])}B beyond the libraries\n"
+        f"disk: {scaled(metrics.bytes_written)}B to write, "
+        f"{scaled(metrics.disk_free_bytes)}B free; "
+        f"memory: at most {scaled(metrics.memory_bytes)}B beyond the libraries\n"
     )
 
 
-def _show_stages(console: Console, record: Record) -> None:
+def _show_stages(console: Console, stages: Mapping[str, StageRow]) -> None:
     console.print(f"[bold]{say('Stages')}[/]")
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(_STAGE_COLUMNS):
         table.add_column(say(column), justify="left" if i < _STAGE_WORDS else "right")
-    stages = record.metrics.get("stages", {})
-    assert isinstance(stages, dict)
     for name, row in stages.items():
-        assert isinstance(row, dict)
         seconds = say("reused") if row["reused"] else f"{row['seconds']:.1f}"
-        counts = [str(row[key]) for key in ("passed", "failed", "skipped")]
-        table.add_row(name, mark(Verdict(str(row["verdict"]))), *counts, seconds)
+        counts = map(str, (row["passed"], row["failed"], row["skipped"]))
+        table.add_row(name, mark(Verdict(row["verdict"])), *counts, seconds)
     console.print(table)

@@ -7,23 +7,10 @@ from pathlib import Path
 
 from so8tqc.disk.digests import sha256_file
 from so8tqc.llama.libllama import library
-from so8tqc.records import Frozen, versions
+from so8tqc.record_kinds.quantize import Build
+from so8tqc.records import versions
 
 _LIBRARIES = ("*llama.*", "*ggml*")
-
-
-class Build(Frozen):
-    """A build of libllama on a machine.
-
-    Attributes:
-        version: of llama-cpp-python.
-        libraries: SHA-256 over the digests of its shared libraries.
-        cpu: the CPU features that its kernels use, as libllama says it.
-    """
-
-    version: str
-    libraries: str
-    cpu: str
 
 
 def library_build() -> Build:

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from so8tqc.llama.isolated import IsolatedModel
 from so8tqc.progress import SILENT, Progress
-
-
-class Rate(TypedDict):
-    """Tokens per second: the median of the repeats, the slowest and the fastest."""
-
-    median: float
-    low: float
-    high: float
-
-
-class Speed(TypedDict):
-    """Reading a prompt in one batch, and adding tokens one by one."""
-
-    prompt: Rate
-    generation: Rate
+from so8tqc.record_kinds.choose import Rate, Speed
 
 
 def measure_speeds(

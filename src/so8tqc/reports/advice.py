@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from so8tqc.check_guide import GUIDE
+from so8tqc.record_kinds.calibrate import CalibrateMetrics
+from so8tqc.record_kinds.choose import ChooseMetrics
+from so8tqc.record_kinds.quantize import QuantizedFile, QuantizeMetrics
 from so8tqc.records import Check, Diagnosis, Record, Verdict
 from so8tqc.reports import commands
 from so8tqc.reports import format as fmt
 from so8tqc.reports.diagnoses import finding
 from so8tqc.reports.language import message, say
-from so8tqc.reports.tables import entries
 
 _COARSE_TO_FINE = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 """llama.cpp's usual steps of quality; other types have no neighbour that could be advised."""
@@ -101,14 +103,18 @@ def _ship(records: Mapping[str, Record]) -> list[NextStep]:
     """Nothing failed: the file to take, how others can prove it, and its temperature."""
     steps = []
     files = _quantized(records)
-    recommended = str(records["choose"].metrics.get("recommended")) if "choose" in records else ""
+    recommended = ChooseMetrics.of(records["choose"]).recommended if "choose" in records else None
     sizes = _sizes(records)
     passed = [name for name in files if _passes(records["qc"], name)]
-    named = [name for name in passed if recommended in (name, files[name].get("type"))]
+    named = [
+        name
+        for name in passed
+        if recommended is not None and recommended in (name, files[name].type)
+    ]
     chosen = (named or sorted(passed, key=sizes.__getitem__) or [""])[0]
     if chosen:
         why = say("recommended") if named else say("the smallest file that passed")
-        path = files[chosen].get("path", chosen)
+        path = files[chosen].path or chosen
         steps.append(
             NextStep(
                 say(
@@ -120,19 +126,24 @@ def _ship(records: Mapping[str, Record]) -> list[NextStep]:
                 commands.command("verify", path),
             )
         )
-    if (calibrate := records.get("calibrate")) and calibrate.metrics.get("significant"):
-        steps.append(_apply_temperature(calibrate))
+    if calibrate := records.get("calibrate"):
+        found = CalibrateMetrics.of(calibrate)
+        if found.significant and found.temperature is not None:
+            steps.append(_apply_temperature(calibrate, found.temperature))
     return steps
 
 
-def _apply_temperature(record: Record) -> NextStep:
-    temperature = fmt.number(float(str(record.metrics["temperature"])))
+def _apply_temperature(record: Record, fitted: float) -> NextStep:
+    temperature = fmt.number(fitted)
     name = Path(str(record.config.get("gguf", "the file"))).name
     if record.config.get("apply", "none") != "none":
         return NextStep(
-            say("Serve the copy of {name} that has temperature {temperature} applied.",
-                name=name, temperature=temperature)
-        )  # fmt: skip
+            say(
+                "Serve the copy of {name} that has temperature {temperature} applied.",
+                name=name,
+                temperature=temperature,
+            )
+        )
     return NextStep(
         say(
             "Serve {name} at temperature {temperature}, or write it into a copy of the file:",
@@ -174,15 +185,15 @@ def _lost_too_much(
 def _finer_type(records: Mapping[str, Record], subject: str) -> str:
     """Command that makes the next type which is finer than all that failed, "" if none is."""
     files, source = _quantized(records), records["quantize"].inputs.get("gguf")
-    failed = {str(f.get("type")) for name, f in files.items() if not _passes(records["qc"], name)}
+    failed = {f.type or "" for name, f in files.items() if not _passes(records["qc"], name)}
     if source is None or not failed <= set(_COARSE_TO_FINE):
         return ""
     finest = max(_COARSE_TO_FINE.index(kind) for kind in failed)
-    made = {str(file.get("type")) for file in files.values()}
+    made = {file.type for file in files.values()}
     untried = [kind for kind in _COARSE_TO_FINE[finest + 1 :] if kind not in made]
     if not untried:
         return ""
-    out = Path(str(files[subject].get("path", subject))).parent
+    out = Path(files[subject].path or subject).parent
     return commands.command("quantize", source.path, "--type", untried[0], "--out", out)
 
 
@@ -201,12 +212,13 @@ def _passes(qc: Record, subject: str) -> bool:
     return any(c.verdict is Verdict.PASS for c in mine) and not any(c.failed for c in mine)
 
 
-def _quantized(records: Mapping[str, Record]) -> dict[str, dict[str, object]]:
-    """File name → its metrics, for the files that both quantize and qc know."""
+def _quantized(records: Mapping[str, Record]) -> dict[str, QuantizedFile]:
+    """File name → what it is, for the files that both quantize and qc know."""
     if "quantize" not in records or "qc" not in records:
         return {}
     judged = {check.subject for check in records["qc"].checks}
-    return {k: v for k, v in entries(records["quantize"], "files").items() if k in judged}
+    files = QuantizeMetrics.of(records["quantize"]).files
+    return {name: file for name, file in files.items() if name in judged}
 
 
 def _sizes(records: Mapping[str, Record]) -> dict[str, int]:

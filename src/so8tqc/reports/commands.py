@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from so8tqc.records import Record
 from so8tqc.rotations.options import RotationOptions
@@ -24,13 +25,13 @@ def bake_again(records: Mapping[str, Record], *extra: str) -> str:
     The rotations are read as the reference of ``qc`` reads them, whatever the bake was told.
     """
     qc, bake = records.get("qc"), records.get("bake")
-    config: Mapping[str, Any] = (qc or bake or next(iter(records.values()))).config
+    config = (qc or bake or next(iter(records.values()))).config
     base = config.get("base") or config.get("reference")
     rotations = config.get("rotations")
     if not base or not rotations:
         return ""
     out = _baked(config)
-    told: Any = config.get("rotation_options") if "candidates" in config else config
+    told = config.get("rotation_options") if "candidates" in config else config
     return command("bake", base, rotations, "--out", f"{out}{_AGAIN}", *_flags(told), *extra)
 
 
@@ -46,10 +47,10 @@ def export_again(record: Record) -> str:
 
 def quantize_again(record: Record) -> str:
     """Quantize the same file to the same types, into another folder."""
-    config: Mapping[str, Any] = record.config
+    config = record.config
     if not {"gguf", "out", "types"} <= config.keys():
         return ""
-    types = [part for kind in config["types"] for part in ("--type", kind)]
+    types = [part for kind in _listed(config["types"]) for part in ("--type", kind)]
     return command("quantize", config["gguf"], *types, "--out", f"{config['out']}{_AGAIN}")
 
 
@@ -58,22 +59,26 @@ def calibrate_again(record: Record, *extra: str) -> str:
     config = record.config
     if not {"gguf", "tokenizer", "out"} <= config.keys():
         return ""
-    return command(
-        "calibrate", config["gguf"], "--tokenizer", config["tokenizer"], *extra,
-        "--out", f"{config['out']}{_AGAIN}",
-    )  # fmt: skip
+    out = f"{config['out']}{_AGAIN}"
+    tokenizer = config["tokenizer"]
+    return command("calibrate", config["gguf"], "--tokenizer", tokenizer, *extra, "--out", out)
 
 
-def _baked(config: Mapping[str, Any]) -> str:
+def _listed(value: JsonValue) -> list[JsonValue]:
+    """A list of the config; nothing where it is none."""
+    return value if isinstance(value, list) else []
+
+
+def _baked(config: Mapping[str, JsonValue]) -> str:
     """The directory that was baked: a bake's own, or the first candidate that is no GGUF."""
-    candidates = [str(path) for path in config.get("candidates", ())]
+    candidates = [str(path) for path in _listed(config.get("candidates"))]
     folders = [path for path in candidates if not path.lower().endswith(".gguf")]
     return str(config.get("out")) if not candidates else (folders or ["baked"])[0].rstrip("/")
 
 
-def _flags(options: Mapping[str, Any] | None) -> list[str]:
+def _flags(options: JsonValue) -> list[str]:
     """How the rotations are to be read, as far as it was stated."""
-    stated = options or {}
+    stated = options if isinstance(options, dict) else {}
     return [
         part
         for name, field in RotationOptions.model_fields.items()

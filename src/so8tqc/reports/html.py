@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from so8tqc.records import Check, Record, Verdict
 from so8tqc.reports.language import current, message, say
+from so8tqc.reports.summary import Summary
 from so8tqc.reports.tables import Table
 from so8tqc.reports.templating import render
 
@@ -68,7 +69,7 @@ _ORDER = ("bake", "export", "qc", "quantize", "choose", "calibrate", "longtext")
 """What is asked first stands first: is the bake right, which file, how does it behave."""
 
 
-def page(summary: Mapping[str, Any], sections: Sequence[Section]) -> str:
+def page(summary: Summary, sections: Sequence[Section]) -> str:
     """The whole page.
 
     Args:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from so8tqc.record_kinds.calibrate import CalibrateMetrics
+from so8tqc.record_kinds.qc import QCMetrics
 from so8tqc.records import Check, FileRef, Record, Verdict, worst
 from so8tqc.reports import format as fmt
-from so8tqc.reports.tables import entries
 from so8tqc.reports.templating import render
 from so8tqc.wording import percent
 
@@ -62,15 +63,16 @@ def _shipped(records: Mapping[str, Record]) -> Iterator[tuple[str, FileRef]]:
 
 def _row(name: str, ref: FileRef, records: Mapping[str, Record]) -> CardFile:
     qc = records.get("qc")
-    measured: Mapping[str, Any] = entries(qc, "candidates").get(name, {}) if qc else {}
+    measured = QCMetrics.of(qc).candidates.get(name) if qc else None
+    kl, top1 = (measured.kl_mean, measured.top1) if measured else (None, None)
     checks = [check for check in (qc.checks if qc else ()) if check.subject == name]
     divergence = next((check for check in checks if check.id == "kl.mean"), None)
     return CardFile(
         name=name,
         size=fmt.size(ref.bytes),
-        kl=fmt.number(measured["kl_mean"]) if "kl_mean" in measured else "–",
+        kl=fmt.number(kl),
         interval=(fmt.interval(divergence.ci95) if divergence else "") or "–",
-        top1=percent(measured["top1"]) if "top1" in measured else "–",
+        top1="–" if top1 is None else percent(top1),
         temperature=_temperature(name, records),
         verdict=_verdict(checks),
         sha256=ref.sha256,
@@ -88,13 +90,16 @@ def _verdict(checks: list[Check]) -> str:
 def _temperature(name: str, records: Mapping[str, Record]) -> str:
     """What to divide this file's logits by, or that it does so itself; – if it was not fitted."""
     calibrated = records.get("calibrate")
-    if calibrated is None or "temperature" not in calibrated.metrics:
+    if calibrated is None:
         return "–"
-    value = f"{float(str(calibrated.metrics['temperature'])):.3f}"
+    found = CalibrateMetrics.of(calibrated)
+    if found.temperature is None:
+        return "–"
+    value = f"{found.temperature:.3f}"
     applied = calibrated.outputs.get("calibrated")
     if applied is not None and Path(applied.path).name == name:
-        how = calibrated.metrics["applied"]["how"]  # type: ignore[index,call-overload]
-        return f"{value}, in the file" if how == "norm" else f"{value}, in its metadata"
+        norm = found.applied is not None and found.applied.how == "norm"
+        return f"{value}, in the file" if norm else f"{value}, in its metadata"
     source = calibrated.inputs.get("gguf")
     return value if source is not None and Path(source.path).name == name else "–"
 
@@ -107,10 +112,9 @@ def _quantized(records: Mapping[str, Record]) -> set[str]:
 
 
 def _scope(qc: Record) -> str:
-    for metrics in entries(qc, "candidates").values():
-        if "texts" in metrics and "tokens" in metrics:
-            texts, tokens = int(metrics["texts"]), int(metrics["tokens"])
-            return f"{texts:,} texts, {tokens:,} scored tokens"
+    for found in QCMetrics.of(qc).candidates.values():
+        if found.texts is not None and found.tokens is not None:
+            return f"{found.texts:,} texts, {found.tokens:,} scored tokens"
     return ""
 
 

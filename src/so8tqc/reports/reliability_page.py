@@ -17,7 +17,7 @@ def write_reliability(record: Record, path: Path) -> None:
     section = Section(
         record.kind,
         record,
-        notes=[sentence(record.metrics)],
+        notes=[sentence(record)],
         plots=reliability_plots(record),
         tables=calibration_tables(record),
     )

@@ -68,8 +68,8 @@ def _plots(name: str, record: Record, records: Mapping[str, Record]) -> list[Plo
     match name:
         case "bake":
             return bake.plots(record)
-        case "calibrate" if "reliability" in record.metrics:
-            return calibrate.reliability_plots(record)
+        case "calibrate":
+            return calibrate.plots(record)
         case "qc":
             sizes = [] if "quantize" in records else qc.size_plots(records)
             return [*qc.kl_plots(record), *sizes]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from so8tqc.record_kinds.bake import BakeMetrics
+from so8tqc.record_kinds.calibrate import CalibrateMetrics
+from so8tqc.record_kinds.choose import ChooseMetrics
+from so8tqc.record_kinds.longtext import LongTextMetrics
+from so8tqc.record_kinds.qc import Candidate, QCMetrics
+from so8tqc.record_kinds.quantize import QuantizeMetrics
+from so8tqc.record_kinds.run import StageRow
 from so8tqc.records import Check, FileRef, Record, Verdict, worst
 from so8tqc.reports import format as fmt
 from so8tqc.reports.advice import next_steps
 from so8tqc.reports.language import message, say
-from so8tqc.reports.tables import entries, layers
 from so8tqc.wording import percent
 
 _OUTCOMES = {
@@ -21,21 +28,50 @@ _OUTCOMES = {
 }
 
 
-def summarise_run(name: str, records: Mapping[str, Record]) -> dict[str, Any]:
-    """Everything the first screen shows, from the stages' records.
+class Card(TypedDict):
+    """A number that matters, what it is of, and what to know of it."""
 
-    Returns:
-        ``name``, ``verdict`` (the worst of the stages), ``sentence``, ``tested`` (label → text),
-        ``headline`` (cards: label, value, note, verdict), ``next_steps`` (text, command),
-        ``stages`` (one row each), ``seconds`` (of all stages).
+    label: str
+    value: str
+    note: str
+    verdict: str
+
+
+class Advice(TypedDict):
+    """A sentence, and a command line or ""."""
+
+    text: str
+    command: str
+
+
+class Summary(TypedDict):
+    """What the first screen shows.
+
+    ``verdict`` is the worst of the stages, ``tested`` goes from labels to texts, ``seconds`` are
+    those of all stages.
     """
+
+    name: str
+    verdict: str
+    sentence: str
+    tested: dict[str, str]
+    headline: list[Card]
+    next_steps: list[Advice]
+    stages: list[StageRow]
+    seconds: float
+
+
+def summarise_run(name: str, records: Mapping[str, Record]) -> Summary:
+    """Everything the first screen shows, from the stages' records."""
     return {
         "name": name,
         "verdict": str(worst(record.verdict for record in records.values())),
         "sentence": _sentence(records),
         "tested": _tested(records),
         "headline": _headline(records),
-        "next_steps": [step._asdict() for step in next_steps(records)],
+        "next_steps": [
+            {"text": step.text, "command": step.command} for step in next_steps(records)
+        ],
         "stages": [stage_row(stage, record) for stage, record in records.items()],
         "seconds": sum(record.run.seconds for record in records.values()),
     }
@@ -46,18 +82,23 @@ def _sentence(records: Mapping[str, Record]) -> str:
     checks = [check for record in records.values() for check in record.checks]
     if not checks:
         return say("Nothing was checked.")
-    rows = [stage_row(stage, record) for stage, record in records.items()]
-    parts = [
-        say(words, count=n)
-        for key, words in _OUTCOMES.items()
-        if (n := sum(row[key] for row in rows))
-    ]
+    counts = Counter[str]()
+    for stage, record in records.items():
+        row = stage_row(stage, record)
+        counts.update(
+            passed=row["passed"],
+            failed=row["failed"],
+            allowed=row["allowed"],
+            skipped=row["skipped"],
+        )
+    parts = [say(words, count=counts[key]) for key, words in _OUTCOMES.items() if counts[key]]
     counted, outcomes = fmt.counted(len(checks), "check"), say(", ").join(parts)
     if len(records) == 1:
         return say("{checks}: {outcomes}.", checks=counted, outcomes=outcomes)
     stages = fmt.counted(len(records), "stage")
-    return say("{checks} in {stages}: {outcomes}.", checks=counted, stages=stages,
-               outcomes=outcomes)  # fmt: skip
+    return say(
+        "{checks} in {stages}: {outcomes}.", checks=counted, stages=stages, outcomes=outcomes
+    )
 
 
 def _tested(records: Mapping[str, Record]) -> dict[str, str]:
@@ -67,23 +108,23 @@ def _tested(records: Mapping[str, Record]) -> dict[str, str]:
         tested[say("base model")] = _file(base)
     if rotations := _input(records, "rotations"):
         tested[say("rotations")] = Path(rotations.path).name + _blocks(records)
-    candidates: dict[str, dict[str, Any]] = {}
+    candidates: dict[str, Candidate] = {}
     if qc := records.get("qc"):
-        candidates = entries(qc, "candidates")
+        candidates = QCMetrics.of(qc).candidates
         # without a model run (level files) the checks alone know the candidates
         named = candidates or dict.fromkeys(check.subject for check in qc.checks if check.subject)
         tested[say("under test")] = say(", ").join(named)
     elif quantized := records.get("quantize"):
-        tested[say("under test")] = say(", ").join(entries(quantized, "files"))
+        tested[say("under test")] = say(", ").join(QuantizeMetrics.of(quantized).files)
     elif calibrated := _input(records, "gguf", "model"):
         tested[say("under test")] = _file(calibrated)
     text = []
-    for metrics in list(candidates.values())[:1]:
-        if "texts" in metrics and "tokens" in metrics:
-            text.append(_extent(int(metrics["texts"]), "text", int(metrics["tokens"])))
+    for first in list(candidates.values())[:1]:
+        if first.texts is not None and first.tokens is not None:
+            text.append(_extent(first.texts, "text", first.tokens))
     if long := records.get("longtext"):
-        cases = entries(long, "cases")
-        tokens = sum(int(case.get("tokens", 0)) for case in cases.values())
+        cases = LongTextMetrics.of(long).cases
+        tokens = sum(case.tokens or 0 for case in cases.values())
         text += [_extent(len(cases), "long text", tokens)] if cases else []
     tested[say("text")] = say("; ").join(text)
     if qc and (profile := qc.config.get("profile")):
@@ -109,8 +150,8 @@ def _file(ref: FileRef) -> str:
 
 
 def _blocks(records: Mapping[str, Record]) -> str:
-    rows = layers(records["bake"]) if "bake" in records else []
-    blocks = sum(int(row.get("blocks", 0)) for row in rows)
+    rows = BakeMetrics.of(records["bake"]).layers if "bake" in records else []
+    blocks = sum(row.blocks or 0 for row in rows)
     if not blocks:
         return ""
     return say(", {blocks} blocks in {layers} layers", blocks=f"{blocks:,}", layers=len(rows))
@@ -119,14 +160,14 @@ def _blocks(records: Mapping[str, Record]) -> str:
 _CARDS = 3
 
 
-def _headline(records: Mapping[str, Record]) -> list[dict[str, str]]:
+def _headline(records: Mapping[str, Record]) -> list[Card]:
     """The three numbers that matter most, of those that were measured.
 
     The bake's fidelity; the file that failed, or else the one to take; the temperature. Where one
     is missing, the file furthest from the reference and the share of top tokens fill in.
     """
-    first: list[dict[str, str]] = []
-    rest: list[dict[str, str]] = []
+    first: list[Card] = []
+    rest: list[Card] = []
     if qc := records.get("qc"):
         divergences = [c for c in qc.checks if c.id == "kl.mean" and c.value is not None]
         if divergences:
@@ -152,7 +193,7 @@ def _failed(record: Record, subject: str) -> list[Check]:
     return [check for check in record.checks if check.subject == subject and check.failed]
 
 
-def _fidelity_card(check: Check, qc: Record) -> dict[str, str]:
+def _fidelity_card(check: Check, qc: Record) -> Card:
     parts = _interval(check)
     if check.noise_floor is not None:
         parts.append(say("rounding alone costs {floor}", floor=_short(check.noise_floor)))
@@ -164,7 +205,7 @@ def _fidelity_card(check: Check, qc: Record) -> dict[str, str]:
     return _divergence_card(check, parts, check.verdict)
 
 
-def _top_card(check: Check) -> dict[str, str]:
+def _top_card(check: Check) -> Card:
     parts = []
     if check.ci95 is not None:
         low, high = map(percent, check.ci95)
@@ -176,7 +217,7 @@ def _top_card(check: Check) -> dict[str, str]:
     return _card(label, value, parts, check.verdict)
 
 
-def _furthest_card(checks: list[Check], files: int, qc: Record) -> dict[str, str]:
+def _furthest_card(checks: list[Check], files: int, qc: Record) -> Card:
     """The file with the largest KL; what failed for it, if anything did."""
     furthest = max(checks, key=lambda c: c.value or 0.0)
     parts = _interval(furthest)
@@ -191,41 +232,39 @@ def _furthest_card(checks: list[Check], files: int, qc: Record) -> dict[str, str
     return _divergence_card(furthest, parts, Verdict.FAIL if failed else furthest.verdict)
 
 
-def _divergence_card(check: Check, parts: list[str], verdict: Verdict) -> dict[str, str]:
+def _divergence_card(check: Check, parts: list[str], verdict: Verdict) -> Card:
     label = say("Mean KL, {name}", name=check.subject)
     return _card(label, say("{value} nats", value=_short(check.value)), parts, verdict)
 
 
-def _choice_cards(record: Record) -> list[dict[str, str]]:
-    rows = entries(record, "rows")
-    name = str(record.metrics.get("recommended"))
-    if (row := rows.get(name)) is None:
+def _choice_cards(record: Record) -> list[Card]:
+    found = ChooseMetrics.of(record)
+    name = found.recommended or ""
+    if (row := found.rows.get(name)) is None:
         return []
+    files = fmt.counted(len(found.rows), "file")
     parts = [
-        say("{size}, of {files} compared", size=fmt.size(row["bytes"]),
-            files=fmt.counted(len(rows), "file")),
+        say("{size}, of {files} compared", size=fmt.size(row["bytes"]), files=files),
         say("mean KL {kl} nats", kl=_short(row["kl_mean"])),
         say("same top token {share}", share=percent(row["top1"])),
-    ]  # fmt: skip
+    ]
     return [_card(say("Recommended"), name, parts, record.verdict)]
 
 
-def _temperature_cards(record: Record) -> list[dict[str, str]]:
-    temperature = record.metrics.get("temperature")
-    if not isinstance(temperature, (int, float)):
+def _temperature_cards(record: Record) -> list[Card]:
+    found = CalibrateMetrics.of(record)
+    if found.temperature is None:
         return []
     parts = [say("the gain on held-out text is significant")]
-    if not record.metrics.get("significant"):
+    if not found.significant:
         parts = [say("no significant gain on held-out text, so none is applied")]
-    sides = [record.metrics.get(key) for key in ("before", "after")]
-    errors = [side.get("ece") for side in sides if isinstance(side, dict)]
-    numbers = [f"{value:.4f}" for value in errors if isinstance(value, float)]
-    if len(numbers) == len(sides):
-        parts.append(f"ECE {' → '.join(numbers)}")
-    return [_card(say("Temperature"), fmt.number(temperature), parts, record.verdict)]
+    before, after = found.before.get("ece"), found.after.get("ece")
+    if before is not None and after is not None:
+        parts.append(f"ECE {before:.4f} → {after:.4f}")
+    return [_card(say("Temperature"), fmt.number(found.temperature), parts, record.verdict)]
 
 
-def _card(label: str, value: str, parts: list[str], verdict: Verdict) -> dict[str, str]:
+def _card(label: str, value: str, parts: list[str], verdict: Verdict) -> Card:
     return {"label": label, "value": value, "note": say("; ").join(parts), "verdict": str(verdict)}
 
 
@@ -244,7 +283,7 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def stage_row(stage: str, record: Record) -> dict[str, Any]:
+def stage_row(stage: str, record: Record) -> StageRow:
     """A stage's verdict, how many of its checks ended how, and its seconds."""
     verdicts = [check.verdict for check in record.checks]
     return {

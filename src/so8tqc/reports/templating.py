@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from so8tqc.reports import checks, diagnoses
 from so8tqc.reports import format as fmt
 from so8tqc.reports.language import say
 from so8tqc.wording import percent
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,7 +31,7 @@ def render_markdown(template: str, **values: object) -> str:
 
 
 @cache
-def _environment() -> Any:
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -58,7 +62,7 @@ def _environment() -> Any:
     return environment
 
 
-def _marked(text: object) -> Any:
+def _marked(text: object) -> Markup:
     """Escaped for HTML, ⟦what stands in these⟧ highlighted."""
     from markupsafe import Markup, escape
 

@@ -33,9 +33,16 @@ from so8tqc.disk.digests import file_ref, hub_source, sha256_json
 from so8tqc.disk.locks import claim_output, exclusive
 from so8tqc.errors import ModelError
 from so8tqc.progress import SILENT, Progress
-from so8tqc.records import Check, FileRef, Record, Stopwatch, jsonable, overall, versions
+from so8tqc.record_kinds.bake import (
+    BakeMetrics,
+    FoldedLayer,
+    LayerDrift,
+    PlanMetrics,
+    PlannedFold,
+)
+from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.rotations.read import open_rotations
-from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target
+from so8tqc.rotations.rotation_set import RotationSet, Target
 from so8tqc.services.weights.structure import (
     TargetAlgebra,
     algebra,
@@ -77,8 +84,8 @@ class _Summary:
     """
 
     checks: list[Check]
-    rows: Mapping[Target, dict[str, object]]
-    drift: list[FloatArray]
+    rows: Mapping[Target, LayerDrift]
+    drift: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,7 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     The result appears at ``config.out`` complete or not at all. With ``config.verify`` it is read
     back from disk before and judged: structure, rotations, algebra.
 
-    Record metrics: ``layers`` (one row per folded tensor: drift, angles, effect, distance
-    from the exact fold in ulps, sha256 before and after), ``orthogonality`` (‖RᵀR − I‖_F,
-    targets × blocks), ``bytes_written``.
+    Record metrics: :class:`so8tqc.record_kinds.bake.BakeMetrics`.
 
     Raises:
         InputError: base or rotations are malformed or do not fit each other.
@@ -140,11 +145,11 @@ def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Prog
         kind="bake",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={
-            "layers": jsonable(_rows(summary.rows, proof.results, provenance)),
-            "orthogonality": jsonable(summary.drift),
-            "bytes_written": ready.size,
-        },
+        metrics=BakeMetrics(
+            layers=_rows(summary.rows, proof.results, provenance),
+            orthogonality=summary.drift,
+            bytes_written=ready.size,
+        ).as_json(),
         notices=(*ready.rotations.notices, *left),
         inputs=_inputs(config, ready, provenance.base_fingerprint),
         outputs={
@@ -163,9 +168,7 @@ def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Prog
 def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """What :func:`bake` would do, without writing: ``bake --dry-run``.
 
-    Record metrics: ``tensors`` (name, shape, dtype before and after, bytes), ``layers`` (drift of
-    each target), ``bytes_written``, ``disk_free_bytes``, ``memory_bytes`` (an upper estimate of
-    what the fold holds beyond the libraries themselves).
+    Record metrics: :class:`so8tqc.record_kinds.bake.PlanMetrics`.
 
     Raises:
         InputError, ModelError: as :func:`bake`.
@@ -180,23 +183,23 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
         kind="bake-plan",
         verdict=overall(summary.checks),
         checks=tuple(summary.checks),
-        metrics={
-            "tensors": [
-                {
-                    "name": p.entry.name,
-                    "shape": list(p.entry.shape),
-                    "dtype": p.entry.dtype,
-                    "baked_dtype": p.dtype,
-                    "bytes": p.entry.end - p.entry.start,
-                }
+        metrics=PlanMetrics(
+            tensors=[
+                PlannedFold(
+                    name=p.entry.name,
+                    shape=list(p.entry.shape),
+                    dtype=p.entry.dtype,
+                    baked_dtype=p.dtype,
+                    bytes=p.entry.end - p.entry.start,
+                )
                 for p in ready.planned
             ],
-            "layers": jsonable(list(summary.rows.values())),
-            "orthogonality": jsonable(summary.drift),
-            "bytes_written": ready.size,
-            "disk_free_bytes": shutil.disk_usage(_existing(config.out)).free,
-            "memory_bytes": memory_estimate(ready.planned),
-        },
+            layers=list(summary.rows.values()),
+            orthogonality=summary.drift,
+            bytes_written=ready.size,
+            disk_free_bytes=shutil.disk_usage(_existing(config.out)).free,
+            memory_bytes=memory_estimate(ready.planned),
+        ).as_json(),
         notices=ready.rotations.notices,
         inputs={"rotations": file_ref(config.rotations)},
         config=config.model_dump(mode="json"),
@@ -232,7 +235,7 @@ def _summary(rotations: RotationSet) -> _Summary:
     return _Summary(
         checks=rotation_checks(rotations),
         rows=dict(zip(rotations, rotation_rows(rotations), strict=True)),
-        drift=list(rotations.drift.values()),
+        drift=[errors.tolist() for errors in rotations.drift.values()],
     )
 
 
@@ -357,21 +360,21 @@ def _provenance(
 
 
 def _rows(
-    rotations: Mapping[Target, dict[str, object]],
+    rotations: Mapping[Target, LayerDrift],
     results: list[TargetAlgebra],
     provenance: Provenance,
-) -> list[dict[str, object]]:
+) -> list[FoldedLayer]:
     """One row per folded tensor, its target's drift beside its own fidelity."""
     tensors = {tensor.name: tensor for tensor in provenance.tensors}
     return [
-        {
-            **rotations[result.planned.site.target],
-            "tensor": result.planned.entry.name,
-            "effect": result.comparison.effect,
-            "relative_error": result.comparison.relative_error,
-            "max_ulp": result.comparison.max_ulp,
-            "sha256_before": tensors[result.planned.entry.name].sha256_before,
-            "sha256_after": tensors[result.planned.entry.name].sha256_after,
-        }
+        FoldedLayer(
+            **dict(rotations[result.planned.site.target]),
+            tensor=result.planned.entry.name,
+            effect=result.comparison.effect,
+            relative_error=result.comparison.relative_error,
+            max_ulp=result.comparison.max_ulp,
+            sha256_before=tensors[result.planned.entry.name].sha256_before,
+            sha256_after=tensors[result.planned.entry.name].sha256_after,
+        )
         for result in results
     ]

@@ -12,6 +12,7 @@ from so8tqc.disk.locks import claim_output, exclusive
 from so8tqc.errors import ConfigError
 from so8tqc.gguf.file import is_gguf
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.capture import CaptureMetrics
 from so8tqc.records import FileRef, Record, Stopwatch, Verdict, versions
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.qc.reference import reference_rotations
@@ -36,8 +37,7 @@ _STORED = {"float32": "F32", "float16": "F16"}
 def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
     """Run a model over texts and record its logits: a reference for ``qc`` that needs no model.
 
-    Record metrics: ``texts``, ``tokens``, ``vocab_size``, ``dtype``, ``bytes``, and ``rounding``
-    (largest |Δlogit| between what was computed and what is stored).
+    Record metrics: :class:`so8tqc.record_kinds.capture.CaptureMetrics`.
 
     Raises:
         ConfigError: the output's name does not end in .safetensors.
@@ -69,14 +69,14 @@ def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
     return Record(
         kind="capture",
         verdict=Verdict.PASS,
-        metrics={
-            "texts": len(texts),
-            "tokens": sum(text.tokens.size for text in texts),
-            "vocab_size": source.vocab_size,
-            "dtype": config.dtype,
-            "bytes": config.out.stat().st_size,
-            "rounding": rounding,
-        },
+        metrics=CaptureMetrics(
+            texts=len(texts),
+            tokens=sum(text.tokens.size for text in texts),
+            vocab_size=source.vocab_size,
+            dtype=config.dtype,
+            bytes=config.out.stat().st_size,
+            rounding=rounding,
+        ).as_json(),
         notices=rotations.notices if rotations else (),
         inputs=inputs,
         outputs={"capture": file_ref(config.out)},

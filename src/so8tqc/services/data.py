@@ -26,6 +26,7 @@ from so8tqc.disk.atomic import atomic_file
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import ConfigError, DataError, ToolError
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.tools import DataMetrics
 from so8tqc.records import Record, Stopwatch, Verdict, versions
 from so8tqc.sources.texts import Text, load_texts
 
@@ -190,12 +191,12 @@ def _record(
     return Record(
         kind="data",
         verdict=Verdict.PASS,
-        metrics={
-            "samples": result.samples,
-            "bytes": len(content),
-            "gzip_bytes": len(gzip.compress(content, mtime=0)),
-            "counts": {key: dict(value) for key, value in result.counts.items()},
-        },
+        metrics=DataMetrics(
+            samples=result.samples,
+            bytes=len(content),
+            gzip_bytes=len(gzip.compress(content, mtime=0)),
+            counts={key: dict(value) for key, value in result.counts.items()},
+        ).as_json(),
         notices=tuple(notices),
         outputs={"texts": file_ref(path)},
         versions=versions(),

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from so8tqc.config import STAGES
 from so8tqc.disk.atomic import remove_leftovers, write_text
@@ -16,14 +17,15 @@ from so8tqc.errors import InputError
 from so8tqc.languages import Language
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record
-from so8tqc.records import Record, Stopwatch, versions
+from so8tqc.record_kinds.run import RunMetrics
+from so8tqc.records import Record, Stopwatch, Verdict, versions
 from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml
 from so8tqc.reports.language import spoken
 from so8tqc.reports.markdown import run_markdown, stage_markdown
 from so8tqc.reports.model_card import model_card
 from so8tqc.reports.sections import section, stage_tables
-from so8tqc.reports.summary import summarise_run
+from so8tqc.reports.summary import Summary, summarise_run
 
 _FOREIGN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What drawing raises where a record's metrics are not of the expected form."""
@@ -76,13 +78,13 @@ def _report(directory: Path, progress: Progress, language: Language | None) -> R
             task.advance(1, item=paths[kind].name)
     return Record(
         kind="report",
-        verdict=summary["verdict"],
+        verdict=Verdict(summary["verdict"]),
         checks=tuple(check for record in records.values() for check in record.checks),
-        metrics={
-            "name": summary["name"],
-            "language": language,
-            "stages": {row["name"]: row for row in summary["stages"]},
-        },
+        metrics=RunMetrics(
+            name=summary["name"],
+            language=language,
+            stages={row["name"]: row for row in summary["stages"]},
+        ).as_json(),
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
         outputs={kind: file_ref(path) for kind, path in paths.items()},
         versions=versions("plotly", "jinja2"),
@@ -92,7 +94,7 @@ def _report(directory: Path, progress: Progress, language: Language | None) -> R
 
 def render(
     directory: Path, records: Mapping[str, Record], language: Language = Language.ENGLISH
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[Summary, dict[str, str]]:
     """The summary of a run, and the text of each kind of report; nothing is written.
 
     Raises:
@@ -111,8 +113,12 @@ def render(
 
 
 def _foreign(error: Exception, directory: Path) -> InputError:
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        reason = f"{error.title}, {'.'.join(map(str, first['loc']))}: {first['msg']}"
     return InputError(
-        f"a stage's record holds what none of this version does ({type(error).__name__}: {error})",
+        f"a stage's record holds what none of this version does ({reason})",
         where=str(directory),
         remedy="Run the stage again.",
     )
@@ -193,7 +199,9 @@ def read_stages(directory: Path) -> dict[str, Record]:
 def _name(directory: Path) -> str:
     """The run's name from its own record, else the directory's."""
     run = _run_record(directory)
-    return str(run.metrics.get("name", directory.name)) if run else directory.resolve().name
+    if run is None:
+        return directory.resolve().name
+    return RunMetrics.of(run).name or directory.name
 
 
 def _run_record(directory: Path) -> Record | None:
@@ -210,7 +218,7 @@ def _configured_language(run: Record | None) -> Language:
     return known[0] if known else Language.ENGLISH
 
 
-def _json(summary: Mapping[str, Any], records: Mapping[str, Record]) -> str:
+def _json(summary: Summary, records: Mapping[str, Record]) -> str:
     content = {
         "schema_version": 1,
         "kind": "report",

@@ -6,6 +6,7 @@ from so8tqc.disk.digests import file_ref
 from so8tqc.llama.pin import PIN
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.tools import VendorMetrics
 from so8tqc.records import Record, Stopwatch, Verdict, versions
 
 
@@ -22,7 +23,7 @@ def vendor(progress: Progress = SILENT) -> Record:
     return Record(
         kind="vendor",
         verdict=Verdict.PASS,
-        metrics={"revision": converter.revision, "script": str(converter.script)},
+        metrics=VendorMetrics(revision=converter.revision, script=str(converter.script)).as_json(),
         notices=(f"The converter of {PIN.name} {PIN.version} {what}: {converter.script.parent}",),
         outputs={"converter": file_ref(converter.script)},
         versions=versions("gguf"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from so8tqc.record_kinds.bake import BakeMetrics, FoldedLayer
 from so8tqc.records import Record
 from so8tqc.reports.figures import BLUE, ORANGE, SMALLEST, legend_below, style, whole_ticks
 from so8tqc.reports.html import Plot, drawn
 from so8tqc.reports.language import say
-from so8tqc.reports.tables import Column, Table, layers, number_of, scientific_of, tabulate
+from so8tqc.reports.tables import Column, Table, number_of, scientific_of, tabulate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
 
 def layer_table(record: Record) -> Table | None:
     """A bake's folded tensors."""
-    columns: list[Column] = [
-        (say("blocks"), number_of("blocks")),
-        (say("drift, largest"), scientific_of("orthogonality_max")),
-        (say("angle, mean (rad)"), number_of("angle_mean")),
-        (say("angle, largest"), number_of("angle_max")),
-        (say("effect"), number_of("effect")),
-        (say("rounding"), number_of("relative_error")),
-        (say("ulp, largest"), number_of("max_ulp")),
-        (say("sha256 after"), lambda row: str(row.get("sha256_after", ""))[:12]),
+    columns: list[Column[FoldedLayer]] = [
+        (say("blocks"), number_of(lambda row: row.blocks)),
+        (say("drift, largest"), scientific_of(lambda row: row.orthogonality_max)),
+        (say("angle, mean (rad)"), number_of(lambda row: row.angle_mean)),
+        (say("angle, largest"), number_of(lambda row: row.angle_max)),
+        (say("effect"), number_of(lambda row: row.effect)),
+        (say("rounding"), number_of(lambda row: row.relative_error)),
+        (say("ulp, largest"), number_of(lambda row: row.max_ulp)),
+        (say("sha256 after"), lambda row: (row.sha256_after or "")[:12]),
     ]
-    rows = {f"{row.get('layer', '')}": row for row in layers(record)}
+    rows = {str(row.layer): row for row in BakeMetrics.of(record).layers}
     return tabulate(say("Layers"), say("layer"), columns, rows)
 
 
@@ -44,14 +45,13 @@ def drift_heatmap(record: Record) -> go.Figure | None:
     import numpy as np
     import plotly.graph_objects as go
 
-    matrix = record.metrics.get("orthogonality")
-    if not isinstance(matrix, list) or not matrix:
+    matrix = BakeMetrics.of(record).orthogonality
+    if not matrix:
         return None
-    width = max(len(row) for row in matrix if isinstance(row, list))
+    width = max(len(row) for row in matrix)
     values = np.full((len(matrix), width), np.nan)
     for i, row in enumerate(matrix):
-        assert isinstance(row, list)
-        values[i, : len(row)] = np.asarray(row, dtype=float)
+        values[i, : len(row)] = row
     figure = go.Figure(
         go.Heatmap(
             z=np.log10(np.maximum(values, SMALLEST)),
@@ -72,17 +72,19 @@ def layer_fidelity(record: Record) -> go.Figure | None:
     """Effect and distance from the exact fold, layer by layer."""
     import plotly.graph_objects as go
 
+    layers = BakeMetrics.of(record).layers
+    effects = [(row.layer, row.effect) for row in layers if row.effect]
+    errors = [(row.layer, row.relative_error) for row in layers if row.relative_error]
     series = (
-        ("effect", say("effect ‖W′ − W‖ / ‖W‖"), BLUE),
-        ("relative_error", say("rounding ‖W′ − W·R‖ / ‖W·R‖"), ORANGE),
+        (effects, say("effect ‖W′ − W‖ / ‖W‖"), BLUE),
+        (errors, say("rounding ‖W′ − W·R‖ / ‖W·R‖"), ORANGE),
     )
     figure = go.Figure()
-    for key, name, colour in series:
-        rows = [row for row in layers(record) if row.get(key)]
-        if rows:
+    for points, name, colour in series:
+        if points:
             figure.add_scatter(
-                x=[row.get("layer", i) for i, row in enumerate(rows)],
-                y=[row[key] for row in rows],
+                x=[layer for layer, _ in points],
+                y=[value for _, value in points],
                 name=name,
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
@@ -90,9 +92,10 @@ def layer_fidelity(record: Record) -> go.Figure | None:
             )
     if not figure.data:
         return None
-    figure.update_yaxes(type="log", title=say("relative to the norm"), dtick=1,
-                        exponentformat="power")  # fmt: skip
-    figure.update_xaxes(title=say("layer"), **whole_ticks(len(layers(record))))
+    figure.update_yaxes(
+        type="log", title=say("relative to the norm"), dtick=1, exponentformat="power"
+    )
+    figure.update_xaxes(title=say("layer"), **whole_ticks(len(layers)))
     return legend_below(style(figure))
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from so8tqc.record_kinds.batch import BatchFile, BatchMeasured, BatchMetrics
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
-from so8tqc.reports.tables import Table, entries
+from so8tqc.reports.tables import Table
 from so8tqc.reports.templating import render_markdown
 from so8tqc.wording import percent
 
 
 def batch_tables(record: Record) -> list[Table]:
     """The combinations, then the files of all of them, where any were judged."""
-    rows = entries(record, "combinations")
-    seconds = _measured(record, "seconds")
-    reused = _measured(record, "reused")
+    rows = BatchMetrics.of(record).combinations
+    measured = BatchMeasured.of(record)
+    seconds, reused = measured.seconds, measured.reused
     combinations = Table(
         "Combinations",
         ["combination", "verdict", "exit code", "passed", "failed", "skipped", "reused", "seconds"],
@@ -25,7 +23,7 @@ def batch_tables(record: Record) -> list[Table]:
                 name,
                 row["verdict"].upper() if row["verdict"] == "fail" else row["verdict"],
                 _shown(row["exit_code"]),
-                *(_shown(row.get(key)) for key in ("passed", "failed", "skipped")),
+                *map(_shown, (row.get("passed"), row.get("failed"), row.get("skipped"))),
                 _shown(len(reused[name]) if name in reused else None),
                 f"{seconds[name]:.1f}" if name in seconds else "",
             ]
@@ -43,15 +41,18 @@ def batch_tables(record: Record) -> list[Table]:
 
 def batch_markdown(record: Record) -> str:
     """``batch.md``."""
-    errors = {
-        name: row["error"]
-        for name, row in entries(record, "combinations").items()
-        if "error" in row
-    }
-    return render_markdown("batch.md.j2", record=record, tables=batch_tables(record), errors=errors)
+    found = BatchMetrics.of(record)
+    errors = {name: row["error"] for name, row in found.combinations.items() if "error" in row}
+    return render_markdown(
+        "batch.md.j2",
+        record=record,
+        exit_code=found.exit_code,
+        tables=batch_tables(record),
+        errors=errors,
+    )
 
 
-def _file_cells(found: Mapping[str, Any]) -> list[str]:
+def _file_cells(found: BatchFile) -> list[str]:
     interval = found["kl_ci95"]
     return [
         "" if found["bytes"] is None else fmt.size(found["bytes"]),
@@ -62,10 +63,5 @@ def _file_cells(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _measured(record: Record, key: str) -> dict[str, Any]:
-    found = record.run.measured.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _shown(value: object) -> str:
+def _shown(value: int | None) -> str:
     return "" if value is None else str(value)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from so8tqc.record_kinds.base import Interval
+from so8tqc.record_kinds.calibrate import (
+    AgainstReference,
+    CalibrateMetrics,
+    EntropyTemperature,
+    GroupTemperatures,
+)
 from so8tqc.records import Record
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
 from so8tqc.reports.html import Plot
@@ -34,6 +43,13 @@ _SMALLEST_VIEW = 0.05
 """nats; a flat curve is not magnified beyond this height."""
 
 
+class _Place(TypedDict):
+    """Which of a figure's plots."""
+
+    row: int
+    col: int
+
+
 def reliability_figure(record: Record) -> Figure:
     """Reliability before and at the fitted temperature, tokens per bin, NLL(T), side by side.
 
@@ -52,8 +68,9 @@ def reliability_figure(record: Record) -> Figure:
         vertical_spacing=0.06,
         subplot_titles=(say("Reliability, held-out tokens"), say("NLL against temperature")),
     )
-    _add_reliability(figure, record.metrics)
-    _add_curve(figure, record.metrics, row=1, col=2)
+    metrics = CalibrateMetrics.of(record)
+    _add_reliability(figure, metrics)
+    _add_curve(figure, metrics, {"row": 1, "col": 2})
     return _finished(figure, 584, top=64)
 
 
@@ -61,12 +78,13 @@ def reliability_plots(record: Record) -> list[Plot]:
     """The same as two figures, one below the other: a phone has no room for two columns."""
     from plotly.subplots import make_subplots
 
+    metrics = CalibrateMetrics.of(record)
     diagram = make_subplots(
         rows=2, cols=1, row_heights=[0.76, 0.24], vertical_spacing=0.06, shared_xaxes=True
     )
-    _add_reliability(diagram, record.metrics)
+    _add_reliability(diagram, metrics)
     curve = make_subplots(rows=1, cols=1)
-    _add_curve(curve, record.metrics, row=1, col=1)
+    _add_curve(curve, metrics, {"row": 1, "col": 1})
     return [
         Plot(
             say("Reliability"),
@@ -101,8 +119,11 @@ def _finished(figure: Figure, height: int, top: int = 20) -> Figure:
     return figure
 
 
-def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
+def _add_reliability(figure: Figure, metrics: CalibrateMetrics) -> None:
     from plotly import graph_objects as go
+
+    found = metrics.reliability
+    assert found is not None
 
     figure.add_scatter(
         x=[0, 1],
@@ -115,19 +136,18 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
         col=1,
     )
     sides = [
-        ("before", "T = 1", ORANGE, "circle"),
-        ("fitted", f"T = {metrics['fitted']:.3f}", BLUE, "diamond"),
+        ("before", found.before, "T = 1", ORANGE, "circle"),
+        ("fitted", found.fitted, f"T = {_fitted(metrics):.3f}", BLUE, "diamond"),
     ]
-    if "reference" in metrics["reliability"]:
-        sides.append(("reference", say("unquantized"), GREY, "square"))
-    for key, name, colour, symbol in sides:
-        data = metrics["reliability"][key]
-        filled = [i for i, count in enumerate(data["count"]) if count]
-        centres = [(a + b) / 2 for a, b in zip(data["edges"], data["edges"][1:], strict=False)]
+    if found.reference is not None:
+        sides.append(("reference", found.reference, say("unquantized"), GREY, "square"))
+    for key, data, name, colour, symbol in sides:
+        filled = [i for i, count in enumerate(data.count) if count]
+        centres = [(a + b) / 2 for a, b in pairwise(data.edges)]
         figure.add_scatter(
-            x=[data["confidence"][i] for i in filled],
-            y=[data["accuracy"][i] for i in filled],
-            customdata=[data["count"][i] for i in filled],
+            x=[data.confidence[i] for i in filled],
+            y=[data.accuracy[i] for i in filled],
+            customdata=[data.count[i] for i in filled],
             mode="lines+markers",
             line={"color": colour, "width": 2},
             marker={"symbol": symbol, "size": 8},
@@ -140,7 +160,7 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
         figure.add_trace(
             go.Bar(
                 x=centres,
-                y=data["count"],
+                y=data.count,
                 marker={"color": colour, "line": {"width": 0}},
                 name=name,
                 legendgroup=key,
@@ -156,14 +176,17 @@ def _add_reliability(figure: Figure, metrics: dict[str, Any]) -> None:
     figure.update_yaxes(title_text=say("tokens"), rangemode="tozero", nticks=4, row=2, col=1)
 
 
-def _add_curve(figure: Figure, metrics: dict[str, Any], **place: Any) -> None:
-    grid = np.asarray(metrics["curve"]["temperature"], dtype=np.float64)
+def _add_curve(figure: Figure, metrics: CalibrateMetrics, place: _Place) -> None:
+    curve, bounds = metrics.curve, metrics.bounds
+    assert curve is not None
+    assert bounds is not None
+    grid = np.asarray(curve.temperature, dtype=np.float64)
     lowest = 0.0
-    for key, name, dash in (
-        ("nll_holdout", say("NLL, held-out texts"), "solid"),
-        ("nll_fit", say("NLL, fit texts"), "dot"),
+    for values, name, dash in (
+        (curve.nll_holdout, say("NLL, held-out texts"), "solid"),
+        (curve.nll_fit, say("NLL, fit texts"), "dot"),
     ):
-        nll = np.asarray(metrics["curve"][key], dtype=np.float64)
+        nll = np.asarray(values, dtype=np.float64)
         relative = nll - np.interp(0.0, np.log(grid), nll)
         lowest = min(lowest, float(relative.min()))
         figure.add_scatter(
@@ -175,17 +198,15 @@ def _add_curve(figure: Figure, metrics: dict[str, Any], **place: Any) -> None:
             hovertemplate="T %{x:.3f}<br>%{y:+.4f} nats<extra></extra>",
             **place,
         )
-    if metrics["ci95"] is not None:
-        figure.add_vrect(*metrics["ci95"], fillcolor=_INTERVAL, line_width=0, **place)
-    for bound in metrics["bounds"]:
+    if metrics.ci95 is not None:
+        figure.add_vrect(*metrics.ci95, fillcolor=_INTERVAL, line_width=0, **place)
+    for bound in bounds:
         figure.add_vline(bound, line={"color": GREY, "dash": "dash", "width": 1}, **place)
     figure.add_vline(1.0, line={"color": ORANGE, "width": 1.5}, **place)
-    figure.add_vline(metrics["fitted"], line={"color": BLUE, "width": 1.5}, **place)
+    figure.add_vline(_fitted(metrics), line={"color": BLUE, "width": 1.5}, **place)
     view = max(_SMALLEST_VIEW, -6.0 * lowest)
-    low, high = (float(np.log10(bound)) for bound in metrics["bounds"])
-    ticks = [
-        t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10) if low <= np.log10(t) <= high
-    ]
+    low, high = (float(np.log10(bound)) for bound in bounds)
+    ticks = [t for t in _TICKS if low <= np.log10(t) <= high]
     figure.update_xaxes(
         type="log",
         range=[low - 0.02, high + 0.02],
@@ -203,107 +224,134 @@ def _add_curve(figure: Figure, metrics: dict[str, Any], **place: Any) -> None:
 
 def calibration_tables(record: Record) -> list[Table]:
     """Held-out measures before and after, the fits, and the measures by language and category."""
-    metrics: dict[str, Any] = record.metrics
-    against = [_against(metrics)] if metrics["against_reference"] else []
+    metrics = CalibrateMetrics.of(record)
+    against = [_against(metrics.against_reference)] if metrics.against_reference else []
     return [
-        _measures(metrics, metrics["reference"]), *against, _objectives(metrics), _beyond(metrics),
-        *_group_temperatures(metrics), _groups(metrics),
-    ]  # fmt: skip
+        _measures(metrics, metrics.reference),
+        *against,
+        _objectives(metrics),
+        _beyond(metrics),
+        *_group_temperatures(metrics),
+        _groups(metrics),
+    ]
 
 
-def held_out_table(record: Record) -> Table:
-    """The fitted temperature, whether it is used, and what it does; fits 80 columns."""
-    metrics: dict[str, Any] = record.metrics
+def held_out_table(record: Record) -> Table | None:
+    """The fitted temperature, whether it is used, and what it does; fits 80 columns.
+
+    None where nothing was fitted.
+    """
+    metrics = CalibrateMetrics.of(record)
+    if not metrics.change:
+        return None
     _, header, rows = _measures(metrics, reference=None)
-    parts = [f"T = {metrics['fitted']:.3f}"]
-    if metrics["ci95"]:
-        parts.append(say("95 % interval {interval}", interval=_interval(metrics["ci95"], 3, "")))
-    parts.append(say("used") if metrics["significant"] else say("not used"))
+    parts = [f"T = {_fitted(metrics):.3f}"]
+    if metrics.ci95:
+        parts.append(say("95 % interval {interval}", interval=_interval(metrics.ci95, 3, "")))
+    parts.append(say("used") if metrics.significant else say("not used"))
     return Table(say("{fit}; held-out texts", fit=say(", ").join(parts)), header, rows)
 
 
-def _measures(metrics: dict[str, Any], reference: dict[str, Any] | None) -> Table:
-    header = [say("measure"), "T = 1", f"T = {metrics['fitted']:.3f}", say("change"),
-              say("95 % interval")]  # fmt: skip
+def _fitted(metrics: CalibrateMetrics) -> float:
+    assert metrics.fitted is not None  # a calibration fits, or leaves no record
+    return metrics.fitted
+
+
+def _measures(metrics: CalibrateMetrics, reference: Mapping[str, float] | None) -> Table:
+    fitted = f"T = {_fitted(metrics):.3f}"
+    header = [say("measure"), "T = 1", fitted, say("change"), say("95 % interval")]
     rows = []
     for key, title in _MEASURES.items():
-        change = metrics["change"][key]
+        change = metrics.change[key]
         row = [
             say(title),
-            f"{metrics['before'][key]:.4f}",
-            f"{metrics['at_fitted'][key]:.4f}",
-            f"{change['difference']:+.4f}",
-            _interval(change["ci95"]),
+            f"{metrics.before[key]:.4f}",
+            f"{metrics.at_fitted[key]:.4f}",
+            f"{change.difference:+.4f}",
+            _interval(change.ci95),
         ]
         rows.append([*row, f"{reference[key]:.4f}"] if reference else row)
     columns = [*header, say("reference")] if reference else header
     return Table(say("Held-out texts"), columns, rows)
 
 
-def _interval(ci95: list[float] | None, digits: int = 4, sign: str = "+") -> str:
+def _interval(ci95: Interval | None, digits: int = 4, sign: str = "+") -> str:
     if not ci95:
         return "–"
     return " … ".join(f"{end:{sign}.{digits}f}" for end in ci95)
 
 
-def _against(metrics: dict[str, Any]) -> Table:
+def _against(measures: Mapping[str, AgainstReference]) -> Table:
     """Whether the model is back where the unquantized one is."""
-    header = [say("measure"), say("unquantized"), say("difference at T = 1"),
-              say("with the temperature in use"), say("95 % interval"), say("back")]  # fmt: skip
+    header = [
+        say("measure"),
+        say("unquantized"),
+        say("difference at T = 1"),
+        say("with the temperature in use"),
+        say("95 % interval"),
+        say("back"),
+    ]
     rows = [
         [
             say(_MEASURES[key]),
-            f"{row['reference']:.4f}",
-            f"{row['before']['difference']:+.4f}",
-            f"{row['after']['difference']:+.4f}",
-            _interval(row["after"]["ci95"]),
-            {True: say("yes"), False: say("no"), None: "–"}[row["back"]],
+            f"{row.reference:.4f}",
+            f"{row.before.difference:+.4f}",
+            f"{row.after.difference:+.4f}",
+            _interval(row.after.ci95),
+            {True: say("yes"), False: say("no"), None: "–"}[row.back],
         ]
-        for key, row in metrics["against_reference"].items()
+        for key, row in measures.items()
     ]
     return Table(say("Against the unquantized model"), header, rows)
 
 
-def _objectives(metrics: dict[str, Any]) -> Table:
+def _objectives(metrics: CalibrateMetrics) -> Table:
     header = [say("objective"), "T", say("95 % interval"), say("at a bound"), say("converged")]
     rows = [
         [
             name,
-            f"{fit['temperature']:.4f}",
-            _interval(fit["ci95"], 3, ""),
-            say("yes") if fit["at_bound"] else say("no"),
-            say("yes") if fit["converged"] else say("no"),
+            f"{fit.temperature:.4f}",
+            _interval(fit.ci95, 3, ""),
+            say("yes") if fit.at_bound else say("no"),
+            say("yes") if fit.converged else say("no"),
         ]
-        for name, fit in metrics["objectives"].items()
+        for name, fit in metrics.objectives.items()
     ]
     return Table(say("Every objective, on the fit texts"), header, rows)
 
 
-def _beyond(metrics: dict[str, Any]) -> Table:
+def _beyond(metrics: CalibrateMetrics) -> Table:
     """What more than one number gains over the best single temperature, on held-out text."""
-    entropy = metrics["entropy_temperature"]
-    judged = {
+    entropy = metrics.entropy_temperature
+    assert entropy is not None
+    judged: dict[str, GroupTemperatures | EntropyTemperature] = {
         say("by {axis}", axis=say(_AXES.get(axis, axis))): groups
-        for axis, groups in metrics["group_temperatures"].items()
+        for axis, groups in metrics.group_temperatures.items()
     }
-    judged[f"T(H) = {entropy['a']:.3f} {entropy['b']:+.3f}·H"] = entropy
-    header = [say("temperatures"), say("against T"), say("NLL, nats"), say("95 % interval"), "ECE",
-              say("significant")]  # fmt: skip
+    judged[f"T(H) = {entropy.a:.3f} {entropy.b:+.3f}·H"] = entropy
+    header = [
+        say("temperatures"),
+        say("against T"),
+        say("NLL, nats"),
+        say("95 % interval"),
+        "ECE",
+        say("significant"),
+    ]
     rows = [
         [
             name,
-            f"{one['against']:.3f}",
-            f"{one['change']['nll']['difference']:+.4f}",
-            _interval(one["change"]["nll"]["ci95"]),
-            f"{one['change']['ece']['difference']:+.4f}",
-            say("yes") if one["significant"] else say("no"),
+            f"{one.against:.3f}",
+            f"{one.change.nll.difference:+.4f}",
+            _interval(one.change.nll.ci95),
+            f"{one.change.ece.difference:+.4f}",
+            say("yes") if one.significant else say("no"),
         ]
         for name, one in judged.items()
     ]
     return Table(say("Beyond one temperature"), header, rows)
 
 
-def _group_temperatures(metrics: dict[str, Any]) -> list[Table]:
+def _group_temperatures(metrics: CalibrateMetrics) -> list[Table]:
     """The temperatures of each axis that held-out text supports."""
     header = [say("group"), "T", say("its own optimum"), say("weight of its own"), say("fit texts")]
     return [
@@ -313,30 +361,30 @@ def _group_temperatures(metrics: dict[str, Any]) -> list[Table]:
             [
                 [
                     label or say("all"),
-                    f"{group['temperature']:.4f}",
-                    "–" if group["own"] is None else f"{group['own']:.4f}",
-                    f"{group['weight']:.2f}",
-                    str(group["texts"]),
+                    f"{group.temperature:.4f}",
+                    "–" if group.own is None else f"{group.own:.4f}",
+                    f"{group.weight:.2f}",
+                    str(group.texts),
                 ]
-                for label, group in judged["temperatures"].items()
+                for label, group in judged.temperatures.items()
             ],
         )
-        for axis, judged in metrics["group_temperatures"].items()
-        if judged["temperatures"]
+        for axis, judged in metrics.group_temperatures.items()
+        if judged.temperatures
     ]
 
 
-def _groups(metrics: dict[str, Any]) -> Table:
+def _groups(metrics: CalibrateMetrics) -> Table:
     header = [say("group"), say("texts"), say("tokens")]
     for key in ("nll", "ece", "brier"):
         measure = say(_MEASURES[key])
         header += [say("{measure}, T = 1", measure=measure), say("fitted")]
     rows = []
-    for group in metrics["groups"]:
-        name = " / ".join(filter(None, (group["language"], group["category"]))) or say("all")
-        row = [name, str(group["texts"]), str(group["tokens"])]
+    for group in metrics.groups:
+        name = " / ".join(filter(None, (group.language, group.category))) or say("all")
+        row = [name, str(group.texts), str(group.tokens)]
         for key in ("nll", "ece", "brier"):
-            row += [f"{group['before'][key]:.4f}", f"{group['fitted'][key]:.4f}"]
+            row += [f"{group.before[key]:.4f}", f"{group.fitted[key]:.4f}"]
         rows.append(row)
     return Table(say("By language and category"), header, rows)
 
@@ -351,23 +399,36 @@ def draw_reliability_png(record: Record, path: Path) -> None:
     write_pngs({path: figure}, _PNG_SIZE)
 
 
-def sentence(metrics: dict[str, Any]) -> str:
+def sentence(record: Record) -> str:
     """How the temperature was fitted and judged, in one sentence."""
-    ci95, split, tokens = metrics["ci95"], metrics["split"], metrics["tokens"]
+    metrics = CalibrateMetrics.of(record)
+    ci95, split, tokens = metrics.ci95, metrics.split, metrics.tokens
+    assert split is not None
+    assert tokens is not None
     interval = ""
     if ci95:
         interval = say(" (95 % interval {low:.3f} to {high:.3f})", low=ci95[0], high=ci95[1])
     return say(
         "T = {fitted:.3f}{interval}, fitted by {objective} on {fit_texts} texts ({fit_tokens} "
         "tokens) and judged on {held_texts} others ({held_tokens} tokens): {used}.",
-        fitted=metrics["fitted"], interval=interval, objective=metrics["objective"],
-        fit_texts=len(split["fit"]), fit_tokens=tokens["fit"],
-        held_texts=len(split["holdout"]), held_tokens=tokens["holdout"],
-        used=say("used") if metrics["significant"] else say("not used"),
-    )  # fmt: skip
+        fitted=_fitted(metrics),
+        interval=interval,
+        objective=metrics.objective,
+        fit_texts=len(split.fit),
+        fit_tokens=tokens.fit,
+        held_texts=len(split.holdout),
+        held_tokens=tokens.holdout,
+        used=say("used") if metrics.significant else say("not used"),
+    )
 
 
 def tables(record: Record) -> list[Table]:
     """The calibration's own tables; none where nothing was fitted."""
-    fitted = {"change", "groups", "fitted", "objectives"} <= record.metrics.keys()
+    found = CalibrateMetrics.of(record)
+    fitted = found.fitted is not None and found.change and found.groups and found.objectives
     return calibration_tables(record) if fitted else []
+
+
+def plots(record: Record) -> list[Plot]:
+    """The reliability diagram and the curve; none where nothing was fitted."""
+    return [] if CalibrateMetrics.of(record).reliability is None else reliability_plots(record)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from so8tqc.record_kinds.base import Interval
+from so8tqc.record_kinds.choose import (
+    ChooseMeasured,
+    ChooseMetrics,
+    DescribedRow,
+    Rate,
+)
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
 from so8tqc.reports.html import Plot, drawn
-from so8tqc.reports.kinds.quantize import file_table
+from so8tqc.reports.kinds.calibrate import held_out_table
+from so8tqc.reports.kinds.quantize import table_of
 from so8tqc.reports.language import message, say
 from so8tqc.reports.pairs import narrow_pairs, pair_table
-from so8tqc.reports.tables import Table, entries
+from so8tqc.reports.tables import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,23 +35,31 @@ _RECOMMENDED = "→ "
 
 def row_table(record: Record) -> Table | None:
     """The files compared, the smallest first; the recommended one is marked."""
-    rows = entries(record, "rows")
+    found = ChooseMetrics.of(record)
+    rows = found.rows
     if not rows:
         return None
-    header = [say("file"), say("size"), say("bits/weight"), say("KL mean"), "KL 99 %",
-              say("same top"), say("PPL ratio")]  # fmt: skip
+    header = [
+        say("file"),
+        say("size"),
+        say("bits/weight"),
+        say("KL mean"),
+        "KL 99 %",
+        say("same top"),
+        say("PPL ratio"),
+    ]
     gates = any("survives" in row for row in rows.values())
     body = []
     for name, row in rows.items():
-        mark = _RECOMMENDED if name == record.metrics.get("recommended") else ""
+        mark = _RECOMMENDED if name == found.recommended else ""
         cells = [
             mark + name,
             fmt.size(row["bytes"]),
             f"{row['bits_per_weight']:.2f}",
-            _with_interval(row, "kl_mean", _three),
-            _with_interval(row, "kl_99", _three),
-            _with_interval(row, "top1", _share),
-            _with_interval(row, "ppl_ratio", _four),
+            _with_interval(row["kl_mean"], row["kl_ci95"], _three),
+            _with_interval(row["kl_99"], row["kl_99_ci95"], _three),
+            _with_interval(row["top1"], row["top1_ci95"], _share),
+            _with_interval(row["ppl_ratio"], row["ppl_ratio_ci95"], _four),
         ]
         if gates:
             cells.append(say("yes") if row.get("survives") else say("no"))
@@ -53,27 +69,32 @@ def row_table(record: Record) -> Table | None:
 
 def speed_table(record: Record) -> Table | None:
     """Tokens per second: median, and slowest to fastest repeat."""
-    speed = _speed(record)
-    if not speed:
+    speed = ChooseMeasured.of(record).speed
+    if speed is None:
         return None
     threads = speed["threads"] or say("libllama's default")
     title = say(
         "Tokens per second on this machine (prompt of {prompt}, {new} generated; median of "
         "{repeats}, slowest … fastest; threads: {threads} of {cores} cores)",
-        prompt=speed["prompt_tokens"], new=speed["new_tokens"], repeats=speed["repeats"],
-        threads=threads, cores=speed["cores"],
-    )  # fmt: skip
+        prompt=speed["prompt_tokens"],
+        new=speed["new_tokens"],
+        repeats=speed["repeats"],
+        threads=threads,
+        cores=speed["cores"],
+    )
+    files = speed["files"]
     rows = [
-        [name, *(_rate(rates[kind]) for kind in ("prompt", "generation"))]
-        for name, rates in _by_rows(record, speed["files"]).items()
+        [name, _rate(files[name]["prompt"]), _rate(files[name]["generation"])]
+        for name in ChooseMetrics.of(record).rows
+        if name in files
     ]
     return Table(title, [say("file"), say("prompt"), say("generation")], rows)
 
 
 def tried_table(record: Record) -> Table | None:
     """What a search evaluated."""
-    tried: Any = _search(record).get("tried")
-    if not tried:
+    found = ChooseMetrics.of(record)
+    if found.search is None or not found.search["tried"]:
         return None
     rows = [
         [
@@ -84,9 +105,9 @@ def tried_table(record: Record) -> Table | None:
             _share(row["top1"]),
             "; ".join(row["missed"]) or say("meets the budget"),
         ]
-        for row in tried
+        for row in found.search["tried"]
     ]
-    title = say("Search: {budget}", budget=record.metrics.get("budget", ""))
+    title = say("Search: {budget}", budget=found.budget or "")
     return Table(
         title,
         [
@@ -103,9 +124,8 @@ def tried_table(record: Record) -> Table | None:
 
 def sensitivity_table(record: Record) -> Table | None:
     """Groups of tensors: what storing them in the lower type costs, the most sensitive first."""
-    search = _search(record)
-    groups: Any = search.get("sensitivity")
-    if not groups:
+    search = ChooseMetrics.of(record).search
+    if search is None or not search["sensitivity"]:
         return None
     rows = [
         [
@@ -115,12 +135,13 @@ def sensitivity_table(record: Record) -> Table | None:
             f"{row['kl_cost']:+.3g}",
             f"{1e6 * row['kl_cost'] / row['bytes_saved']:+.3g}",
         ]
-        for row in groups
+        for row in search["sensitivity"]
     ]
     title = say(
         "Sensitivity: {low} in one group of tensors, {high} elsewhere",
-        low=search["low"], high=search["high"],
-    )  # fmt: skip
+        low=search["low"],
+        high=search["high"],
+    )
     return Table(
         title,
         [say("group"), say("tensors"), say("saves"), say("KL cost"), say("KL cost per MB")],
@@ -132,10 +153,8 @@ def terminal_tables(record: Record) -> list[Table]:
     """The tables that a terminal shows, too: narrow ones."""
     if record.kind == "qc":
         return [table for table in (narrow_pairs(record),) if table is not None]
-    if record.kind == "calibrate" and "change" in record.metrics:
-        from so8tqc.reports.kinds.calibrate import held_out_table
-
-        return [Table(*held_out_table(record))]
+    if record.kind == "calibrate":
+        return [table for table in (held_out_table(record),) if table is not None]
     if record.kind != "choose":
         return []
     found = [_narrow_rows(record), narrow_pairs(record), _narrow_tried(record)]
@@ -144,32 +163,33 @@ def terminal_tables(record: Record) -> list[Table]:
 
 def quality_by_size(record: Record) -> go.Figure | None:
     """Mean KL against file size."""
-    sizes = {name: row["bytes"] / 1e6 for name, row in entries(record, "rows").items()}
+    found = ChooseMetrics.of(record)
+    sizes = {name: row["bytes"] / 1e6 for name, row in found.rows.items()}
     return _quality(
-        record, {name: (size, size, size) for name, size in sizes.items()}, say("size, MB")
+        found, {name: (size, size, size) for name, size in sizes.items()}, say("size, MB")
     )
 
 
 def quality_by_speed(record: Record) -> go.Figure | None:
     """Mean KL against tokens generated per second."""
-    files: Any = _speed(record).get("files", {})
+    speed = ChooseMeasured.of(record).speed
     rates = {
         name: (r["generation"]["low"], r["generation"]["median"], r["generation"]["high"])
-        for name, r in files.items()
+        for name, r in (speed["files"] if speed else {}).items()
     }
-    return _quality(record, rates, say("tokens generated per second"))
+    return _quality(ChooseMetrics.of(record), rates, say("tokens generated per second"))
 
 
 def _quality(
-    record: Record, across: Mapping[str, tuple[float, float, float]], title: str
+    found: ChooseMetrics, across: Mapping[str, tuple[float, float, float]], title: str
 ) -> go.Figure | None:
     """Points at (middle, KL) with both intervals; ``across`` is (low, middle, high)."""
     import plotly.graph_objects as go
 
-    rows = {n: r for n, r in entries(record, "rows").items() if n in across and r["kl_mean"] > 0}
+    rows = {n: r for n, r in found.rows.items() if n in across and r["kl_mean"] > 0}
     if not rows:
         return None
-    best = record.metrics.get("recommended")
+    best = found.recommended
     x = [across[name] for name in rows]
     y = [_span(row) for row in rows.values()]
     bar = {"type": "data", "symmetric": False, "color": GREY, "thickness": 1.2}
@@ -202,21 +222,22 @@ def _quality(
     return style(figure)
 
 
-def _span(row: Mapping[str, Any]) -> tuple[float, float, float]:
+def _span(row: DescribedRow) -> tuple[float, float, float]:
     middle = row["kl_mean"]
     low, high = row["kl_ci95"] or (middle, middle)
     return low, middle, high
 
 
 def _narrow_rows(record: Record) -> Table | None:
-    rows = entries(record, "rows")
+    found = ChooseMetrics.of(record)
+    rows = found.rows
     if not rows:
         return None
-    speed: Any = _speed(record).get("files", {})
+    speed = ChooseMeasured.of(record).speed
     body = []
     for name, row in rows.items():
-        mark = _RECOMMENDED if name == record.metrics.get("recommended") else ""
-        rates = speed.get(name)
+        mark = _RECOMMENDED if name == found.recommended else ""
+        rates = speed["files"].get(name) if speed else None
         body.append(
             [
                 mark + name,
@@ -231,8 +252,18 @@ def _narrow_rows(record: Record) -> Table | None:
                 f"{rates['generation']['median']:.1f}" if rates else "",
             ]
         )
-    header = [say("file"), say("size"), "bpw", "KL", "95 %", say("top"), "PPL ×", say("gate"),
-              "pp/s", "tg/s"]  # fmt: skip
+    header = [
+        say("file"),
+        say("size"),
+        "bpw",
+        "KL",
+        "95 %",
+        say("top"),
+        "PPL ×",
+        say("gate"),
+        "pp/s",
+        "tg/s",
+    ]
     kept = [i for i in range(len(header)) if any(row[i] for row in body)]
     return Table(
         say("Files compared"), [header[i] for i in kept], [[row[i] for i in kept] for row in body]
@@ -248,45 +279,26 @@ def _narrow_tried(record: Record) -> Table | None:
     return Table(found.title, [found.header[0], *found.header[2:]], rows)
 
 
-def _with_interval(row: Mapping[str, Any], key: str, write: Callable[[float], str]) -> str:
+def _with_interval(value: float, interval: Interval | None, write: Callable[[float], str]) -> str:
     """``0.122 (0.103 … 0.140)``."""
-    interval = row.get(f"{key.removesuffix('_mean')}_ci95")
-    text = write(row[key])
+    text = write(value)
     return text if interval is None else f"{text} ({write(interval[0])} … {write(interval[1])})"
 
 
-def _rate(rate: Mapping[str, float]) -> str:
+def _rate(rate: Rate) -> str:
     return f"{rate['median']:.1f} ({rate['low']:.1f} … {rate['high']:.1f})"
 
 
-# a record writes a number that is not finite as text
+def _three(value: float) -> str:
+    return f"{value:.3g}"
 
 
-def _three(value: float | str) -> str:
-    return f"{float(value):.3g}"
+def _four(value: float) -> str:
+    return f"{value:.4f}"
 
 
-def _four(value: float | str) -> str:
-    return f"{float(value):.4f}"
-
-
-def _share(value: float | str) -> str:
-    return f"{100 * float(value):.1f} %"
-
-
-def _speed(record: Record) -> Mapping[str, Any]:
-    speed = record.run.measured.get("speed")
-    return speed if isinstance(speed, dict) else {}
-
-
-def _search(record: Record) -> Mapping[str, Any]:
-    search = record.metrics.get("search")
-    return search if isinstance(search, dict) else {}
-
-
-def _by_rows(record: Record, rates: Mapping[str, Any]) -> dict[str, Any]:
-    """In the order of the rows."""
-    return {name: rates[name] for name in entries(record, "rows") if name in rates}
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def plots(record: Record) -> list[Plot]:
@@ -310,6 +322,10 @@ def plots(record: Record) -> list[Plot]:
 def tables(record: Record) -> list[Table | None]:
     """The files, pairs of them, their speed, and what a search tried."""
     return [
-        row_table(record), pair_table(record), speed_table(record), tried_table(record),
-        sensitivity_table(record), file_table(record),
-    ]  # fmt: skip
+        row_table(record),
+        pair_table(record),
+        speed_table(record),
+        tried_table(record),
+        sensitivity_table(record),
+        table_of(ChooseMetrics.of(record).files),
+    ]

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pydantic import JsonValue
+
+from so8tqc.record_kinds.comparison import (
+    Change,
+    ComparisonMetrics,
+    FileChange,
+    FileSide,
+    Value,
+    ValueSide,
+    VerdictChange,
+)
+from so8tqc.record_kinds.pairs import Comparisons, Measure
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.tables import Table
@@ -26,20 +38,20 @@ class Part(NamedTuple):
 
 def sentence(record: Record) -> str:
     """What changed, in one sentence."""
-    m: Mapping[str, Any] = record.metrics
-    if not m["changed"]:
+    m = ComparisonMetrics.of(record)
+    if not m.changed:
         return (
-            f"Nothing changed: config, versions, {fmt.counted(m['same']['files'], 'file')} and "
-            f"{fmt.counted(m['same']['values'], 'measured value')} are the same."
+            f"Nothing changed: config, versions, {fmt.counted(m.same['files'], 'file')} and "
+            f"{fmt.counted(m.same['values'], 'measured value')} are the same."
         )
-    reason = m["paired"]["reason"]
-    outcomes = [value["outcome"] for value in m["values"]]
+    reason = m.paired["reason"]
+    outcomes = [value["outcome"] for value in m.values]
     told = [f"{outcomes.count(word)} {word}" for word in _ORDER if word in outcomes]
     values = f" ({', '.join(told)})" if told else ""
     return (
-        f"Changed: {fmt.counted(len(m['config']), 'option')}, "
-        f"{fmt.counted(len(m['versions']), 'version')}, {fmt.counted(len(m['files']), 'file')}, "
-        f"{fmt.counted(len(m['verdicts']), 'verdict')}, "
+        f"Changed: {fmt.counted(len(m.config), 'option')}, "
+        f"{fmt.counted(len(m.versions), 'version')}, {fmt.counted(len(m.files), 'file')}, "
+        f"{fmt.counted(len(m.verdicts), 'verdict')}, "
         f"{fmt.counted(len(outcomes), 'measured value')}{values}."
         + (f" Not compared token by token: {reason}." if reason else "")
     )
@@ -47,26 +59,27 @@ def sentence(record: Record) -> str:
 
 def comparison_parts(record: Record) -> list[Part]:
     """The tables that hold something, the most important first."""
-    m: Mapping[str, Any] = record.metrics
-    paired = m["paired"]
-    how = _paired_note(m)
+    m = ComparisonMetrics.of(record)
+    verdicts = Table("Verdicts", ["check", "A", "B"], [_verdict(row) for row in m.verdicts])
+    pairs = Table(
+        "Token by token",
+        ["candidate", "measure", "B − A", "95 %", "p", "nearer"],
+        _pairs(m.paired["comparisons"]),
+    )
+    values = Table(
+        _VALUES,
+        ["check", "A", "B", "B is", "by"],
+        [_value(row) for row in sorted(m.values, key=_rank)],
+    )
+    files = Table("Files", ["file", "of", "A", "B"], [_file(row) for row in m.files])
     parts = [
-        Part(Table("Verdicts", ["check", "A", "B"], [_verdict(row) for row in m["verdicts"]]),
-             "Checks that ended otherwise, or that only one run has (–)."),
-        Part(Table("Token by token", ["candidate", "measure", "B − A", "95 %", "p", "nearer"],
-                   _pairs(paired["comparisons"])), how),
-        Part(Table(_VALUES, ["check", "A", "B", "B is", "by"],
-                   [_value(row) for row in sorted(m["values"], key=_rank)]),
-             "Measured values that differ, with their 95 % intervals."),
-        Part(Table("Config", ["option", "A", "B"],
-                   [[row["name"], _plain(row["a"]), _plain(row["b"])] for row in m["config"]]),
-             "OUT stands for each run's own directory."),
-        Part(Table("Files", ["file", "of", "A", "B"], [_file(row) for row in m["files"]]),
-             f"By SHA-256; {m['same']['files']} others are the same in both runs."),
-        Part(Table("Versions", ["package", "A", "B"],
-                   [[row["name"], _plain(row["a"]), _plain(row["b"])] for row in m["versions"]]),
-             ""),
-    ]  # fmt: skip
+        Part(verdicts, "Checks that ended otherwise, or that only one run has (–)."),
+        Part(pairs, _paired_note(m)),
+        Part(values, "Measured values that differ, with their 95 % intervals."),
+        Part(_changes("Config", "option", m.config), "OUT stands for each run's own directory."),
+        Part(files, f"By SHA-256; {m.same['files']} others are the same in both runs."),
+        Part(_changes("Versions", "package", m.versions), ""),
+    ]
     return [part for part in parts if part.table.rows]
 
 
@@ -95,7 +108,7 @@ def _told(record: Record) -> dict[str, object]:
     """What both templates are filled with."""
     return {
         "record": record,
-        "m": record.metrics,
+        "m": ComparisonMetrics.of(record),
         "sentence": sentence(record),
         "parts": comparison_parts(record),
         "names": _names(record),
@@ -104,32 +117,40 @@ def _told(record: Record) -> dict[str, object]:
 
 def _names(record: Record) -> tuple[str, str]:
     """The directories, as short as tells them apart."""
-    m: Mapping[str, Any] = record.metrics
-    a, b = Path(m["a"]["directory"]), Path(m["b"]["directory"])
+    m = ComparisonMetrics.of(record)
+    a, b = Path(m.a["directory"]), Path(m.b["directory"])
     return (a.name, b.name) if a.name != b.name and a.name and b.name else (str(a), str(b))
 
 
-def _paired_note(m: Mapping[str, Any]) -> str:
-    comparisons = m["paired"]["comparisons"]
+def _paired_note(m: ComparisonMetrics) -> str:
+    comparisons = m.paired["comparisons"]
     if not comparisons:
         return ""
-    note = f" {m['paired']['note']}" if m["paired"]["note"] else ""
+    note = f" {m.paired['note']}" if m.paired["note"] else ""
     return f"{comparisons['texts']} texts. {comparisons['method']}{note}"
 
 
-def _verdict(row: Mapping[str, Any]) -> list[str]:
+def _changes(title: str, what: str, changes: Sequence[Change]) -> Table:
+    rows = [[row["name"], _plain(row["a"]), _plain(row["b"])] for row in changes]
+    return Table(title, [what, "A", "B"], rows)
+
+
+def _verdict(row: VerdictChange) -> list[str]:
     return [_check(row), row["a"] or "–", row["b"] or "–"]
 
 
-def _check(row: Mapping[str, Any]) -> str:
-    return f"{row['id']} of {row['subject']}" if row["subject"] else str(row["id"])
+def _check(row: VerdictChange | Value) -> str:
+    return f"{row['id']} of {row['subject']}" if row["subject"] else row["id"]
 
 
-def _pairs(comparisons: Mapping[str, Any] | None) -> list[list[str]]:
+def _pairs(comparisons: Comparisons | None) -> list[list[str]]:
     rows = []
     for pair in comparisons["pairs"] if comparisons else ():
-        for measure, title in (("kl", "KL, nats"), ("nll", "NLL, nats"), ("top1", "same top")):
-            found = pair[measure]
+        for found, title in (
+            (pair["kl"], "KL, nats"),
+            (pair["nll"], "NLL, nats"),
+            (pair["top1"], "same top"),
+        ):
             interval = found["ci95"]
             better = found["better"]
             rows.append(
@@ -138,55 +159,52 @@ def _pairs(comparisons: Mapping[str, Any] | None) -> list[list[str]]:
                     title,
                     _signed(found["difference"]),
                     "" if interval is None else " … ".join(map(_signed, interval)),
-                    "" if found["p"] is None else f"{float(found['p']):.3g}",
+                    "" if found["p"] is None else f"{found['p']:.3g}",
                     better[0] if better else _nobody(found),
                 ]
             )
     return rows
 
 
-def _nobody(found: Mapping[str, Any]) -> str:
+def _nobody(found: Measure) -> str:
     if found["ci95"] is None:
         return "too few texts"
-    return "equal" if found["difference"] == 0 and found["ci95"] == [0, 0] else "undecided"
+    return "equal" if found["difference"] == 0 and found["ci95"] == (0, 0) else "undecided"
 
 
-def _value(row: Mapping[str, Any]) -> list[str]:
-    sides = [_measured(row[side]) for side in "ab"]
+def _value(row: Value) -> list[str]:
+    sides = [_measured(row["a"]), _measured(row["b"])]
     return [_check(row), *sides, row["outcome"], row["how"]]
 
 
-def _measured(side: Mapping[str, Any]) -> str:
-    text = fmt.number(float(side["value"]))
+def _measured(side: ValueSide) -> str:
+    text = fmt.number(side["value"])
     interval = side["ci95"]
     if interval is None:
         return text
-    return f"{text} ({float(interval[0]):.3g} … {float(interval[1]):.3g})"
+    return f"{text} ({interval[0]:.3g} … {interval[1]:.3g})"
 
 
-def _rank(row: Mapping[str, Any]) -> int:
+def _rank(row: Value) -> int:
     return _ORDER.index(row["outcome"])
 
 
-def _file(row: Mapping[str, Any]) -> list[str]:
-    return [row["name"], f"{row['role']} of {', '.join(row['stages'])}", *map(_ref, _sides(row))]
+def _file(row: FileChange) -> list[str]:
+    of = f"{row['role']} of {', '.join(row['stages'])}"
+    return [row["name"], of, _ref(row["a"]), _ref(row["b"])]
 
 
-def _sides(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any] | None]:
-    return [row["a"], row["b"]]
-
-
-def _ref(ref: Mapping[str, Any] | None) -> str:
+def _ref(ref: FileSide | None) -> str:
     if ref is None:
         return "–"
     return f"{ref['path']}, {fmt.size(ref['bytes'])}, {ref['sha256'][:_SHOWN_DIGITS]}"
 
 
-def _plain(value: object) -> str:
+def _plain(value: JsonValue) -> str:
     if value is None:
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _signed(value: float | str) -> str:
-    return f"{float(value):+.3g}"
+def _signed(value: float) -> str:
+    return f"{value:+.3g}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +15,13 @@ from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.oscillation import high_variance
 from so8tqc.metrics.spectra import Spectrum, nearest_wavelength
 from so8tqc.progress import Task
+from so8tqc.record_kinds.longtext import CaseMetrics, Indices, LongTextMetrics
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREEN, GREY, ORANGE, style
 from so8tqc.reports.language import say
 from so8tqc.reports.png import write_pngs
-from so8tqc.reports.tables import (
-    Column,
-    Table,
-    entries,
-    number_of,
-    pair_of,
-    signed_percent_of,
-    tabulate,
-)
+from so8tqc.reports.tables import Column, Table, number_of, signed_percent_of, tabulate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -163,7 +156,14 @@ def _sides(plots: CasePlots) -> list[tuple[str, str]]:
 
 
 def _line(
-    figure: go.Figure, row: int, x: Any, y: Any, name: str, colour: str, *, show: bool
+    figure: go.Figure,
+    row: int,
+    x: npt.NDArray[np.number],
+    y: FloatArray,
+    name: str,
+    colour: str,
+    *,
+    show: bool,
 ) -> None:
     figure.add_scattergl(
         x=x, y=y, mode="lines", name=name, legendgroup=name, showlegend=show,
@@ -171,7 +171,9 @@ def _line(
     )  # fmt: skip
 
 
-def _band(figure: go.Figure, x: Any, mean: FloatArray, deviation: FloatArray) -> None:
+def _band(
+    figure: go.Figure, x: npt.NDArray[np.number], mean: FloatArray, deviation: FloatArray
+) -> None:
     """mean ± one standard deviation as a filled area."""
     figure.add_scatter(x=x, y=mean + deviation, mode="lines", line={"width": 0},
                        showlegend=False, hoverinfo="skip", row=1, col=1)  # fmt: skip
@@ -278,23 +280,45 @@ def _page(title: str, figure: go.Figure) -> str:
 
 def case_table(record: Record) -> Table | None:
     """Long texts: divergence, oscillation, smoothness, repetition."""
-    columns: list[Column] = [
-        (say("tokens"), number_of("tokens")),
-        (say("KL mean"), number_of("kl_mean")),
-        (say("oscillation index"), pair_of("indices", "max_logit", "index")),
-        (say("von Neumann"), pair_of("indices", "max_logit", "von_neumann")),
-        (say("high-frequency power"), pair_of("indices", "max_logit", "high_frequency")),
-        (say("Δ² energy vs base"), signed_percent_of("energy_relative_to_base")),
+    columns: list[Column[CaseMetrics]] = [
+        (say("tokens"), number_of(lambda row: row.tokens)),
+        (say("KL mean"), number_of(lambda row: row.kl_mean)),
+        (say("oscillation index"), _index(lambda found: found.index)),
+        (say("von Neumann"), _index(lambda found: found.von_neumann)),
+        (say("high-frequency power"), _index(lambda found: found.high_frequency)),
+        (say("Δ² energy vs base"), signed_percent_of(lambda row: row.energy_relative_to_base)),
         (say("periodic dips"), _periods),
-        (say("repeated 4-grams"), pair_of("generation", "repeated")),
+        (say("repeated 4-grams"), _repeated),
     ]
-    return tabulate(say("Cases"), say("text"), columns, entries(record, "cases"))
+    return tabulate(say("Cases"), say("text"), columns, LongTextMetrics.of(record).cases)
 
 
-def _periods(row: Mapping[str, Any]) -> str:
+def _index(read: Callable[[Indices], float | None]) -> Callable[[CaseMetrics], str]:
+    """An index of the maximum logit of both models."""
+    return lambda row: _both(
+        {
+            name: read(found.max_logit)
+            for name, found in row.indices.items()
+            if found.max_logit is not None
+        }
+    )
+
+
+def _repeated(row: CaseMetrics) -> str:
+    """Share of repeated 4-grams of both models' greedy texts."""
+    return _both({name: found.repeated for name, found in row.generation.items()})
+
+
+def _both(values: Mapping[str, float | None]) -> str:
+    """``reference → candidate``, or the candidate alone."""
+    found = (values.get(side) for side in ("reference", "candidate"))
+    return " → ".join(fmt.number(value) for value in found if value is not None)
+
+
+def _periods(row: CaseMetrics) -> str:
     """Periods of significant entropy dips, tokens."""
-    if "significant_periods" not in row:
+    if row.significant_periods is None:
         return ""
     return ", ".join(
-        fmt.counted(round(period), "token") for period in row["significant_periods"]
+        fmt.counted(round(period), "token") for period in row.significant_periods
     ) or say("none")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from so8tqc.record_kinds.qc import Candidate, LayerWeight, QCMetrics, Split, Statistics, WorstToken
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, SERIES, legend_below, style
@@ -14,7 +16,6 @@ from so8tqc.reports.pairs import pair_table
 from so8tqc.reports.tables import (
     Column,
     Table,
-    entries,
     number_of,
     percent_of,
     scientific_of,
@@ -27,54 +28,61 @@ if TYPE_CHECKING:
 
 def candidate_table(record: Record) -> Table | None:
     """A qc's candidates side by side, the noise floor and the gate's own effect for scale."""
-    columns: list[Column] = [
-        (say("KL mean"), number_of("kl_mean")),
-        (say("KL 99 %"), lambda row: fmt.number(row.get("kl_percentiles", {}).get("99"))),
-        (say("KL max"), number_of("kl_max")),
-        (say("same top"), percent_of("top1")),
-        (say("ln PPL ratio"), number_of("ln_ppl_ratio")),
-        (say("Δp rms"), percent_of("dp_rms")),
-        (say("max |Δz|"), number_of("max_abs")),
-        (say("ECE"), number_of("ece_candidate")),
-        (say("Brier"), number_of("brier_candidate")),
+    columns: list[Column[Statistics]] = [
+        (say("KL mean"), number_of(lambda row: row.kl_mean)),
+        (say("KL 99 %"), number_of(lambda row: row.kl_percentiles.get("99"))),
+        (say("KL max"), number_of(lambda row: row.kl_max)),
+        (say("same top"), percent_of(lambda row: row.top1)),
+        (say("ln PPL ratio"), number_of(lambda row: row.ln_ppl_ratio)),
+        (say("Δp rms"), percent_of(lambda row: row.dp_rms)),
+        (say("max |Δz|"), number_of(lambda row: row.max_abs)),
+        (
+            say("ECE"),
+            number_of(lambda row: row.ece_candidate if isinstance(row, Candidate) else None),
+        ),
+        (
+            say("Brier"),
+            number_of(lambda row: row.brier_candidate if isinstance(row, Candidate) else None),
+        ),
     ]
-    rows: dict[str, Mapping[str, Any]] = dict(entries(record, "candidates"))
+    found = QCMetrics.of(record)
+    rows: dict[str, Statistics] = dict(found.candidates)
     if rows:
-        for key, name in (
-            ("noise_floor", say("(rounding alone)")),
-            ("arithmetic", say("(arithmetic alone)")),
-            ("effect", say("(the gates' own effect)")),
+        for extra, name in (
+            (found.noise_floor, say("(rounding alone)")),
+            (found.arithmetic, say("(arithmetic alone)")),
+            (found.effect, say("(the gates' own effect)")),
         ):
-            extra = record.metrics.get(key)
-            if isinstance(extra, dict):
+            if extra is not None:
                 rows[name] = extra
     return tabulate(say("Candidates"), say("candidate"), columns, rows)
 
 
 def split_table(record: Record) -> Table | None:
     """What an error is made of: the fold itself, how it is stored, what it is computed in."""
-
-    def alone(key: str) -> Callable[[Mapping[str, Any]], str]:
-        found: Any = record.metrics.get(key) or {}
-        return lambda _: fmt.number(found.get("kl_mean"))
-
-    columns: list[Column] = [
-        (say("algebra: distance from the exact fold"), scientific_of("algebra_relative_error")),
-        (say("stored as"), lambda row: str(row.get("storage", ""))),
-        (say("KL of storage alone, largest"), alone("noise_floor")),
-        (say("KL of arithmetic alone"), alone("arithmetic")),
+    found = QCMetrics.of(record)
+    columns: list[Column[Split]] = [
+        (
+            say("algebra: distance from the exact fold"),
+            scientific_of(lambda row: row.algebra_relative_error),
+        ),
+        (say("stored as"), lambda row: row.storage or ""),
+        (say("KL of storage alone, largest"), number_of(lambda _: _kl_mean(found.noise_floor))),
+        (say("KL of arithmetic alone"), number_of(lambda _: _kl_mean(found.arithmetic))),
     ]
-    return tabulate(
-        say("What the error is made of"), say("candidate"), columns, entries(record, "split")
-    )
+    return tabulate(say("What the error is made of"), say("candidate"), columns, found.split)
+
+
+def _kl_mean(alone: Statistics | None) -> float | None:
+    return None if alone is None else alone.kl_mean
 
 
 def survival_tables(record: Record) -> list[Table]:
     """Layer by layer, whether what a gate changes is larger than what quantization does."""
-    columns: list[Column] = [
-        (say("type"), lambda row: str(row.get("type", ""))),
-        (say("changed by quantization"), percent_of("error")),
-        (say("changed by the gate"), percent_of("rotation")),
+    columns: list[Column[LayerWeight]] = [
+        (say("type"), lambda row: row["type"]),
+        (say("changed by quantization"), percent_of(lambda row: row["error"])),
+        (say("changed by the gate"), percent_of(lambda row: row["rotation"])),
         (
             say("the gate is larger"),
             lambda row: say("yes") if row["rotation"] > row["error"] else say("no"),
@@ -82,7 +90,7 @@ def survival_tables(record: Record) -> list[Table]:
     ]
     found = (
         tabulate(say("Survival of the gates in {name}", name=name), say("layer"), columns, rows)
-        for name, rows in entries(record, "survival").items()
+        for name, rows in QCMetrics.of(record).survival.items()
     )
     return [table for table in found if table is not None]
 
@@ -90,20 +98,28 @@ def survival_tables(record: Record) -> list[Table]:
 def worst_token_tables(record: Record) -> list[Table]:
     """Where each candidate is furthest from the reference, the worst candidate first.
 
-    The token that really follows stands in ⟦ ⟧ behind what the models had read.
+    The token that really follows stands in ⟦ ⟧ behind what the models had read. Records of
+    another kind have none.
     """
-    header = [say("where"), say("read so far ⟦next token⟧"), "KL", say("its probability"),
-              say("same top")]  # fmt: skip
-    candidates = entries(record, "candidates")
-    ordered = sorted(candidates, key=lambda name: -float(candidates[name].get("kl_mean", 0.0)))
+    if record.kind != "qc":
+        return []
+    header = [
+        say("where"),
+        say("read so far ⟦next token⟧"),
+        "KL",
+        say("its probability"),
+        say("same top"),
+    ]
+    candidates = QCMetrics.of(record).candidates
+    ordered = sorted(candidates, key=lambda name: -(candidates[name].kl_mean or 0.0))
     return [
         Table(say("Worst tokens of {name}", name=name), header, [_token(row) for row in rows])
         for name in ordered
-        if (rows := candidates[name].get("worst_tokens"))
+        if (rows := candidates[name].worst_tokens)
     ]
 
 
-def _token(row: Mapping[str, Any]) -> list[str]:
+def _token(row: WorstToken) -> list[str]:
     words = f"{row['before']}⟦{row['token']}⟧" if row["token"] else ""
     return [
         f"{row['text']}, {row['position']:,}",
@@ -160,14 +176,14 @@ def kl_histogram(qc: Record) -> go.Figure | None:
     import plotly.graph_objects as go
 
     figure, used = go.Figure(), list[float]()
-    for i, (name, metrics) in enumerate(entries(qc, "candidates").items()):
-        histogram = metrics.get("kl_histogram")
-        if histogram:
-            pairs = zip(histogram["log10_centres"], histogram["counts"], strict=True)
+    for i, (name, candidate) in enumerate(QCMetrics.of(qc).candidates.items()):
+        histogram = candidate.kl_histogram
+        if histogram is not None:
+            pairs = zip(histogram.log10_centres, histogram.counts, strict=True)
             used += [centre for centre, count in pairs if count]
             figure.add_scatter(
-                x=histogram["log10_centres"],
-                y=histogram["counts"],
+                x=histogram.log10_centres,
+                y=histogram.counts,
                 name=name,
                 mode="lines",
                 line={"shape": "hvh", "width": 2, "color": SERIES[i % len(SERIES)]},
@@ -182,8 +198,6 @@ def kl_histogram(qc: Record) -> go.Figure | None:
 
 
 def _sizes(quantize: Record, export: Record | None) -> dict[str, float]:
-    from pathlib import Path
-
     sizes: dict[str, float] = {}
     for record in (quantize, export):
         for output in record.outputs.values() if record else ():
@@ -212,5 +226,8 @@ def size_plots(records: Mapping[str, Record]) -> list[Plot]:
 def tables(record: Record) -> list[Table | None]:
     """Candidates, pairs of them, what the error is made of, the gates' survival."""
     return [
-        candidate_table(record), pair_table(record), split_table(record), *survival_tables(record),
-    ]  # fmt: skip
+        candidate_table(record),
+        pair_table(record),
+        split_table(record),
+        *survival_tables(record),
+    ]

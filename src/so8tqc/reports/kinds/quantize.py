@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
+from so8tqc.record_kinds.quantize import QuantizedFile, QuantizeMetrics
 from so8tqc.records import Record
-from so8tqc.reports import format as fmt
 from so8tqc.reports.language import say
-from so8tqc.reports.tables import (
-    Column,
-    Table,
-    counted_types,
-    entries,
-    number_of,
-    tabulate,
-    types_of,
-)
+from so8tqc.reports.tables import Column, Table, counted_types, number_of, size_of, tabulate
 
 
 def file_table(record: Record) -> Table | None:
     """Quantized files with the types that their tensors really have."""
-    columns: list[Column] = [
-        (say("size"), lambda row: fmt.size(row["bytes"]) if "bytes" in row else ""),
-        (say("bits per weight"), number_of("bits_per_weight")),
-        (say("tensors by type"), types_of),
+    return table_of(QuantizeMetrics.of(record).files)
+
+
+def table_of(files: Mapping[str, QuantizedFile]) -> Table | None:
+    """The same of files by name."""
+    columns: list[Column[QuantizedFile]] = [
+        (say("size"), size_of(lambda row: row.bytes)),
+        (say("bits per weight"), number_of(lambda row: row.bits_per_weight)),
+        (say("tensors by type"), lambda row: counted_types(row.types)),
         (say("fell back to"), _fallbacks),
     ]
-    return tabulate(say("Files"), say("file"), columns, entries(record, "files"))
+    return tabulate(say("Files"), say("file"), columns, files)
 
 
-def _fallbacks(row: Mapping[str, Any]) -> str:
-    fallbacks = row.get("fallbacks")
-    if not isinstance(fallbacks, dict):
+def _fallbacks(row: QuantizedFile) -> str:
+    if row.fallbacks is None:
         return ""
-    counts: dict[str, int] = {}
-    for kind in fallbacks.values():
-        counts[str(kind)] = counts.get(str(kind), 0) + 1
-    return counted_types(counts) or say("none")
+    return counted_types(Counter(row.fallbacks.values())) or say("none")

@@ -8,6 +8,7 @@ from pathlib import Path
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.attest import RecheckMetrics
 from so8tqc.records import FileRef, Record, Stopwatch, judge, overall, versions
 from so8tqc.services.run.directory import Manifest, read_manifest
 
@@ -47,7 +48,7 @@ def recheck(directory: Path, progress: Progress = SILENT) -> Record:
         kind="recheck",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={"files": dict(found)},
+        metrics=RecheckMetrics(files=found).as_json(),
         outputs=seen,
         versions=versions(),
         run=watch.info(),

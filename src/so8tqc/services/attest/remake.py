@@ -16,8 +16,8 @@ from pydantic import JsonValue
 from so8tqc.checkpoints.provenance import Provenance, read_provenance, write_provenance
 from so8tqc.config import BakeConfig, CalibrateConfig, ExportConfig
 from so8tqc.errors import ModelError
-from so8tqc.llama.build import Build
 from so8tqc.progress import Progress
+from so8tqc.record_kinds.quantize import Build
 from so8tqc.services.attest.requantize import make_again
 from so8tqc.services.attest.statement import BASE, IMPORTANCE, ROTATIONS, Link
 from so8tqc.services.bake import bake

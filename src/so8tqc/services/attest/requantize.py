@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from so8tqc.config import QuantizeConfig
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, block_layout
 from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, key_values
 from so8tqc.progress import Progress
+from so8tqc.record_kinds.attest import ComparedTensor, Likeness
 from so8tqc.services.quantize.derivation import tensor_digests
 from so8tqc.services.quantize.service import quantize
 
@@ -24,22 +24,6 @@ ROUNDING_SLACK = 1.1
 """How much farther from the unquantized weights a block may lie than the one made here. Builds
 round ties and reorder sums differently, which hardly moves a block's error; changing one weight of
 a block of 32 by a single step adds a third or more to its squared error."""
-
-
-class Likeness(StrEnum):
-    """How a tensor, or a link of a statement, compares with the one made again."""
-
-    IDENTICAL = "identical"
-    WITHIN_ROUNDING = "within rounding"
-    DIFFERENT = "different"
-    NOT_CHECKED = "not checked"
-
-
-class ComparedTensor(TypedDict):
-    """A tensor that is not identical; ``blocks`` of it differ (None: another type or shape)."""
-
-    link: Likeness
-    blocks: int | None
 
 
 def make_again(

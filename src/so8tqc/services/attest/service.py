@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -14,6 +13,10 @@ from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record
+from so8tqc.record_kinds.attest import AttestMetrics
+from so8tqc.record_kinds.calibrate import CalibrateMetrics
+from so8tqc.record_kinds.export import ExportMetrics
+from so8tqc.record_kinds.quantize import QuantizeMetrics
 from so8tqc.records import Check, Record, Stopwatch, Verdict, judge, overall, versions
 from so8tqc.services.attest.recheck import recheck
 from so8tqc.services.attest.remake import TEMPERATURE_KEYS
@@ -29,7 +32,6 @@ from so8tqc.services.attest.statement import (
     write_statement,
 )
 from so8tqc.services.attest.stored import resource
-from so8tqc.services.quantize.derivation import Derivation
 
 _STAGES = ("bake", "export", "quantize", "calibrate")
 _PLACES = frozenset(
@@ -71,15 +73,17 @@ def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
         kind="attest",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={
-            "links": {
+        metrics=AttestMetrics(
+            links={
                 link.name: {
-                    "kind": link.kind, "inputs": len(link.inputs), "outputs": len(link.outputs),
+                    "kind": link.kind,
+                    "inputs": len(link.inputs),
+                    "outputs": len(link.outputs),
                 }
                 for link in links
             },
-            "subjects": {entry.name: entry.digest.sha256 for entry in statement.subject},
-        },
+            subjects={entry.name: entry.digest.sha256 for entry in statement.subject},
+        ).as_json(),
         outputs={"statement": file_ref(path)},
         config=config.model_dump(mode="json"),
         versions=versions("torch", "llama-cpp-python"),
@@ -165,7 +169,7 @@ def _export(directory: Path, record: Record, links: list[Link]) -> list[Link]:
             outputs=(resource(path, path.relative_to(directory).as_posix()),),
             parameters={
                 "options": _options(record),
-                "converter": record.metrics["converter"],
+                "converter": ExportMetrics.of(record).converter,
                 "model": links[0].parameters["model"],
             },
             verdict=record.verdict.value,
@@ -174,29 +178,35 @@ def _export(directory: Path, record: Record, links: list[Link]) -> list[Link]:
 
 
 def _quantize(directory: Path, record: Record, links: list[Link]) -> list[Link]:
-    derived = Derivation.model_validate(record.metrics["derivation"])
-    files: Any = record.metrics["files"]
+    found = QuantizeMetrics.of(record)
+    if found.derivation is None:
+        raise InputError(
+            "the record of quantize holds no digests of tensors",
+            where=str(directory / "quantize" / "record.json"),
+            remedy="It is of an earlier version; quantize again.",
+        )
+    derived, files = found.derivation, found.files
     inputs = tuple(_bare(link.outputs[0]) for link in links if link.kind == "export")
     importance = {**record.inputs, **record.outputs}.get("imatrix")
     if importance is not None:
         inputs += (_external(IMPORTANCE, importance.sha256),)
-    found = []
+    made = []
     for name in derived.tensors:
         path = directory / "quantize" / name
-        found.append(
+        made.append(
             Link(
-                name=f"quantize {files[name]['type']}",
+                name=f"quantize {files[name].type}",
                 kind="quantize",
                 inputs=inputs,
                 outputs=(resource(path, path.relative_to(directory).as_posix()),),
                 parameters={
-                    "options": {**_options(record), "types": [files[name]["type"]]},
+                    "options": {**_options(record), "types": [files[name].type]},
                     "build": derived.build.model_dump(mode="json"),
                 },
                 verdict=record.verdict.value,
             )
         )
-    return found
+    return made
 
 
 def _calibrate(directory: Path, record: Record, links: list[Link]) -> list[Link]:
@@ -216,7 +226,7 @@ def _calibrate(directory: Path, record: Record, links: list[Link]) -> list[Link]
             inputs=(_bare(sources[0]),),
             outputs=tuple(resource(p, p.relative_to(directory).as_posix()) for p in paths),
             parameters={
-                "temperature": record.metrics["temperature"],
+                "temperature": CalibrateMetrics.of(record).temperature,
                 **{key: record.config[key] for key in TEMPERATURE_KEYS},
             },
             verdict=record.verdict.value,

@@ -21,28 +21,27 @@ from so8tqc.config import VerifyConfig
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.gguf.file import open_gguf
-from so8tqc.llama.build import Build, library_build
+from so8tqc.llama.build import library_build
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record
+from so8tqc.record_kinds.attest import ComparedTensor, Likeness, VerifyMetrics
+from so8tqc.record_kinds.quantize import Build, QuantizeMetrics
 from so8tqc.records import (
     Check,
     FileRef,
     Record,
     Stopwatch,
-    jsonable,
     judge,
     overall,
     skipped,
     versions,
 )
 from so8tqc.services.attest.requantize import (
-    ComparedTensor,
-    Likeness,
     compare_tensors,
     make_again,
     other_keys,
 )
-from so8tqc.services.quantize.derivation import Derivation, tensor_digests
+from so8tqc.services.quantize.derivation import tensor_digests
 from so8tqc.wording import listed
 
 
@@ -88,17 +87,17 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
         kind="verify",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={
-            "tensors": {
+        metrics=VerifyMetrics(
+            tensors={
                 Likeness.IDENTICAL: len(file.tensors | made.tensors) - len(links),
                 **{
                     link: links.count(link)
                     for link in (Likeness.WITHIN_ROUNDING, Likeness.DIFFERENT)
                 },
             },
-            "not_identical": jsonable(found),
-            "build": jsonable({"recorded": recorded.build, "here": here, "same": same_build}),
-        },
+            not_identical=found,
+            build={"recorded": recorded.build, "here": here, "same": same_build},
+        ).as_json(),
         inputs={"file": file_ref(config.file), "record": file_ref(record_path), **inputs},
         config=config.model_dump(mode="json"),
         versions=versions("llama-cpp-python", "gguf"),
@@ -134,23 +133,25 @@ def _recorded(path: Path, name: str) -> _Recorded:
             remedy="Give the one that quantize wrote (--record).",
         )
     try:
-        derived = Derivation.model_validate(record.metrics.get("derivation"))
+        found = QuantizeMetrics.of(record)
     except ValidationError:
+        found = None
+    derived = found.derivation if found else None
+    if found is None or derived is None:
         raise InputError(
             "the record holds no digests of tensors",
             where=str(path),
             remedy="It is of an earlier version; quantize again.",
-        ) from None
+        )
     if name not in derived.tensors:
         raise InputError(
             f"the record knows no file {name}",
             where=str(path),
             remedy=f"It knows {', '.join(derived.tensors)}.",
         )
-    files: Any = record.metrics["files"]
     references = {**record.outputs, **record.inputs}  # a matrix may have been computed on the way
     return _Recorded(
-        type=str(files[name]["type"]),
+        type=str(found.files[name].type),
         options=record.config,
         inputs={kind: references[kind] for kind in ("gguf", "imatrix") if kind in references},
         tensors=derived.tensors[name],

@@ -21,19 +21,19 @@ from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.build import library_build
 from so8tqc.llama.vendor import find_converter
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.attest import Likeness, VerifyMetrics
 from so8tqc.records import (
     Check,
     Record,
     Stopwatch,
     Verdict,
-    jsonable,
     judge,
     overall,
     skipped,
     versions,
 )
 from so8tqc.services.attest.remake import Made, recorded_build, remake
-from so8tqc.services.attest.requantize import Likeness, compare_tensors
+from so8tqc.services.attest.requantize import compare_tensors
 from so8tqc.services.attest.statement import (
     BASE,
     IMPORTANCE,
@@ -59,8 +59,7 @@ class Outcome:
 def verify_statement(config: VerifyConfig, progress: Progress = SILENT) -> Record:
     """Check the files that are here, and make again every link whose inputs are here.
 
-    Record metrics: ``links`` (name → {found, text}), ``files`` (name → {state: ``identical``,
-    ``different`` or ``absent``, parts: what differs}).
+    Record metrics: ``links`` and ``files`` of :class:`so8tqc.record_kinds.attest.VerifyMetrics`.
 
     Raises:
         InputError: no statement, an edited one, a broken chain, or none of its files is here.
@@ -83,12 +82,12 @@ def verify_statement(config: VerifyConfig, progress: Progress = SILENT) -> Recor
         kind="verify",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={
-            "links": {name: {"found": o.found, "text": o.text} for name, o in outcomes.items()},
-            "files": jsonable(
-                {name: {"state": bench.state(name), "parts": p} for name, p in bench.parts.items()}
-            ),
-        },
+        metrics=VerifyMetrics(
+            links={name: {"found": o.found, "text": o.text} for name, o in outcomes.items()},
+            files={
+                name: {"state": bench.state(name), "parts": p} for name, p in bench.parts.items()
+            },
+        ).as_json(),
         config=config.model_dump(mode="json"),
         versions=versions("torch", "llama-cpp-python", "gguf"),
         run=watch.info(),

@@ -18,6 +18,7 @@ from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import require_scalable_norm
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.calibrate import AppliedTemperature
 from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
 from so8tqc.reports.kinds.calibrate import draw_reliability_png
 from so8tqc.reports.reliability_page import write_reliability
@@ -57,16 +58,7 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     Also writes ``reliability.html`` and ``.png`` and, with ``apply`` and a significant gain,
     ``NAME-calibrated.gguf``, which is then run again: what is reported as ``after`` is that file's.
 
-    Record metrics: ``temperature`` (to use), ``fitted``, ``ci95``, ``objective``, ``judged_by``,
-    ``significant``, ``at_bound``, ``converged``, ``bounds``; held-out ``before``, ``after`` (at the
-    temperature to use), ``at_fitted``, each {nll, ece, adaptive_ece, classwise_ece, brier,
-    sharpness}; ``change`` (measure → {difference, ci95} from T = 1 to the fitted one);
-    ``objectives`` (each one's fit); ``group_temperatures`` and ``entropy_temperature`` (beyond one
-    number); ``entropy``; ``reference`` (its held-out values) and ``against_reference``, null
-    without one; ``curve`` {temperature, objective, nll_fit, nll_holdout}; ``reliability`` {before,
-    fitted, reference if there is one}, each {edges, count, confidence, accuracy}; ``groups``
-    (held-out rows by language and category); ``tokens`` and ``split`` {fit, holdout}; ``applied``
-    (the file that ships, or null); ``vocab_size``.
+    Record metrics: :class:`so8tqc.record_kinds.calibrate.CalibrateMetrics`.
 
     Raises:
         ConfigError: the objective ``entropy`` without a reference.
@@ -84,7 +76,10 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     inputs = {"gguf": file_ref(config.gguf)}
     if config.reference is not None:
         inputs["reference"] = file_ref(config.reference)
-    summary = {**temperature_summary(calibration, config), "applied": _applied(applied, config)}
+    summary = {
+        **temperature_summary(calibration, config),
+        "applied": jsonable(_applied(applied, config)),
+    }
     outputs = _write(config, summary, inputs["gguf"], applied)
     checks = temperature_checks(calibration)
     if applied is not None:
@@ -94,12 +89,9 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
         verdict=overall(checks),
         checks=tuple(checks),
         metrics={
-            key: jsonable(value)
-            for key, value in {
-                **summary,
-                **temperature_details(calibration, texts, split, config),
-                "vocab_size": vocab_size,
-            }.items()
+            **summary,
+            **temperature_details(calibration, texts, split, config),
+            "vocab_size": vocab_size,
         },
         notices=tuple(_notices(calibration, config)),
         inputs=inputs,
@@ -137,16 +129,16 @@ def _measure(
     return shipped(calibration, applied.scored, config), applied, vocab_size
 
 
-def _applied(applied: Applied | None, config: CalibrateConfig) -> dict[str, object] | None:
+def _applied(applied: Applied | None, config: CalibrateConfig) -> AppliedTemperature | None:
     if applied is None:
         return None
-    return {
-        "file": applied.path.name,
-        "how": config.apply,
-        "reader_temperature": applied.reader_temperature,
-        "scale": applied.scale,
-        "kl": applied.kl,
-    }
+    return AppliedTemperature(
+        file=applied.path.name,
+        how=config.apply,
+        reader_temperature=applied.reader_temperature,
+        scale=applied.scale,
+        kl=applied.kl,
+    )
 
 
 def _drawn(record: Record, config: CalibrateConfig) -> Record:
@@ -205,7 +197,7 @@ def _open(path: Path, config: CalibrateConfig) -> LogitSource:
 
 def _write(
     config: CalibrateConfig,
-    summary: dict[str, object],
+    summary: dict[str, JsonValue],
     gguf: FileRef,
     applied: Applied | None,
 ) -> dict[str, FileRef]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from so8tqc.config import ChooseAmongConfig, QCConfig
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record
-from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
+from so8tqc.record_kinds.choose import ChooseMeasured, ChooseMetrics, Row
+from so8tqc.record_kinds.quantize import QuantizeMetrics
+from so8tqc.records import Record, Stopwatch, overall, versions
 from so8tqc.services.choose.budget import budget_of, verdicts
 from so8tqc.services.choose.inversions import inversions
 from so8tqc.services.choose.recommend import recommend, speeds
-from so8tqc.services.choose.rows import Row, described, measured_row, scope
+from so8tqc.services.choose.rows import (
+    as_recorded,
+    described,
+    files_by_type,
+    measured_row,
+    scope,
+    written_paths,
+)
 from so8tqc.services.qc.judging import Bootstrap
 from so8tqc.services.qc.models import texts_of
 from so8tqc.services.qc.pairwise import compare_candidates
@@ -40,11 +46,11 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
     told = QCConfig.model_validate(judged.config).model_dump(exclude_defaults=True)
     judged_by = QCConfig(**told)  # what was left out then is left out now
     bootstrap, budget = Bootstrap(judged_by.resamples, judged_by.seed), budget_of(config)
-    entries: Any = made.metrics["files"]
+    entries = QuantizeMetrics.of(made).files
     if missing := entries.keys() - tables.keys():
         raise InputError("the qc has not run this file", where=min(missing))
-    files = {str(entry["type"]): entry for entry in entries.values()}
-    paths = {name: Path(entry["path"]) for name, entry in files.items()}
+    files = files_by_type(made)
+    paths = written_paths(files)
     by_type = {name: tables[path.name] for name, path in paths.items()}
     rows = {
         name: _with_survival(
@@ -53,7 +59,7 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
         for name, path in paths.items()
     }
     inverted = inversions(
-        rows, files, compare_candidates(by_type, bootstrap), open_gguf(config.gguf)
+        rows, as_recorded(files), compare_candidates(by_type, bootstrap), open_gguf(config.gguf)
     )
     recommended, reason = recommend(rows, budget, config, len(rows))
     checks = verdicts(rows[recommended], recommended, budget, config)
@@ -62,25 +68,26 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
     measured = speeds(
         paths, longest, repeats=config.repeats, threads=config.threads, progress=progress
     )
-    metrics: dict[str, object] = {
-        "rows": described(rows, files),
-        "recommended": recommended,
-        "reason": reason,
-        "inversions": inverted,
-        **scope(by_type),
-    }
-    if config.has_budget:
-        metrics["budget"] = str(budget)
+    count, tokens = scope(by_type)
+    metrics = ChooseMetrics(
+        rows=described(rows, files),
+        recommended=recommended,
+        reason=reason,
+        inversions=inverted,
+        texts=count,
+        tokens=tokens,
+        budget=str(budget) if config.has_budget else None,
+    )
     return Record(
         kind="choose",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={key: jsonable(value) for key, value in metrics.items()},
+        metrics=metrics.as_json(),
         notices=(reason, *(inversion["sentence"] for inversion in inverted)),
         inputs={name: file_ref(path) for name, path in paths.items()},
         config=config.model_dump(mode="json"),
         versions=versions("llama-cpp-python", "numpy"),
-        run=watch.info().model_copy(update={"measured": {"speed": jsonable(measured)}}),
+        run=watch.info().model_copy(update={"measured": ChooseMeasured(speed=measured).as_json()}),
     )
 
 

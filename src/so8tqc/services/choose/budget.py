@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from so8tqc import wording
 from so8tqc.config import ChoiceOptions
+from so8tqc.record_kinds.choose import Row
 from so8tqc.records import Check, judge
-from so8tqc.services.choose.rows import Row
 
 
 @dataclass(frozen=True)

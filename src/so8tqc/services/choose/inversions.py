@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from so8tqc.gguf.file import GGUFFile, GGUFTensor
-from so8tqc.services.choose.rows import Row
-from so8tqc.services.qc.pairwise import Comparisons, Pair
+from so8tqc.record_kinds.choose import Inversion, Row
+from so8tqc.record_kinds.pairs import Comparisons, Pair
 
 _BLOCK = 32
 _FOUR_BIT_LEVELS = 16
@@ -18,33 +18,6 @@ _BLOCKS_SAMPLED = 512
 _ON_A_GRID = 0.5
 """Share of blocks with at most 16 values from which on weights are said to come from a 4-bit file:
 a block of 32 weights that were never quantized practically never has so few."""
-
-
-class Inversion(TypedDict):
-    """A larger file that is further from the reference than a smaller one.
-
-    ``supported``: whether the interval of the difference excludes zero. ``compared``: tensors that
-    the two store in different types; ``worse`` of them have the larger weight error in the
-    larger file. ``four_bit_share``: of the worse ones' blocks of 32 weights in the input, the share
-    that holds at most 16 distinct values.
-    """
-
-    smaller: str
-    larger: str
-    difference: float
-    ci95: tuple[float, float] | None
-    supported: bool
-    compared: int
-    worse: int
-    error_smaller: float | None
-    error_larger: float | None
-    types_smaller: list[str]
-    types_larger: list[str]
-    fallbacks: int
-    columns: list[int]
-    block: int | None
-    four_bit_share: float | None
-    sentence: str
 
 
 def inversions(
@@ -57,7 +30,7 @@ def inversions(
 
     Args:
         rows: type → its measured row.
-        files: type → its entry in the record of ``quantize``.
+        files: type → its entry in the record of ``quantize``, as JSON.
         comparisons: all pairs, by type.
         source: the unquantized file.
     """

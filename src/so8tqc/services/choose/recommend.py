@@ -8,10 +8,10 @@ from pathlib import Path
 
 from so8tqc import wording
 from so8tqc.config import ChoiceOptions
-from so8tqc.llama.speed import Speed, measure_speeds
+from so8tqc.llama.speed import measure_speeds
 from so8tqc.progress import Progress
+from so8tqc.record_kinds.choose import Row, Speeds
 from so8tqc.services.choose.budget import Budget
-from so8tqc.services.choose.rows import Row
 from so8tqc.sources.protocol import TokenIds
 
 DEFAULT_TOP1 = 0.9
@@ -70,7 +70,7 @@ def speeds(
     repeats: int,
     threads: int | None,
     progress: Progress,
-) -> dict[str, object]:
+) -> Speeds:
     """Tokens per second of every file on this machine, and what was measured.
 
     Args:
@@ -82,7 +82,7 @@ def speeds(
     """
     tokens = sample[: _PROMPT_TOKENS + _NEW_TOKENS]
     new_tokens = min(_NEW_TOKENS, tokens.size // 2)
-    rates: dict[str, Speed] = measure_speeds(
+    rates = measure_speeds(
         paths, tokens, new_tokens=new_tokens, repeats=repeats, threads=threads, progress=progress
     )
     return {

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 
 from so8tqc.metrics.bootstrap import paired_bootstrap, quantile_interval, ratio_of_sums
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.record_kinds.base import Interval
+from so8tqc.record_kinds.choose import DescribedRow, Row
+from so8tqc.record_kinds.quantize import QuantizedFile, QuantizeMetrics
+from so8tqc.records import Record
 from so8tqc.services.qc.judging import Bootstrap, survival_check
-
-Interval = tuple[float, float] | None
-
-
-_FACTS = ("type", "path", "bits_per_weight", "types")
-
-
-class Row(TypedDict):
-    """A file's size and quality. Intervals are of 95 %, None with too few texts.
-
-    ``kl_99`` is the 99th percentile of the tokens' KL; ``ppl_ratio`` the file's perplexity over the
-    reference's. ``survival`` is the upper end of KL(reference‖file) − KL(base‖file): the gate
-    survives if it is negative.
-    """
-
-    bytes: int
-    kl_mean: float
-    kl_ci95: Interval
-    kl_99: float
-    kl_99_ci95: Interval
-    top1: float
-    top1_ci95: Interval
-    ppl_ratio: float
-    ppl_ratio_ci95: Interval
-    survival: NotRequired[float]
-    survives: NotRequired[bool]
 
 
 def measured_row(
@@ -80,8 +59,8 @@ def measured_row(
 
 
 def described(
-    rows: Mapping[str, Row], files: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, object]]:
+    rows: Mapping[str, Row], files: Mapping[str, QuantizedFile]
+) -> dict[str, DescribedRow]:
     """The rows as a record shows them: the smallest first, with what each file is.
 
     Args:
@@ -89,20 +68,48 @@ def described(
         files: name → its entry in the record of ``quantize``.
     """
     return {
-        name: {**row, **{key: files[name][key] for key in _FACTS}}
+        name: _described(row, files[name])
         for name, row in sorted(rows.items(), key=lambda item: item[1]["bytes"])
     }
 
 
-def scope(tables: Mapping[str, TokenTable]) -> dict[str, int]:
-    """How much text the files of one pass were measured on."""
+def _described(row: Row, file: QuantizedFile) -> DescribedRow:
+    assert file.type is not None
+    assert file.path is not None
+    assert file.bits_per_weight is not None
+    return {
+        **row,
+        "type": file.type,
+        "path": file.path,
+        "bits_per_weight": file.bits_per_weight,
+        "types": file.types,
+    }
+
+
+def files_by_type(made: Record) -> dict[str, QuantizedFile]:
+    """Type → what the record of a quantization says of its file."""
+    return {str(file.type): file for file in QuantizeMetrics.of(made).files.values()}
+
+
+def written_paths(files: Mapping[str, QuantizedFile]) -> dict[str, Path]:
+    """Name → where its file was written."""
+    return {name: Path(str(file.path)) for name, file in files.items()}
+
+
+def as_recorded(files: Mapping[str, QuantizedFile]) -> dict[str, dict[str, JsonValue]]:
+    """The files as the record shows them."""
+    return {name: file.as_json() for name, file in files.items()}
+
+
+def scope(tables: Mapping[str, TokenTable]) -> tuple[int, int]:
+    """How many texts and tokens the files of one pass were measured on."""
     first = next(iter(tables.values()))
-    return {"texts": len(first.texts), "tokens": len(first)}
+    return len(first.texts), len(first)
 
 
 def _mean_interval(
     table: TokenTable, column: str, bootstrap: Bootstrap, minus: str | None = None
-) -> Interval:
+) -> Interval | None:
     sums = table.per_text(column, *([minus] if minus else []))
     if minus:
         sums = np.stack([sums[:, 0] - sums[:, 1], sums[:, 2]], axis=1)
@@ -111,5 +118,5 @@ def _mean_interval(
     )
 
 
-def _known(interval: tuple[float, float]) -> Interval:
+def _known(interval: tuple[float, float]) -> Interval | None:
     return None if np.isnan(interval[0]) else interval

@@ -23,13 +23,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 from so8tqc.gguf.file import GGUFFile
 from so8tqc.gguf.mixture import mix, mixture_bytes
+from so8tqc.record_kinds.choose import Row, Sensitivity, Tried
 from so8tqc.services.choose.budget import Budget
 from so8tqc.services.choose.groups import Group, groups
-from so8tqc.services.choose.rows import Row
 
 _AT_ONCE = 4
 """Mixtures of one round: they share the reference's logits."""
@@ -37,27 +36,6 @@ _AT_ONCE = 4
 
 Evaluate = Callable[[Mapping[str, Path], bool], dict[str, Row]]
 """Names and files, whether they are also compared with the base → rows."""
-
-
-class Tried(TypedDict):
-    """One evaluated file: how it is made, what was measured, what it misses of the budget."""
-
-    recipe: str
-    purpose: str
-    bytes: int
-    kl_mean: float
-    kl_ci95: tuple[float, float] | None
-    top1: float
-    missed: list[str]
-
-
-class Sensitivity(TypedDict):
-    """A group of tensors: what storing it as the lower type does costs and saves."""
-
-    group: str
-    tensors: int
-    bytes_saved: int
-    kl_cost: float
 
 
 @dataclass(frozen=True)

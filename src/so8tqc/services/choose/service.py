@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.disk.atomic import temporary_directory
@@ -19,12 +18,13 @@ from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.mixture import differing_tensors
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.choose import ChooseMeasured, ChooseMetrics, Row, Searched
+from so8tqc.record_kinds.quantize import QuantizedFile, Recipe
 from so8tqc.records import (
     Check,
     FileRef,
     Record,
     Stopwatch,
-    jsonable,
     judge,
     overall,
     versions,
@@ -34,7 +34,14 @@ from so8tqc.services.choose.evaluation import Evaluation, Tables
 from so8tqc.services.choose.inversions import inversions
 from so8tqc.services.choose.patterns import override_patterns, quantized_types
 from so8tqc.services.choose.recommend import recommend, speeds
-from so8tqc.services.choose.rows import Row, described, measured_row, scope
+from so8tqc.services.choose.rows import (
+    as_recorded,
+    described,
+    files_by_type,
+    measured_row,
+    scope,
+    written_paths,
+)
 from so8tqc.services.choose.search import Mixture, Search, search
 from so8tqc.services.qc.judging import Bootstrap, effect_check
 from so8tqc.services.qc.pairwise import compare_candidates
@@ -47,12 +54,8 @@ from so8tqc.sources.hub import with_local_paths
 def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
     """Compare quantizations of one file and recommend one of them.
 
-    Record metrics: ``rows``: type → ``choosing_rows.Row`` with ``type``, ``path``,
-    ``bits_per_weight``; ``files``: as in the record of ``quantize``; ``recommended``,
-    ``reason``; ``budget``; ``comparisons``: see ``services.qc.pairwise``; ``inversions``: see
-    ``services.choose.inversions``; ``search``: {low, high, tried, sensitivity, ended, evaluations}
-    where a budget was given; ``texts``, ``tokens``. ``run.measured.speed``: type →
-    {prompt, generation: {median, low, high} tokens per second}, with threads and lengths.
+    Record metrics: :class:`so8tqc.record_kinds.choose.ChooseMetrics`; ``run.measured``:
+    :class:`so8tqc.record_kinds.choose.ChooseMeasured`.
 
     Checks: those of ``quantize`` for every file that is kept; ``effect.kl`` and, of the
     recommended file, ``effect.survival`` if there are rotations; ``budget.kl``, ``budget.top1``,
@@ -78,7 +81,7 @@ class _State:
 
     rows: dict[str, Row]
     tables: dict[str, TokenTable]
-    files: dict[str, dict[str, Any]]
+    files: dict[str, QuantizedFile]
     paths: dict[str, Path]
     checks: list[Check]
     outputs: dict[str, FileRef]
@@ -90,15 +93,15 @@ def _choose(
     bootstrap = Bootstrap(config.resamples, config.seed)
     budget = budget_of(config)
     made = quantize(_quantize_config(config), progress)
-    state = _State({}, {}, _entries(made), {}, list(made.checks), dict(made.outputs))
-    state.paths = {name: Path(entry["path"]) for name, entry in state.files.items()}
+    state = _State({}, {}, files_by_type(made), {}, list(made.checks), dict(made.outputs))
+    state.paths = written_paths(state.files)
     found = evaluation.tables(state.paths, progress, against_base=True)
     state.tables, state.rows = found.to_reference, _rows(state.paths, found, bootstrap)
     if found.effect is not None:
         state.checks.append(effect_check(found.effect, None, bootstrap))
     source = open_gguf(config.gguf)
     compared = compare_candidates(state.tables, bootstrap)
-    inverted = inversions(state.rows, state.files, compared, source)
+    inverted = inversions(state.rows, as_recorded(state.files), compared, source)
     searched = None
     if config.has_budget:
         searched = _search(config, evaluation, budget, state, bootstrap, progress)
@@ -111,19 +114,19 @@ def _choose(
         state.paths, evaluation.sample, repeats=config.repeats, threads=config.threads,
         progress=progress,
     )  # fmt: skip
-    metrics: dict[str, object] = {
-        "rows": described(state.rows, state.files),
-        "files": {path.name: state.files[name] for name, path in state.paths.items()},
-        "recommended": recommended,
-        "reason": reason,
-        "inversions": inverted,
-        "comparisons": compared,
-        **scope(state.tables),
-    }
-    if config.has_budget:
-        metrics["budget"] = str(budget)
-    if searched is not None:
-        metrics["search"] = _search_metrics(searched, config)
+    texts, tokens = scope(state.tables)
+    metrics = ChooseMetrics(
+        rows=described(state.rows, state.files),
+        files={path.name: state.files[name] for name, path in state.paths.items()},
+        recommended=recommended,
+        reason=reason,
+        inversions=inverted,
+        comparisons=compared,
+        texts=texts,
+        tokens=tokens,
+        budget=str(budget) if config.has_budget else None,
+        search=None if searched is None else _search_metrics(searched, config),
+    )
     notices = [reason, *(inversion["sentence"] for inversion in inverted), *made.notices]
     if searched is not None:
         notices.insert(1, searched.ended)
@@ -131,13 +134,13 @@ def _choose(
         kind="choose",
         verdict=overall(state.checks),
         checks=tuple(state.checks),
-        metrics={key: jsonable(value) for key, value in metrics.items()},
+        metrics=metrics.as_json(),
         notices=tuple(notices),
         inputs=_inputs(config, made),
         outputs=state.outputs,
         config=config.model_dump(mode="json"),
         versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
-        run=watch.info().model_copy(update={"measured": {"speed": jsonable(speed)}}),
+        run=watch.info().model_copy(update={"measured": ChooseMeasured(speed=speed).as_json()}),
     )
 
 
@@ -153,12 +156,6 @@ def _rows(files: Mapping[str, Path], found: Tables, bootstrap: Bootstrap) -> dic
 def _quantize_config(config: ChooseConfig, **changes: object) -> QuantizeConfig:
     fields = {name: getattr(config, name) for name in QuantizeConfig.model_fields}
     return QuantizeConfig(**{**fields, **changes})
-
-
-def _entries(made: Record) -> dict[str, dict[str, Any]]:
-    """Type → entry of a quantize record's files."""
-    files: Any = made.metrics["files"]
-    return {str(entry["type"]): entry for entry in files.values()}
 
 
 def _search(
@@ -216,12 +213,13 @@ def _make(
         progress,
     )
     name = mixture_name(mixture)
-    (entry,) = _entries(made).values()
-    written = Path(entry["path"])
+    (entry,) = files_by_type(made).values()
+    written = Path(str(entry.path))
     differing = list(differing_tensors(mixture.path, written))
     path = config.out / f"{stem(config.gguf)}-{name}.gguf"
     publish(written, path)
-    state.files[name] = {**entry, "path": str(path), "recipe": _recipe(mixture, patterns)}
+    recipe = Recipe(type=mixture.low, tensor_types=list(patterns), words=mixture.recipe)
+    state.files[name] = entry.model_copy(update={"path": str(path), "recipe": recipe})
     state.paths[name] = path
     state.outputs[name] = file_ref(path)
     state.checks += [check.model_copy(update={"subject": path.name}) for check in made.checks]
@@ -238,12 +236,7 @@ def _make(
     )
 
 
-def _recipe(mixture: Mixture, patterns: tuple[str, ...]) -> dict[str, object]:
-    """The options of ``so8tqc quantize`` that make the file."""
-    return {"type": mixture.low, "tensor_types": patterns, "words": mixture.recipe}
-
-
-def _search_metrics(searched: Search, config: ChooseConfig) -> dict[str, object]:
+def _search_metrics(searched: Search, config: ChooseConfig) -> Searched:
     mixture = searched.mixture
     return {
         "low": searched.low,

@@ -9,6 +9,7 @@ from pathlib import Path
 from so8tqc.errors import InputError
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.record_files import read_record
+from so8tqc.record_kinds.run import RunMetrics
 from so8tqc.records import Record
 from so8tqc.services.qc.token_file import TOKENS_FILE, read_tokens
 from so8tqc.services.report import read_stages
@@ -57,7 +58,7 @@ def read_run(directory: Path) -> Run:
         root = str(own.config["out"]) if own else str(directory)
     return Run(
         directory=directory,
-        name=str(whole.metrics.get("name", "")) if whole else "",
+        name=(RunMetrics.of(whole).name or "") if whole else "",
         root=root.rstrip("/"),
         whole=whole,
         stages=stages,

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from so8tqc.disk.atomic import write_text
 from so8tqc.disk.digests import file_ref
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import write_record
-from so8tqc.records import FileRef, Record, Stopwatch, Verdict, jsonable, versions
+from so8tqc.record_kinds.comparison import (
+    Change,
+    ComparisonMetrics,
+    FileChange,
+    FileSide,
+    Side,
+)
+from so8tqc.records import FileRef, Record, Stopwatch, Verdict, versions
 from so8tqc.reports.kinds.comparison import comparison_html, comparison_markdown
 from so8tqc.services.compare.run import Run, read_run
 from so8tqc.services.compare.values import (
@@ -20,24 +27,6 @@ from so8tqc.services.compare.values import (
     named_checks,
     new_failures,
 )
-
-
-class Change(TypedDict):
-    """A named value of both runs; None where a run has none."""
-
-    name: str
-    a: Any
-    b: Any
-
-
-class FileChange(TypedDict):
-    """An input or output of both runs, and the stages that name it."""
-
-    role: str
-    name: str
-    stages: list[str]
-    a: dict[str, Any] | None
-    b: dict[str, Any] | None
 
 
 def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Record:
@@ -50,10 +39,8 @@ def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Re
 
     Returns:
         Record of kind ``comparison``. It fails if a check fails in B that did not fail in A.
-        Metrics: ``a``, ``b``: {directory, verdict, started}; ``changed``; ``config``, ``versions``
-        (:class:`Change`), ``files`` (:class:`FileChange`), ``verdicts`` ({stage, id, subject, a,
-        b, detail}), ``values`` (:class:`Value`), of each only what differs; ``same``: how many of
-        each are equal; ``paired``: {reason, note, comparisons}, see ``services.qc.pairwise``.
+        Metrics: :class:`so8tqc.record_kinds.comparison.ComparisonMetrics`; of each kind of thing
+        only what differs.
 
     Raises:
         InputError: a directory holds no record, or one that cannot be read.
@@ -64,36 +51,35 @@ def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Re
         paired = compare_tables(first, second)
         checks = named_checks(first), named_checks(second)
         values = compared_values(*checks, paired)
-        config, files = _config(first, second), _files(first, second)
-        found = versions_of(first), versions_of(second)
-        parts = {
-            "config": _changes(*config),
-            "versions": _changes(*found),
-            "files": files,
-            "verdicts": changed_verdicts(*checks),
-            "values": [value for value in values if value["outcome"] != "equal"],
-        }
+        changed_config = _changes(*_config(first, second))
+        changed_versions = _changes(versions_of(first), versions_of(second))
+        files, verdicts = _files(first, second), changed_verdicts(*checks)
+        differing = [value for value in values if value["outcome"] != "equal"]
         task.advance(1)
         new = new_failures(*checks)
         record = Record(
             kind="comparison",
             verdict=new.verdict,
             checks=(new,),
-            metrics={
-                "a": _about(first),
-                "b": _about(second),
-                "changed": any(parts.values()),
-                **{key: jsonable(value) for key, value in parts.items()},
-                "same": {
-                    "values": sum(value["outcome"] == "equal" for value in values),
+            metrics=ComparisonMetrics(
+                a=_about(first),
+                b=_about(second),
+                changed=any((changed_config, changed_versions, files, verdicts, differing)),
+                config=changed_config,
+                versions=changed_versions,
+                files=files,
+                verdicts=verdicts,
+                values=differing,
+                same={
+                    "values": len(values) - len(differing),
                     "files": sum(_same(*refs) for refs in _references(first, second).values()),
                 },
-                "paired": {
+                paired={
                     "reason": paired.reason,
                     "note": paired.note,
-                    "comparisons": jsonable(paired.comparisons),
+                    "comparisons": paired.comparisons,
                 },
-            },
+            ).as_json(),
             inputs={"a": _fingerprint(first), "b": _fingerprint(second)},
             versions=versions("numpy", "scipy", "jinja2"),
             run=watch.info(),
@@ -105,7 +91,7 @@ def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Re
     return record
 
 
-def _about(run: Run) -> dict[str, Any]:
+def _about(run: Run) -> Side:
     records = [run.whole] if run.whole else list(run.stages.values())
     return {
         "directory": str(run.directory),
@@ -201,7 +187,7 @@ def _same(a: FileRef | None, b: FileRef | None) -> bool:
     return a is not None and b is not None and a.sha256 == b.sha256
 
 
-def _shown(ref: FileRef | None, run: Run) -> dict[str, Any] | None:
+def _shown(ref: FileRef | None, run: Run) -> FileSide | None:
     if ref is None:
         return None
     return {"path": run.plain(ref.path), "sha256": ref.sha256, "bytes": ref.bytes}

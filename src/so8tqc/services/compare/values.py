@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.record_kinds.comparison import Outcome, Value, VerdictChange
+from so8tqc.record_kinds.pairs import Comparisons, Measure, Pair
 from so8tqc.records import Check, judge
 from so8tqc.services.compare.run import Run
 from so8tqc.services.qc.judging import Bootstrap
-from so8tqc.services.qc.pairwise import Comparisons, Measure, Pair, compare_pairs
+from so8tqc.services.qc.pairwise import compare_pairs
 
-Outcome = Literal["equal", "better", "worse", "undecided", "not comparable"]
 _PAIRED: Mapping[str, Literal["kl", "top1"]] = {"kl.mean": "kl", "kl.top1": "top1"}
 """Checks whose values are means of a column of the token table."""
 
@@ -29,26 +30,6 @@ class Named(NamedTuple):
     nth: int
 
 
-class Value(TypedDict):
-    """What a check measured in both runs, and what can be said of the difference.
-
-    ``outcome`` is of B against A: ``equal``; ``better`` or ``worse``, where the data support it;
-    ``undecided``, where they do not; ``not comparable``, where there is nothing to tell it by.
-    ``how`` says by what.
-    """
-
-    stage: str
-    id: str
-    subject: str
-    unit: str
-    a: dict[str, Any] | None
-    b: dict[str, Any] | None
-    difference: float | None
-    ci95: tuple[float, float] | None
-    outcome: Outcome
-    how: str
-
-
 def named_checks(run: Run) -> dict[Named, Check]:
     found: dict[Named, Check] = {}
     for stage, record in run.stages.items():
@@ -60,7 +41,7 @@ def named_checks(run: Run) -> dict[Named, Check]:
     return found
 
 
-def changed_verdicts(a: Mapping[Named, Check], b: Mapping[Named, Check]) -> list[dict[str, Any]]:
+def changed_verdicts(a: Mapping[Named, Check], b: Mapping[Named, Check]) -> list[VerdictChange]:
     """Checks that ended otherwise, or that only one run has."""
     return [
         {

@@ -18,7 +18,8 @@ from so8tqc.gguf.rewrite import rewrite
 from so8tqc.llama.converter import convert
 from so8tqc.llama.vendor import Converter, find_converter
 from so8tqc.progress import SILENT, Progress
-from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
+from so8tqc.record_kinds.export import ExportMetrics
+from so8tqc.records import Record, Stopwatch, overall, versions
 from so8tqc.services.export.kept_tensors import (
     Kept,
     choose,
@@ -44,9 +45,7 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     Every tensor is compared with its source, and libllama runs the file beside transformers. The
     provenance of a baked directory goes into the file's ``so8t.*`` keys.
 
-    Record metrics: ``architecture``, ``types`` (GGML type → tensors), ``tensors``, ``bytes``,
-    ``bits_per_weight``, ``rearranged`` (what was done → tensors), ``baked`` (whether the model
-    directory says so), ``kept`` (tensors that ``keep_f32`` left unrounded), ``converter``.
+    Record metrics: :class:`so8tqc.record_kinds.export.ExportMetrics`.
 
     Raises:
         ConfigError: ``keep_f32`` names nothing.
@@ -72,18 +71,18 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
         kind="export",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={
-            "architecture": gguf.architecture,
-            "file_type": gguf.file_type,
-            "types": jsonable(gguf.types),
-            "tensors": len(gguf.tensors),
-            "bytes": config.out.stat().st_size,
-            "bits_per_weight": gguf.bits_per_weight,
-            "rearranged": jsonable(comparison.arrangements),
-            "baked": ready.provenance is not None,
-            "kept": sorted(kept),
-            "converter": ready.converter.revision,
-        },
+        metrics=ExportMetrics(
+            architecture=gguf.architecture,
+            file_type=gguf.file_type,
+            types=gguf.types,
+            tensors=len(gguf.tensors),
+            bytes=config.out.stat().st_size,
+            bits_per_weight=gguf.bits_per_weight,
+            rearranged=comparison.arrangements,
+            baked=ready.provenance is not None,
+            kept=sorted(kept),
+            converter=ready.converter.revision,
+        ).as_json(),
         notices=tuple(kept_notices(kept, ready.checkpoint)),
         inputs={"model": file_ref(config.model)},
         outputs={"gguf": file_ref(config.out)},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,14 @@ from so8tqc.metrics import oscillation as osc
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.repetition import repetition
 from so8tqc.metrics.spectra import Spectrum
+from so8tqc.record_kinds.longtext import (
+    CaseMetrics,
+    FromBase,
+    Indices,
+    Oscillation,
+    RelativeChange,
+    Repeated,
+)
 from so8tqc.records import Check, judge, skipped
 from so8tqc.services.longtext.pet import effect_check, fidelity_checks, layer_metrics, looks
 from so8tqc.sources.probe import Probe
@@ -225,39 +232,51 @@ def effect_checks(cases: Sequence[Case], record: str | None) -> list[Check]:
     ]
 
 
-def case_metrics(case: Case) -> dict[str, Any]:
+def case_metrics(case: Case) -> CaseMetrics:
+    """All that was measured on a text."""
     assert case.table is not None
-    c = case.table.columns
-    metrics: dict[str, Any] = {
-        "tokens": int(case.encoded.tokens.size),
-        "kl_mean": float(c["kl"].mean()),
-        "indices": {
-            name: {
-                "max_logit": osc.indices(c[f"max_logit_{name}"]),
-                "entropy": osc.indices(c[f"entropy_{name}"]),
-                "high_variance": float(osc.high_variance(c[f"max_logit_{name}"]).mean()),
-            }
+    named = {CANDIDATE: case.candidate, REFERENCE: case.reference, BASE: case.base}
+    runs = {name: run for name, run in named.items() if run is not None}
+    layers = {name: layer_metrics(run) for name, run in runs.items()}
+    found = case.spectra.get(CANDIDATE)
+    return CaseMetrics(
+        tokens=int(case.encoded.tokens.size),
+        kl_mean=float(case.table.columns["kl"].mean()),
+        indices={
+            name: _oscillation(case.table, name)
             for name in (CANDIDATE, REFERENCE)
             if name == CANDIDATE or case.reference is not None
         },
-    }
-    for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference), (BASE, case.base)):
-        if run is None:
-            continue
-        for kind, by_layer in layer_metrics(run).items():
-            metrics.setdefault(kind, {})[name] = by_layer
-        if run.entropy is not None:
-            metrics.setdefault("attention_entropy", {})[name] = run.entropy.mean(axis=(1, 2))
-    if case.from_base:
-        metrics["energy_relative_to_base"] = case.from_base["energy"].relative
-        metrics["hidden_states_from_base"] = {
-            name: {"relative": change.relative, "ci95": change.ci95}
-            for name, change in case.from_base.items()
-        } | {"reading": looks(case.from_base)}
-    if CANDIDATE in case.spectra:
-        found = case.spectra[CANDIDATE]
-        metrics["significant_periods"] = [float(p) for p in found.period[found.significant]]
-    metrics["generation"] = {
-        name: repetition(tokens)._asdict() for name, tokens in case.generated.items()
-    }
-    return metrics
+        energy={name: by["energy"].tolist() for name, by in layers.items()} or None,
+        high_frequency={name: by["high_frequency"].tolist() for name, by in layers.items()} or None,
+        attention_entropy={
+            name: run.entropy.mean(axis=(1, 2)).tolist()
+            for name, run in runs.items()
+            if run.entropy is not None
+        }
+        or None,
+        energy_relative_to_base=case.from_base["energy"].relative if case.from_base else None,
+        hidden_states_from_base=_from_base(case.from_base) if case.from_base else None,
+        significant_periods=None if found is None else found.period[found.significant].tolist(),
+        generation={
+            name: Repeated(**repetition(tokens)._asdict())
+            for name, tokens in case.generated.items()
+        },
+    )
+
+
+def _oscillation(table: TokenTable, name: str) -> Oscillation:
+    top, entropy = table.columns[f"max_logit_{name}"], table.columns[f"entropy_{name}"]
+    return Oscillation(
+        max_logit=Indices(**osc.indices(top)),
+        entropy=Indices(**osc.indices(entropy)),
+        high_variance=float(osc.high_variance(top).mean()),
+    )
+
+
+def _from_base(changes: dict[str, osc.Change]) -> FromBase:
+    energy, high = (
+        RelativeChange(relative=changes[name].relative, ci95=changes[name].ci95)
+        for name in ("energy", "high_frequency")
+    )
+    return FromBase(energy=energy, high_frequency=high, reading=looks(changes))

@@ -21,11 +21,11 @@ from so8tqc.errors import DataError, InputError, MissingToolError
 from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.spectra import rope_wavelengths, spectrum
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.longtext import LongTextMetrics
 from so8tqc.records import (
     FileRef,
     Record,
     Stopwatch,
-    jsonable,
     overall,
     versions,
 )
@@ -70,10 +70,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     reported and every comparing check is skipped. Attention entropy and hidden-state
     energies need a transformers candidate.
 
-    Record metrics: ``cases``: id → {tokens, kl_mean, indices, energy and high_frequency (of the
-    hidden states, by layer), energy_relative_to_base (mean over layers), hidden_states_from_base,
-    attention_entropy (by layer), significant_periods, generation}; ``gates_pet``: the gate file's
-    PET record, None if it has none. Writes
+    Record metrics: :class:`so8tqc.record_kinds.longtext.LongTextMetrics`. Writes
     ``CASE_oscillation.html``, ``CASE_entropy.html`` (and ``.png``) and ``series.npz``.
 
     Raises:
@@ -111,10 +108,9 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         kind="longtext",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={
-            "cases": jsonable({case.encoded.id: case_metrics(case) for case in cases}),
-            "gates_pet": record,
-        },
+        metrics=LongTextMetrics(
+            cases={case.encoded.id: case_metrics(case) for case in cases}, gates_pet=record
+        ).as_json(),
         notices=tuple(notices),
         inputs=inputs,
         outputs=_outputs(config.out, cases),

@@ -8,6 +8,7 @@ from pathlib import Path
 from so8tqc.errors import ModelError
 from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.divergence import TokenTable, summarise
+from so8tqc.record_kinds.qc import Recorded, Statistics
 from so8tqc.records import Check, judge, skipped
 from so8tqc.services.qc.judging import EFFECT_FACTOR, SMALLEST_EFFECT
 from so8tqc.sources.capture import VOCABULARY_KEY, Capture, vocabulary_digest
@@ -44,20 +45,20 @@ def _vocabulary_check(recorded: Capture, name: str, path: Path) -> Check:
     )
 
 
-def capture_metrics(recorded: Capture, to_gated: TokenTable | None) -> dict[str, object]:
-    """What was recorded: ``texts``, ``tokens``, ``dtype``, ``source``, ``gated``.
+def capture_metrics(recorded: Capture, to_gated: TokenTable | None) -> Recorded:
+    """What was recorded.
 
     Args:
         recorded: the reference.
         to_gated: base plus rotations against it, where they were given.
     """
-    metrics: dict[str, object] = {
-        "texts": len(recorded.texts),
-        "tokens": recorded.tokens,
-        "dtype": str(recorded.dtype).removeprefix("torch."),
-        "source": recorded.source,
-    }
-    return metrics if to_gated is None else {**metrics, "gated": summarise(to_gated)}
+    return Recorded(
+        texts=len(recorded.texts),
+        tokens=recorded.tokens,
+        dtype=str(recorded.dtype).removeprefix("torch."),
+        source=recorded.source,
+        gated=None if to_gated is None else Statistics.model_validate(summarise(to_gated)),
+    )
 
 
 def capture_notices(to_gated: TokenTable | None, floor: TokenTable | None) -> list[str]:

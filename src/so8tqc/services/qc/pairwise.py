@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TypedDict
 
 import numpy as np
 
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.paired import Differences, simultaneous_differences
+from so8tqc.record_kinds.pairs import Comparisons, Measure, Pair
 from so8tqc.services.qc.judging import Bootstrap
 
 METHOD = (
@@ -21,36 +21,6 @@ METHOD = (
 
 _COLUMNS = {"kl": "kl", "nll": "nll_candidate", "top1": "same_top"}
 _MORE_IS_BETTER = frozenset({"top1"})
-
-
-class Measure(TypedDict):
-    """A's mean minus B's; ``better`` is the one whose advantage the interval supports."""
-
-    difference: float
-    ci95: tuple[float, float] | None
-    p: float | None
-    better: str | None
-
-
-class Pair(TypedDict):
-    """Two candidates: KL to the reference, NLL of the text, share of the reference's top tokens."""
-
-    a: str
-    b: str
-    kl: Measure
-    nll: Measure
-    top1: Measure
-    winner: str | None
-    sentence: str
-
-
-class Comparisons(TypedDict):
-    """All pairs, as the record's metrics show them."""
-
-    method: str
-    texts: int
-    critical: float | None
-    pairs: list[Pair]
 
 
 def compare_candidates(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,18 @@ from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.gguf.file import is_gguf
-from so8tqc.metrics.divergence import summarise
+from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.pairs import Comparisons
+from so8tqc.record_kinds.qc import (
+    Candidate,
+    LayerWeight,
+    QCMetrics,
+    Recorded,
+    RecoveredLayer,
+    Split,
+    Statistics,
+)
 from so8tqc.records import (
     Check,
     Diagnosis,
@@ -23,7 +33,6 @@ from so8tqc.records import (
     Record,
     Stopwatch,
     Verdict,
-    jsonable,
     overall,
     skipped,
     versions,
@@ -67,6 +76,7 @@ from so8tqc.services.weights.structure import (
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
 from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.protocol import EncodedText
 from so8tqc.sources.texts import data_paths
 
 _UNRUNNABLE = (
@@ -75,13 +85,28 @@ _UNRUNNABLE = (
 """Checks after whose failure a model cannot be loaded or yields NaN."""
 
 
+@dataclass(frozen=True)
+class _Logits:
+    """What the models' logits have shown, if they were run; see ``record_kinds.qc.QCMetrics``."""
+
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    effect: Statistics | None = None
+    noise_floor: Statistics | None = None
+    arithmetic: Statistics | None = None
+    capture: Recorded | None = None
+    comparisons: Comparisons | None = None
+
+
 @dataclass
 class _Findings:
     """What has been found so far."""
 
     checks: list[Check] = field(default_factory=list)
     diagnosis: list[Diagnosis] = field(default_factory=list)
-    metrics: dict[str, object] = field(default_factory=dict)
+    split: dict[str, Split] = field(default_factory=dict)
+    survival: dict[str, dict[str, LayerWeight]] = field(default_factory=dict)
+    recovered: dict[str, RecoveredLayer] = field(default_factory=dict)
+    logits: _Logits = _Logits()
     notices: list[str] = field(default_factory=list)
     named: set[str] = field(default_factory=set)
     """Candidates that have a diagnosis from their files."""
@@ -119,12 +144,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     survival in GGUF files are measured in the same pass. A capture as reference brings its own
     texts; ``base`` and ``rotations`` beside it add all that needs them, and it stays the judge.
 
-    Record metrics: ``candidates``: name → statistics of ``metrics.divergence.summarise``,
-    calibration, and ``worst_tokens`` (rows of ``services.qc.worst_tokens``); ``effect``,
-    ``noise_floor``: the same statistics of base and of our own rounded fold; ``capture``: what was
-    recorded, and ``gated``: the same statistics of base plus gates against it; ``comparisons``: of
-    every two candidates, see ``services.qc.pairwise``; ``split``: {algebra, storage, arithmetic};
-    ``profile``; ``texts``, ``tokens``.
+    Record metrics: :class:`so8tqc.record_kinds.qc.QCMetrics`.
     Writes ``tokens.npz`` (the token table) to ``config.out``.
 
     Raises:
@@ -140,7 +160,6 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         require_same_architecture(base_of(config), config.candidates)
     rotations = rotations_of(config, capture)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
-    found.metrics["profile"] = config.profile
     dtypes: dict[str, str] = {}
     if rotations is not None:
         dtypes = _judge_files(config, names, rotations, found, progress)
@@ -158,7 +177,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         kind="qc",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={key: jsonable(value) for key, value in found.metrics.items()},
+        metrics=_metrics(found, config.profile).as_json(),
         diagnosis=tuple(found.diagnosis),
         notices=tuple(dict.fromkeys((*found.notices, *notices))),
         inputs=_inputs(config, capture),
@@ -186,12 +205,12 @@ def _judge_files(
         base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
     )
     found.checks += rotation_checks(rotations)
-    split: dict[str, object] = {}
     dtypes: dict[str, str] = {}
-    survival: dict[str, object] = {}
     for name, path in names.items():
         if is_gguf(path):
-            checks, diagnosis, survival[name] = judge_gguf(path, planned, rotations, name, progress)
+            checks, diagnosis, found.survival[name] = judge_gguf(
+                path, planned, rotations, name, progress
+            )
             found.checks += checks
             found.name(name, diagnosis)
             continue
@@ -204,16 +223,12 @@ def _judge_files(
         found.name(name, diagnose_structure(found.failed(name), name))
         if broken := found.failed(name, *_UNRUNNABLE):
             found.unrunnable[name] = ", ".join(check.id for check in broken)
-        split[name] = {
-            "algebra_relative_error": max(
+        found.split[name] = Split(
+            algebra_relative_error=max(
                 (r.comparison.relative_error for r in results), default=None
             ),
-            "storage": dtypes[name],
-        }
-    if split:
-        found.metrics["split"] = split
-    if survival:
-        found.metrics["survival"] = survival
+            storage=dtypes[name],
+        )
     return dtypes
 
 
@@ -231,9 +246,8 @@ def _save_recovered(
     assert config.save_recovered is not None  # the caller's condition
     ((name, path),) = names.items()
     base = open_checkpoint(config.reference)
-    check, rows = recover(path, base, rotations, config.save_recovered, name)
+    check, found.recovered = recover(path, base, rotations, config.save_recovered, name)
     found.checks.append(check)
-    found.metrics["recovered"] = rows
 
 
 def _judge_logits(
@@ -263,10 +277,17 @@ def _judge_logits(
         found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
     for name in names:
         found.checks += _candidate_checks(name, ran, profile, bootstrap)
-    found.metrics |= _statistics(names, ran, capture, decoder(config))
     tables = {name: ran.tables[(REFERENCE, name)] for name in names}
-    if comparisons := compare_candidates(tables, bootstrap):
-        found.metrics["comparisons"] = comparisons
+    found.logits = _Logits(
+        candidates=_candidates(tables, ran.texts, decoder(config)),
+        effect=_statistics(ran.tables.get((BASE, REFERENCE))),
+        noise_floor=_statistics(ran.worst_floor),
+        arithmetic=_statistics(ran.arithmetic),
+        capture=None
+        if capture is None
+        else capture_metrics(capture, ran.tables.get((REFERENCE, GATED))),
+        comparisons=compare_candidates(tables, bootstrap),
+    )
     if capture is not None:
         found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
     found.diagnosis += diagnose_logits(found.checks, found.named)
@@ -287,34 +308,43 @@ def _candidate_checks(
     return checks
 
 
-def _statistics(
-    names: Iterable[str],
-    ran: Comparison,
-    capture: Capture | None,
+def _metrics(found: _Findings, profile: str) -> QCMetrics:
+    logits = found.logits
+    return QCMetrics(
+        profile=profile,
+        split=found.split,
+        survival=found.survival,
+        recovered=found.recovered,
+        effect=logits.effect,
+        noise_floor=logits.noise_floor,
+        arithmetic=logits.arithmetic,
+        candidates=logits.candidates,
+        capture=logits.capture,
+        comparisons=logits.comparisons,
+    )
+
+
+def _statistics(table: TokenTable | None) -> Statistics | None:
+    return None if table is None else Statistics.model_validate(summarise(table))
+
+
+def _candidates(
+    tables: Mapping[str, TokenTable],
+    texts: Sequence[EncodedText],
     decode: Callable[[list[int]], str] | None,
-) -> dict[str, object]:
-    """The metrics of the record that come from logits."""
-    metrics: dict[str, object] = {}
-    for key, table in (
-        ("effect", ran.tables.get((BASE, REFERENCE))),
-        ("noise_floor", ran.worst_floor),
-        ("arithmetic", ran.arithmetic),
-    ):
-        if table is not None:
-            metrics[key] = summarise(table)
-    metrics["candidates"] = {
-        name: {
-            **summarise(table),
-            **calibration_summary(table),
-            "kl_histogram": kl_histogram(table),
-            "worst_tokens": worst_tokens(table, ran.texts, decode),
-        }
-        for name in names
-        for table in [ran.tables[(REFERENCE, name)]]
+) -> dict[str, Candidate]:
+    """Name → its statistics against the reference."""
+    return {
+        name: Candidate.model_validate(
+            {
+                **summarise(table),
+                **calibration_summary(table),
+                "kl_histogram": kl_histogram(table),
+                "worst_tokens": worst_tokens(table, texts, decode),
+            }
+        )
+        for name, table in tables.items()
     }
-    if capture is not None:
-        metrics["capture"] = capture_metrics(capture, ran.tables.get((REFERENCE, GATED)))
-    return metrics
 
 
 def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:

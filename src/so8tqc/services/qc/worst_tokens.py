@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
 
 import numpy as np
 
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.record_kinds.qc import WorstToken
 from so8tqc.sources.protocol import EncodedText
 
 WORST_TOKENS = 8
@@ -15,24 +15,6 @@ WORST_TOKENS = 8
 
 CONTEXT_TOKENS = 16
 """Tokens shown before each."""
-
-
-class WorstToken(TypedDict):
-    """One prediction that went wrong.
-
-    ``before`` and ``token`` are the text up to the predicting token and the token that really
-    follows, both "" without a tokenizer; ``p_reference`` and ``p_candidate`` are its
-    probabilities; ``same_top`` says whether both models' most likely token is the same.
-    """
-
-    text: str
-    position: int
-    before: str
-    token: str
-    kl: float
-    p_reference: float
-    p_candidate: float
-    same_top: bool
 
 
 def worst_tokens(

@@ -6,20 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from so8tqc.gguf.file import GGUFFile
-from so8tqc.llama.build import Build, library_build
-from so8tqc.records import Frozen
-
-
-class Derivation(Frozen):
-    """What the record of ``quantize`` needs beyond its inputs and options.
-
-    Attributes:
-        build: of libllama.
-        tensors: file name → tensor → SHA-256 of its stored bytes.
-    """
-
-    build: Build
-    tensors: dict[str, dict[str, str]]
+from so8tqc.llama.build import library_build
+from so8tqc.record_kinds.quantize import Derivation
 
 
 def derivation(tensors: dict[str, dict[str, str]]) -> Derivation:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from so8tqc.config import QuantizeConfig
 from so8tqc.disk.atomic import atomic_file
@@ -18,8 +18,9 @@ from so8tqc.errors import ModelError, ToolError
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.quantizer import Job, PlannedTensor, Quantizer, Recipe
 from so8tqc.progress import Progress
+from so8tqc.record_kinds.quantize import Fallback, QuantizedFile, Workers
 from so8tqc.records import Check, FileRef
-from so8tqc.services.quantize.proof import Fallback, QuantizedFile, describe, proof_checks
+from so8tqc.services.quantize.proof import describe, proof_checks
 from so8tqc.services.quantize.recipe import Output
 from so8tqc.services.quantize.stream import StreamedProof
 
@@ -44,14 +45,6 @@ class PlannedFile:
     fallbacks: Mapping[str, Fallback]
 
 
-class Workers(TypedDict):
-    """How many files are made at a time, the threads of each, and the bytes that each may need."""
-
-    count: int
-    threads: int
-    bytes: int
-
-
 def workers(config: QuantizeConfig, source: GGUFFile) -> Workers:
     """Two workers where there are two files, two threads, and memory for both."""
     import psutil
@@ -61,7 +54,7 @@ def workers(config: QuantizeConfig, source: GGUFFile) -> Workers:
     threads = config.threads or os.cpu_count() or 1
     fits = psutil.virtual_memory().available >= _WORKERS * need
     count = _WORKERS if fits and threads >= _WORKERS and len(set(config.types)) > 1 else 1
-    return {"count": count, "threads": threads // count, "bytes": need}
+    return Workers(count=count, threads=threads // count, bytes=need)
 
 
 class Result(NamedTuple):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 
 from so8tqc.gguf.file import QUANTIZED_COLUMNS, GGUFFile, GGUFTensor
 from so8tqc.llama.ggml import dequantizer
 from so8tqc.llama.quantizer import PlannedTensor
+from so8tqc.record_kinds.quantize import Fallback, QuantizedFile, QuantizedTensor
 from so8tqc.records import Check, judge
 
 PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
@@ -21,38 +22,6 @@ _WEIGHTS_AT_ONCE = 1 << 17
 _RECIPE_OF_SUPER_BLOCKS = re.compile(r"_K|^IQ(?!4_NL)|^TQ")
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _ATTENTION_OUTPUT = re.compile(r"^blk\.(\d+)\.attn_output\.weight$")
-
-
-class Fallback(TypedDict):
-    """A tensor in another type than the recipe's: its columns are no multiple of ``block``."""
-
-    wanted: str | None
-    stored: str
-    columns: int
-    block: int
-
-
-class QuantizedTensor(TypedDict):
-    """One tensor of an output; ``relative_error`` is ‖Q − W‖/‖W‖, None where W is zero."""
-
-    type: str
-    bits_per_weight: float
-    relative_error: float | None
-    fallback: Fallback | None
-
-
-class QuantizedFile(TypedDict):
-    """One output, as the record's metrics show it."""
-
-    type: str
-    path: str
-    bytes: int
-    bits_per_weight: float
-    types: dict[str, int]
-    fallbacks: dict[str, str]
-    tensors: dict[str, QuantizedTensor]
-    layer_error: dict[int, float]
-    attention_output_error: dict[int, float]
 
 
 class SquaredError(NamedTuple):
@@ -100,25 +69,25 @@ def describe(
     size: int,
 ) -> QuantizedFile:
     """Sizes, types and errors of a quantized file of ``size`` bytes."""
-    return {
-        "type": recipe,
-        "path": str(result.path),
-        "bytes": size,
-        "bits_per_weight": result.bits_per_weight,
-        "types": result.types,
-        "fallbacks": {name: fallback["stored"] for name, fallback in fell.items()},
-        "tensors": {
-            name: {
-                "type": tensor.type,
-                "bits_per_weight": 8.0 * tensor.bytes / tensor.elements,
-                "relative_error": found[name].relative if name in found else None,
-                "fallback": fell.get(name),
-            }
+    return QuantizedFile(
+        type=recipe,
+        path=str(result.path),
+        bytes=size,
+        bits_per_weight=result.bits_per_weight,
+        types=result.types,
+        fallbacks={name: fallback.stored for name, fallback in fell.items()},
+        tensors={
+            name: QuantizedTensor(
+                type=tensor.type,
+                bits_per_weight=8.0 * tensor.bytes / tensor.elements,
+                relative_error=found[name].relative if name in found else None,
+                fallback=fell.get(name),
+            )
             for name, tensor in result.tensors.items()
         },
-        "layer_error": _by_layer(found, _LAYER),
-        "attention_output_error": _by_layer(found, _ATTENTION_OUTPUT),
-    }
+        layer_error=_by_layer(found, _LAYER),
+        attention_output_error=_by_layer(found, _ATTENTION_OUTPUT),
+    )
 
 
 def _by_layer(found: Mapping[str, SquaredError], pattern: re.Pattern[str]) -> dict[int, float]:
@@ -171,12 +140,12 @@ def fallback_notices(files: Mapping[str, QuantizedFile]) -> list[str]:
     """One sentence for each file in which tensors fell back."""
     notices = []
     for name, entry in files.items():
-        fell = [t["fallback"] for t in entry["tensors"].values() if t["fallback"]]
+        fell = [t.fallback for t in entry.tensors.values() if t.fallback is not None]
         if fell:
-            kinds = ", ".join(sorted({f["stored"] for f in fell}))
-            blocks = " or ".join(str(block) for block in sorted({f["block"] for f in fell}))
+            kinds = ", ".join(sorted({f.stored for f in fell}))
+            blocks = " or ".join(str(block) for block in sorted({f.block for f in fell}))
             notices.append(
-                f"{name}: {len(fell)} of {len(entry['tensors'])} tensors fell back to {kinds}, "
+                f"{name}: {len(fell)} of {len(entry.tensors)} tensors fell back to {kinds}, "
                 f"since their columns are no multiple of {blocks}."
             )
     return notices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from so8tqc.config import QuantizeConfig
 from so8tqc.disk.atomic import remove_leftovers
@@ -15,7 +15,8 @@ from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import Quantizer
 from so8tqc.progress import SILENT, Progress
-from so8tqc.records import Record, Stopwatch, jsonable, overall, versions
+from so8tqc.record_kinds.quantize import Coverage, QuantizeMeasured, QuantizeMetrics
+from so8tqc.records import Record, Stopwatch, overall, versions
 from so8tqc.services.quantize.derivation import derivation
 from so8tqc.services.quantize.files import PlannedFile, quantize_files, workers
 from so8tqc.services.quantize.imatrix import compute_imatrix
@@ -40,15 +41,8 @@ AUTO = "auto"
 def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     """Quantize to every type asked for; each file appears complete or not at all.
 
-    Record metrics: ``files``: name → {type, path, bytes, bits_per_weight, types (GGML type →
-    tensors), fallbacks (tensor → type, where the columns forbid the recipe's), tensors (tensor →
-    {type, bits_per_weight, relative_error, fallback: {wanted, stored, columns, block}}),
-    layer_error and attention_output_error (layer → ‖Q − W‖/‖W‖)}; ``library``; ``derivation``
-    (see :class:`so8tqc.services.quantize.derivation.Derivation`); with an importance matrix
-    ``imatrix``:
-    {tensors, chunks, without (tensors it says nothing about), silent_columns, unseen_experts
-    (tensor → number)}. ``run.measured`` has ``workers``: {count, threads (of each), bytes (that
-    each may need)}, which depend on this machine.
+    Record metrics: :class:`so8tqc.record_kinds.quantize.QuantizeMetrics`; ``run.measured``:
+    :class:`so8tqc.record_kinds.quantize.QuantizeMeasured`.
 
     Raises:
         ModelError: the input is no GGUF, is already quantized or one part of several; or the
@@ -65,22 +59,18 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         requantized = refuse_source(source, allow_requantize=config.allow_requantize)
         work = _prepare(config, source, quantizers[0], progress)
         hands = workers(config, source)
-        while len(quantizers) < hands["count"]:
+        while len(quantizers) < hands.count:
             quantizers.append(processes.enter_context(closing(Quantizer())))
-        reference, results = quantize_files(
-            source, work.files, quantizers, hands["threads"], progress
-        )
-    files = {Path(result.described["path"]).name: result.described for result in results.values()}
+        reference, results = quantize_files(source, work.files, quantizers, hands.threads, progress)
+    files = {Path(result.file.path).name: result.described for result in results.values()}
     checks = [check for result in results.values() for check in result.checks]
     inputs = {"gguf": reference}
     written = {name: result.file for name, result in results.items()}
-    metrics = {
-        "files": jsonable(files),
-        "derivation": jsonable(
-            derivation({Path(r.file.path).name: r.digests for r in results.values()})
-        ),
-        "library": versions("llama-cpp-python")["llama-cpp-python"],
-    }
+    metrics = QuantizeMetrics(
+        files=files,
+        derivation=derivation({Path(r.file.path).name: r.digests for r in results.values()}),
+        library=versions("llama-cpp-python")["llama-cpp-python"],
+    )
     notices = fallback_notices(files)
     if requantized:
         notices.append(
@@ -88,7 +78,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
             "stay, and those in this record are relative to it."
         )
     if work.matrix is not None:
-        metrics["imatrix"] = jsonable(_coverage(work.matrix, source))
+        metrics = metrics.model_copy(update={"imatrix": _coverage(work.matrix, source)})
         notices += _importance_notices(work.matrix, source)
         (written if config.imatrix == AUTO else inputs)["imatrix"] = file_ref(work.matrix.path)
     if config.imatrix == AUTO:
@@ -97,13 +87,13 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         kind="quantize",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics=metrics,
+        metrics=metrics.as_json(),
         notices=tuple(notices),
         inputs=inputs,
         outputs=written,
         config=config.model_dump(mode="json"),
         versions=versions("llama-cpp-python", "gguf"),
-        run=watch.info().model_copy(update={"measured": {"workers": jsonable(hands)}}),
+        run=watch.info().model_copy(update={"measured": QuantizeMeasured(workers=hands).as_json()}),
     )
 
 
@@ -163,24 +153,14 @@ def _require_importance(
         require_importance(file.output, file.tensors, source, matrix)
 
 
-class _Coverage(TypedDict):
-    """What an importance matrix covers, as the record's metrics show it."""
-
-    tensors: int
-    chunks: int
-    without: tuple[str, ...]
-    silent_columns: Mapping[str, int]
-    unseen_experts: Mapping[str, int]
-
-
-def _coverage(matrix: ImportanceMatrix, source: GGUFFile) -> _Coverage:
-    return {
-        "tensors": len(matrix.means),
-        "chunks": matrix.chunks,
-        "without": tensors_without_importance(matrix, source),
-        "silent_columns": matrix.silent_columns,
-        "unseen_experts": matrix.unseen_experts,
-    }
+def _coverage(matrix: ImportanceMatrix, source: GGUFFile) -> Coverage:
+    return Coverage(
+        tensors=len(matrix.means),
+        chunks=matrix.chunks,
+        without=list(tensors_without_importance(matrix, source)),
+        silent_columns=dict(matrix.silent_columns),
+        unseen_experts=dict(matrix.unseen_experts),
+    )
 
 
 def _importance_notices(matrix: ImportanceMatrix, source: GGUFFile) -> list[str]:

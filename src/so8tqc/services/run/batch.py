@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 from so8tqc.config.batch import Batch, Combination
 from so8tqc.disk.atomic import require_space, write_text
@@ -13,7 +12,9 @@ from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ExitCode, So8tqcError, explained
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import write_record
-from so8tqc.records import Record, Stopwatch, Verdict, jsonable, versions
+from so8tqc.record_kinds.batch import BatchFile, BatchMeasured, BatchMetrics, BatchRow
+from so8tqc.record_kinds.run import RunMetrics
+from so8tqc.records import Record, Stopwatch, Verdict, versions
 from so8tqc.reports.kinds.batch import batch_markdown
 from so8tqc.services.run.pipeline import require_stages, run
 from so8tqc.services.run.preflight import preflight
@@ -23,33 +24,6 @@ NOT_RUN = "not run"
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())  # without a log, not to stderr: the record has the error
-
-
-class File(TypedDict):
-    """A judged file of one run: its distance from the reference, nats and share of tokens."""
-
-    bytes: int | None
-    kl_mean: float | None
-    kl_ci95: tuple[float, float] | None
-    top1: float | None
-    verdict: str
-
-
-class Row(TypedDict):
-    """How one combination ended.
-
-    ``verdict`` is the run's, ``error`` where something stopped it, or ``not run``.
-    """
-
-    values: Mapping[str, object]
-    directory: str
-    verdict: str
-    exit_code: int | None
-    error: NotRequired[str]
-    passed: NotRequired[int]
-    failed: NotRequired[int]
-    skipped: NotRequired[int]
-    files: NotRequired[dict[str, File]]
 
 
 @exclusive(claim_folder)
@@ -67,10 +41,9 @@ def run_batch(
     reused as in single runs.
 
     Returns:
-        Record of kind ``batch``. ``metrics.combinations``: name → :class:`Row`;
-        ``metrics.exit_code``: the worst of all, the largest number: a run that could not be judged
-        (2, 3, 4, 70) is worse than one that was and failed (1). ``run.measured``: ``seconds`` of
-        each, and ``reused``: the stages that were.
+        Record of kind ``batch``; metrics and ``run.measured``: see ``so8tqc.record_kinds.batch``.
+        ``exit_code`` is the worst of all, the largest number: a run that could not be judged (2, 3,
+        4, 70) is worse than one that was and failed (1).
 
     Raises:
         So8tqcError: some combination could not be run; none was begun. KeyboardInterrupt
@@ -123,7 +96,7 @@ def _together(wrong: Mapping[str, So8tqcError], total: int) -> So8tqcError:
     )
 
 
-def _unrun(combination: Combination) -> Row:
+def _unrun(combination: Combination) -> BatchRow:
     return {
         "values": dict(combination.values),
         "directory": combination.name,
@@ -134,7 +107,7 @@ def _unrun(combination: Combination) -> Row:
 
 def _run(
     combination: Combination, progress: Progress, only: str | None, from_stage: str | None
-) -> tuple[Row, list[str]]:
+) -> tuple[BatchRow, list[str]]:
     """The row of a run, and which of its stages were reused."""
     row = _unrun(combination)
     try:
@@ -146,8 +119,7 @@ def _run(
         return row | {"verdict": "error", "exit_code": int(code), "error": text}, []
     failed = record.verdict is Verdict.FAIL
     verdicts = [check.verdict for check in record.checks]
-    stages = record.metrics["stages"]
-    assert isinstance(stages, dict)
+    stages = RunMetrics.of(record).stages
     return row | {
         "verdict": str(record.verdict),
         "exit_code": int(ExitCode.VERDICT_FAILED if failed else ExitCode.OK),
@@ -155,12 +127,12 @@ def _run(
         "failed": sum(check.failed for check in record.checks),
         "skipped": verdicts.count(Verdict.SKIP),
         "files": _files(record),
-    }, [name for name, stage in stages.items() if isinstance(stage, dict) and stage["reused"]]
+    }, [name for name, stage in stages.items() if stage["reused"]]
 
 
-def _files(record: Record) -> dict[str, File]:
+def _files(record: Record) -> dict[str, BatchFile]:
     sizes = {Path(ref.path).name: ref.bytes for ref in record.outputs.values()}
-    found: dict[str, File] = {}
+    found: dict[str, BatchFile] = {}
     for check in record.checks:
         if check.id == "kl.mean":
             same = [c for c in record.checks if (c.id, c.subject) == ("kl.top1", check.subject)]
@@ -176,20 +148,19 @@ def _files(record: Record) -> dict[str, File]:
 
 def _record(
     batch: Batch,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, BatchRow],
     seconds: Mapping[str, float],
     reused: Mapping[str, list[str]],
     watch: Stopwatch,
 ) -> Record:
     codes = [row["exit_code"] for row in rows.values() if row["exit_code"] is not None]
     worst = max(codes)
+    measured = BatchMeasured(seconds=dict(seconds), reused=dict(reused))
     return Record(
         kind="batch",
         verdict=Verdict.FAIL if worst else Verdict.PASS,
-        metrics={"combinations": jsonable(rows), "exit_code": worst},
+        metrics=BatchMetrics(combinations=dict(rows), exit_code=worst).as_json(),
         config={"out": str(batch.out)},
         versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
-        run=watch.info().model_copy(
-            update={"measured": {"seconds": jsonable(seconds), "reused": jsonable(reused)}}
-        ),
+        run=watch.info().model_copy(update={"measured": measured.as_json()}),
     )

@@ -29,6 +29,7 @@ from so8tqc.llama.libllama import library
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record, write_record
+from so8tqc.record_kinds.run import RunMetrics
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.reports.summary import stage_row
 from so8tqc.rotations.options import RotationOptions
@@ -290,10 +291,10 @@ def _summary(config: RunConfig, records: dict[str, Record], watch: Stopwatch) ->
         kind="run",
         verdict=overall(checks),
         checks=tuple(checks),
-        metrics={
-            "name": config.name,
-            "stages": {name: stage_row(name, record) for name, record in records.items()},
-        },
+        metrics=RunMetrics(
+            name=config.name,
+            stages={name: stage_row(name, record) for name, record in records.items()},
+        ).as_json(),
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
         notices=tuple(dict.fromkeys(n for record in records.values() for n in record.notices)),
         outputs=outputs,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from so8tqc.checkpoints.plan import PlannedTensor
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
 from so8tqc.gguf.tensor_map import gguf_names
 from so8tqc.progress import Progress
+from so8tqc.record_kinds.qc import LayerWeight
 from so8tqc.records import Check, Diagnosis, judge, skipped
 from so8tqc.rotations.hypotheses import Hypothesis, relative_error
 from so8tqc.rotations.rotation_set import RotationSet
@@ -26,20 +27,6 @@ _FINEST_BITS = 8
 """A GGUF of any plain type was made from a checkpoint that may have 8 significant bits."""
 _LARGEST_ERROR = 0.5
 """A weight that is off by more than this share of its norm is explained by nothing."""
-
-
-class LayerWeight(TypedDict):
-    """One attention output weight Q of a GGUF, as the record's metrics show it.
-
-    ``error``: ‖Q − W'‖/‖W'‖ with W' the right fold; ``to_base``: ‖Q − W‖/‖W‖; ``rotation``:
-    ‖W' − W‖/‖W‖, what the gate changes. The gate is larger than the quantization where
-    rotation > error.
-    """
-
-    type: str
-    error: float
-    to_base: float
-    rotation: float
 
 
 def judge_gguf(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.checkpoints.sites import locate, text_layers
 from so8tqc.errors import ModelError
 from so8tqc.gguf.file import is_gguf, open_gguf
+from so8tqc.record_kinds.qc import RecoveredLayer
 from so8tqc.records import Check, judge
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.fold import fold, orient
@@ -29,20 +30,6 @@ BLOCK_SIZE = 8
 
 RESIDUAL_LIMIT = 4.0
 """A weight is explained by a rotation if what is left is at most this many times rounding."""
-
-
-class RecoveredLayer(TypedDict):
-    """What was recovered from one weight, as the record's metrics show it.
-
-    ``residual``: largest ‖M_k·B̂_k − M'_k‖ of a block, relative to what rounding leaves;
-    ``angle_max``: radians; ``determinant``: smallest of a block; ``distance``: largest
-    ‖B̂_k − B_k‖_F from the rotation that was expected, None if none was.
-    """
-
-    residual: float
-    angle_max: float
-    determinant: float
-    distance: float | None
 
 
 def recover(

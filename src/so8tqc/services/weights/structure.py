@@ -15,6 +15,7 @@ from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
 from so8tqc.progress import SILENT, Progress
+from so8tqc.record_kinds.bake import LayerDrift
 from so8tqc.records import Check, judge
 from so8tqc.rotations.algebra import FoldComparison, compare_fold
 from so8tqc.rotations.fold import orient
@@ -192,22 +193,22 @@ def rotation_checks(rotations: RotationSet) -> list[Check]:
     ]
 
 
-def rotation_rows(rotations: RotationSet) -> list[dict[str, object]]:
+def rotation_rows(rotations: RotationSet) -> list[LayerDrift]:
     """One row per target: drift and angles (radians) of its blocks, and of each block."""
-    rows: list[dict[str, object]] = []
+    rows: list[LayerDrift] = []
     for target in rotations:
         blocks = rotations.blocks[target]
         errors, angles = rotations.drift[target], rotation_angles(blocks)
         rows.append(
-            {
-                "layer": target.layer,
-                "target": target.module or "attention output",
-                "blocks": blocks.shape[0],
-                "orthogonality_max": float(errors.max()),
-                "orthogonality_mean": float(errors.mean()),
-                "angle_max": float(angles.max()),
-                "angle_mean": float(angles.mean()),
-            }
+            LayerDrift(
+                layer=target.layer,
+                target=target.module or "attention output",
+                blocks=blocks.shape[0],
+                orthogonality_max=float(errors.max()),
+                orthogonality_mean=float(errors.mean()),
+                angle_max=float(angles.max()),
+                angle_mean=float(angles.mean()),
+            )
         )
     return rows
 

@@ -1,0 +1,149 @@
+"""Quality controls: statistics of each candidate, the error's parts, the gates' survival."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from so8tqc.record_kinds.base import Entry, Metrics
+from so8tqc.record_kinds.pairs import Comparisons
+
+
+class Statistics(Entry):
+    """What ``metrics.divergence.summarise`` says of a token table, by its names."""
+
+    tokens: int | None
+    texts: int | None
+    kl_mean: float | None
+    kl_max: float | None
+    kl_min: float | None
+    kl_percentiles: dict[str, float]
+    kl_reverse_mean: float | None
+    js_mean: float | None
+    top1: float | None
+    top5_overlap: float | None
+    dp_mean: float | None
+    dp_max: float | None
+    dp_min: float | None
+    dp_percentiles: dict[str, float]
+    dp_rms: float | None
+    nll_reference: float | None
+    nll_candidate: float | None
+    ppl_reference: float | None
+    ppl_candidate: float | None
+    ln_ppl_ratio: float | None
+    nll_correlation: float | None
+    accuracy_reference: float | None
+    accuracy_candidate: float | None
+    entropy_reference: float | None
+    entropy_candidate: float | None
+    entropy_difference: float | None
+    max_abs: float | None
+    mean_abs: float | None
+    rms: float | None
+
+
+class Histogram(Entry):
+    """Tokens by log₁₀ of their KL."""
+
+    log10_centres: list[float]
+    counts: list[float]
+
+
+class WorstToken(TypedDict):
+    """One prediction that went wrong.
+
+    ``before`` and ``token`` are the text up to the predicting token and the token that really
+    follows, both "" without a tokenizer; ``p_reference`` and ``p_candidate`` are its
+    probabilities; ``same_top`` says whether both models' most likely token is the same.
+    """
+
+    text: str
+    position: int
+    before: str
+    token: str
+    kl: float
+    p_reference: float
+    p_candidate: float
+    same_top: bool
+
+
+class Candidate(Statistics):
+    """A candidate's statistics, calibration, and the tokens where it is furthest away."""
+
+    ece_reference: float | None
+    brier_reference: float | None
+    ece_candidate: float | None
+    brier_candidate: float | None
+    kl_histogram: Histogram | None
+    worst_tokens: list[WorstToken]
+
+
+class Split(Entry):
+    """A model directory's distance from the exact fold, and the dtype that it is stored in."""
+
+    algebra_relative_error: float | None
+    storage: str | None
+
+
+class LayerWeight(TypedDict):
+    """One attention output weight Q of a GGUF.
+
+    ``error``: ‖Q − W'‖/‖W'‖ with W' the right fold; ``to_base``: ‖Q − W‖/‖W‖; ``rotation``:
+    ‖W' − W‖/‖W‖, what the gate changes. The gate is larger than the quantization where
+    rotation > error.
+    """
+
+    type: str
+    error: float
+    to_base: float
+    rotation: float
+
+
+class RecoveredLayer(TypedDict):
+    """What was recovered from one weight.
+
+    ``residual``: largest ‖M_k·B̂_k − M'_k‖ of a block, relative to what rounding leaves;
+    ``angle_max``: radians; ``determinant``: smallest of a block; ``distance``: largest
+    ‖B̂_k − B_k‖_F from the rotation that was expected, None if none was.
+    """
+
+    residual: float
+    angle_max: float
+    determinant: float
+    distance: float | None
+
+
+class Recorded(Entry):
+    """What a capture holds; ``gated``: base plus rotations against it, where they were given."""
+
+    texts: int
+    tokens: int
+    dtype: str
+    source: str
+    gated: Statistics | None = None
+
+
+class QCMetrics(Metrics):
+    """Of kind ``qc``; all but the profile only where it could be measured.
+
+    Attributes:
+        split: candidate → what its error is made of.
+        survival: GGUF → layer → weight.
+        recovered: target → rotation recovered from a candidate.
+        effect, noise_floor, arithmetic: base, our own rounded fold, and float32 against float64.
+        candidates: name → statistics.
+        capture: the reference, where it is one.
+        comparisons: of every two candidates.
+    """
+
+    profile: str | None
+    split: dict[str, Split] = Field(default={})
+    survival: dict[str, dict[str, LayerWeight]] = Field(default={})
+    recovered: dict[str, RecoveredLayer] = Field(default={})
+    effect: Statistics | None = None
+    noise_floor: Statistics | None = None
+    arithmetic: Statistics | None = None
+    candidates: dict[str, Candidate] = Field(default={})
+    capture: Recorded | None = None
+    comparisons: Comparisons | None = None

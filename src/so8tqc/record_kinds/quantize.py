@@ -1,0 +1,121 @@
+"""Quantizations: the files, what an importance matrix covers, and how to make the files again."""
+
+from __future__ import annotations
+
+from so8tqc.record_kinds.base import Entry, Metrics, OnThisMachine
+from so8tqc.records import Frozen
+
+
+class Fallback(Entry):
+    """A tensor in another type than the recipe's: its columns are no multiple of ``block``."""
+
+    wanted: str | None
+    stored: str
+    columns: int
+    block: int
+
+
+class QuantizedTensor(Entry):
+    """One tensor of an output; ``relative_error`` is ‖Q − W‖/‖W‖, None where W is zero."""
+
+    type: str
+    bits_per_weight: float
+    relative_error: float | None
+    fallback: Fallback | None
+
+
+class Recipe(Entry):
+    """The options of ``so8tqc quantize`` that make a mixture; ``words`` say it."""
+
+    type: str
+    tensor_types: list[str]
+    words: str
+
+
+class QuantizedFile(Entry):
+    """One output.
+
+    Attributes:
+        type: the recipe, e.g. ``Q5_K_M``.
+        types: GGML type → tensors.
+        fallbacks: tensor → type, where the columns forbid the recipe's.
+        layer_error, attention_output_error: layer → ‖Q − W‖/‖W‖.
+        recipe: of a mixture that ``choose`` has found.
+    """
+
+    type: str | None
+    path: str | None
+    bytes: int | None
+    bits_per_weight: float | None
+    types: dict[str, int]
+    fallbacks: dict[str, str] | None
+    tensors: dict[str, QuantizedTensor]
+    layer_error: dict[int, float]
+    attention_output_error: dict[int, float]
+    recipe: Recipe | None = None
+
+
+class Build(Frozen):
+    """A build of libllama on a machine.
+
+    Attributes:
+        version: of llama-cpp-python.
+        libraries: SHA-256 over the digests of its shared libraries.
+        cpu: the CPU features that its kernels use, as libllama says it.
+    """
+
+    version: str
+    libraries: str
+    cpu: str
+
+
+class Derivation(Frozen):
+    """What the record of ``quantize`` needs beyond its inputs and options.
+
+    Attributes:
+        build: of libllama.
+        tensors: file name → tensor → SHA-256 of its stored bytes.
+    """
+
+    build: Build
+    tensors: dict[str, dict[str, str]]
+
+
+class Coverage(Entry):
+    """What an importance matrix covers.
+
+    Attributes:
+        tensors: how many it knows.
+        chunks: of the text that it was computed from.
+        without: tensors that it says nothing about.
+        silent_columns, unseen_experts: tensor → number.
+    """
+
+    tensors: int
+    chunks: int
+    without: list[str]
+    silent_columns: dict[str, int]
+    unseen_experts: dict[str, int]
+
+
+class QuantizeMetrics(Metrics):
+    """Of kind ``quantize``: name → file; ``library``: version of llama-cpp-python."""
+
+    files: dict[str, QuantizedFile]
+    derivation: Derivation | None
+    library: str | None
+    imatrix: Coverage | None = None
+
+
+class Workers(Entry):
+    """How many files are made at a time, the threads of each, and the bytes that each may need."""
+
+    count: int
+    threads: int
+    bytes: int
+
+
+class QuantizeMeasured(OnThisMachine):
+    """Of kind ``quantize``."""
+
+    workers: Workers | None
