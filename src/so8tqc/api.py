@@ -23,6 +23,7 @@ from so8tqc.config import (
 )
 from so8tqc.config.load import load_options
 from so8tqc.disk.locks import claim_folder, claim_output
+from so8tqc.languages import Language
 from so8tqc.options import Options
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record, record_beside, write_record
@@ -40,6 +41,7 @@ class _HasOut(Protocol):
 
 
 _StageConfig = TypeVar("_StageConfig", bound=_HasOut)
+_Tell = Callable[[Record, Path, Language, Progress], object]
 
 
 def read_rotations(path: StrPath, **options: object) -> RotationSet:
@@ -105,9 +107,10 @@ def calibrate(
 ) -> Record:
     """Fit a temperature on a GGUF's own logits, as ``so8tqc calibrate``."""
     from so8tqc.services.calibrate.service import calibrate as service
+    from so8tqc.services.pages import draw_pages
 
     config = _config(CalibrateConfig, options, gguf=gguf, tokenizer=tokenizer, out=out)
-    return _stage(service, config, progress)
+    return _stage(service, config, progress, draw_pages)
 
 
 def capture(
@@ -203,12 +206,12 @@ def _stage(
     service: Callable[[_StageConfig, Progress], Record],
     config: _StageConfig,
     progress: Progress,
-    report: Callable[[Record, Path], None] | None = None,
+    tell: _Tell | None = None,
 ) -> Record:
-    """Run a service that writes into a directory; record and reports lie in it."""
+    """Run a service that writes into a directory; record and pages lie in it."""
     with claim_folder(config.out):
         record = service(config, progress)
-        if report is not None:
-            report(record, config.out)
         write_record(config.out / "record.json", record)
+        if tell is not None:
+            tell(record, config.out, Language.ENGLISH, progress)
     return record

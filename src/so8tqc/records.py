@@ -254,6 +254,10 @@ def _peak_rss_bytes() -> int | None:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
+ABSENT = "absent"
+"""The version of what is not installed."""
+
+
 def versions(*distributions: str) -> dict[str, str]:
     """Installed versions of this package and the given distributions ("absent" if missing)."""
     import platform
@@ -264,7 +268,7 @@ def versions(*distributions: str) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
+            found[name] = ABSENT
     return found
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import typer
 
+from so8tqc.languages import Language
 from so8tqc.progress import SILENT
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     _Config = TypeVar("_Config", bound=BaseModel)
     _StageConfig = TypeVar("_StageConfig", bound=_HasOut)
+    _Tell = Callable[[Record, Path, Language, Progress], object]
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ def configure(
 def run_stage(
     service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
 ) -> None:
-    """Run a service that writes into a directory, its record beside its files, and exit."""
+    """Run a service that writes into a directory, record and pages beside its files, and exit."""
     from so8tqc.disk.locks import claim_folder
+    from so8tqc.services.pages import draw_pages
 
     path = config.out / "record.json"
     with claim_folder(config.out):
-        record = _recorded(service, config, output, path)
+        record = _recorded(service, config, output, path, draw_pages)
     finish(record, output, path)
 
 
@@ -79,14 +82,20 @@ def _recorded(
     config: _StageConfig,
     output: Output,
     path: Path,
+    tell: _Tell | None = None,
 ) -> Record:
-    """Run a service with a progress display; write its record."""
+    """Run a service with a progress display; write its record, then what tells of it."""
     from so8tqc.record_files import write_record
 
+    def recorded(progress: Progress) -> Record:
+        record = service(config, progress)
+        write_record(path, record)
+        if tell is not None:
+            tell(record, path.parent, Language.ENGLISH, progress)
+        return record
+
     told = cast("BaseModel", config)  # a protocol cannot ask for a base class
-    record = work(lambda progress: service(config, progress), told, path, output)
-    write_record(path, record)
-    return record
+    return work(recorded, told, path, output)
 
 
 def work(
@@ -142,8 +151,7 @@ def run_reported_stage(
         return
     with claim_folder(out):
         remove_leftovers(out)
-        record = _recorded(service, config, output, out / "record.json")
-        write_stage_reports(record, out)
+        record = _recorded(service, config, output, out / "record.json", write_stage_reports)
     add_to_step_summary(out / "report.md")
     present(record, output, out / shown)
     ranks.wait_for_all()  # a launcher ends all of them as soon as one says that a verdict failed

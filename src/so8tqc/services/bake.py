@@ -27,6 +27,7 @@ from so8tqc.checkpoints.provenance import (
     write_provenance,
 )
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
+from so8tqc.closure import versions_of
 from so8tqc.config import BakeConfig
 from so8tqc.disk.atomic import atomic_directory, remove_leftovers, require_space
 from so8tqc.disk.digests import file_ref, hub_source, sha256_json
@@ -160,7 +161,7 @@ def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Prog
             )
         },
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "safetensors", "numpy"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 
@@ -203,7 +204,7 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
         notices=ready.rotations.notices,
         inputs={"rotations": file_ref(config.rotations)},
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "safetensors", "numpy"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from so8tqc.closure import versions_of
 from so8tqc.config import CaptureConfig
 from so8tqc.disk.atomic import remove_leftovers, require_space
 from so8tqc.disk.digests import file_ref, short_name
@@ -13,7 +14,7 @@ from so8tqc.errors import ConfigError
 from so8tqc.gguf.file import is_gguf
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.capture import CaptureMetrics
-from so8tqc.records import FileRef, Record, Stopwatch, Verdict, versions
+from so8tqc.records import FileRef, Record, Stopwatch, Verdict
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.qc.reference import reference_rotations
 from so8tqc.sources.capture import (
@@ -81,7 +82,7 @@ def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
         inputs=inputs,
         outputs={"capture": file_ref(config.out)},
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "transformers", "llama-cpp-python", "safetensors"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 

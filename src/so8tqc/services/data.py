@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from so8tqc.closure import versions_of
 from so8tqc.config import CALIBRATION_TEXTS
 from so8tqc.corpus.build import WRITTEN, passages_of, result_of, select
 from so8tqc.corpus.fetch import Missing, download, locate
@@ -27,7 +28,7 @@ from so8tqc.disk.digests import file_ref
 from so8tqc.errors import ConfigError, DataError, ToolError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.tools import DataMetrics
-from so8tqc.records import Record, Stopwatch, Verdict, versions
+from so8tqc.records import Record, Stopwatch, Verdict
 from so8tqc.sources.texts import Text, load_texts
 
 PROJECT_LICENCE = "Apache-2.0"
@@ -199,6 +200,6 @@ def _record(
         ).as_json(),
         notices=tuple(notices),
         outputs={"texts": file_ref(path)},
-        versions=versions(),
+        versions=versions_of(__name__),
         run=watch.info(),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from so8tqc.closure import versions_of
 from so8tqc.config import STAGES
 from so8tqc.disk.atomic import remove_leftovers, write_text
 from so8tqc.disk.digests import file_ref
@@ -18,7 +19,7 @@ from so8tqc.languages import Language
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record
 from so8tqc.record_kinds.run import RunMetrics
-from so8tqc.records import Record, Stopwatch, Verdict, versions
+from so8tqc.records import Record, Stopwatch, Verdict
 from so8tqc.reports.html import page
 from so8tqc.reports.junit import junit_xml
 from so8tqc.reports.language import spoken
@@ -26,6 +27,7 @@ from so8tqc.reports.markdown import run_markdown, stage_markdown
 from so8tqc.reports.model_card import model_card
 from so8tqc.reports.sections import section, stage_tables
 from so8tqc.reports.summary import Summary, summarise_run
+from so8tqc.services.pages import Pages, draw_pages
 
 _FOREIGN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What drawing raises where a record's metrics are not of the expected form."""
@@ -36,9 +38,6 @@ _FILES = {
     "json": "report.json",
     "junit": "junit.xml",
 }
-
-STAGE_REPORTS = ("report.html", "report.md", "junit.xml")
-"""What :func:`write_stage_reports` writes; the first says in which language."""
 
 
 def report(
@@ -87,7 +86,7 @@ def _report(directory: Path, progress: Progress, language: Language | None) -> R
         ).as_json(),
         diagnosis=tuple(d for record in records.values() for d in record.diagnosis),
         outputs={kind: file_ref(path) for kind, path in paths.items()},
-        versions=versions("plotly", "jinja2"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 
@@ -165,8 +164,17 @@ def _for_people(
         }
 
 
-def write_stage_reports(record: Record, out: Path, language: Language = Language.ENGLISH) -> None:
-    """``report.md``, ``report.html`` and ``junit.xml`` of one stage, beside its record."""
+def write_stage_reports(
+    record: Record,
+    out: Path,
+    language: Language = Language.ENGLISH,
+    progress: Progress = SILENT,
+) -> Pages:
+    """``report.md``, ``report.html`` and ``junit.xml`` of one stage, beside its record.
+
+    Before them, as the page links to them, the pages of the stage's own (see ``services.pages``).
+    """
+    pages = draw_pages(record, out, language, progress)
     records = {record.kind: record}
     with spoken(language):
         summary = summarise_run(record.kind, records)
@@ -175,6 +183,8 @@ def write_stage_reports(record: Record, out: Path, language: Language = Language
         sections = [section(record.kind, record, records, out, "")]
         write_text(out / "report.html", page(summary, sections))
     write_text(out / "junit.xml", junit_xml([record]))
+    written = [out / name for name in ("report.md", "report.html", "junit.xml")]
+    return Pages([*pages.files, *written], pages.complete)
 
 
 def read_stages(directory: Path) -> dict[str, Record]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from so8tqc.closure import versions_of
 from so8tqc.disk.digests import file_ref
 from so8tqc.llama.pin import PIN
 from so8tqc.llama.vendor import fetch_converter, find_converter, is_vendored
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.tools import VendorMetrics
-from so8tqc.records import Record, Stopwatch, Verdict, versions
+from so8tqc.records import Record, Stopwatch, Verdict
 
 
 def vendor(progress: Progress = SILENT) -> Record:
@@ -26,6 +27,6 @@ def vendor(progress: Progress = SILENT) -> Record:
         metrics=VendorMetrics(revision=converter.revision, script=str(converter.script)).as_json(),
         notices=(f"The converter of {PIN.name} {PIN.version} {what}: {converter.script.parent}",),
         outputs={"converter": file_ref(converter.script)},
-        versions=versions("gguf"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )

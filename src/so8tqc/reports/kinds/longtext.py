@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.disk.atomic import write_text
-from so8tqc.metrics.divergence import TokenTable
 from so8tqc.metrics.oscillation import high_variance
 from so8tqc.metrics.spectra import Spectrum, nearest_wavelength
 from so8tqc.progress import Task
@@ -19,7 +18,7 @@ from so8tqc.record_kinds.longtext import CaseMetrics, Indices, LongTextMetrics
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREEN, GREY, ORANGE, style
-from so8tqc.reports.language import say
+from so8tqc.reports.language import current, message, say
 from so8tqc.reports.png import write_pngs
 from so8tqc.reports.tables import Column, Table, number_of, signed_percent_of, tabulate
 
@@ -37,6 +36,8 @@ HEAT_COLUMNS = 256
 WIDTHS = {"reference": 3.0, "candidate": 1.5}
 """The reference is drawn first and wider: where a good candidate covers it, a rim still shows."""
 
+_SIDES = {"reference": message("reference"), "candidate": message("candidate")}
+
 _PNG_SIZE = {"width": 1200, "height": 1100, "scale": 1}
 
 
@@ -46,25 +47,39 @@ class CasePlots:
 
     Attributes:
         case: file name prefix.
-        table: candidate against reference (or against itself, if there is none).
-        has_reference: whether ``table`` compares with a reference.
+        columns: of the token table, candidate against reference (or against itself, if there is
+            none): name → [tokens].
+        position: [tokens].
+        has_reference: whether ``columns`` compare with a reference.
         attention: [layers, T] mean attention entropy of the candidate, nats; None if unknown.
         spectra: ``candidate`` and ``reference`` spectra of mean attention entropy.
         wavelengths: RoPE wavelengths, tokens.
     """
 
     case: str
-    table: TokenTable
+    columns: Mapping[str, FloatArray]
+    position: npt.NDArray[np.integer]
     has_reference: bool
     attention: npt.NDArray[np.floating] | None
     spectra: Mapping[str, Spectrum]
     wavelengths: FloatArray
 
 
+_NAMES = {"oscillation": message("oscillation"), "entropy": message("entropy")}
+"""The figures of a case, as files and as headings."""
+
+
+def case_files(case: str, suffix: str) -> list[str]:
+    """Names of a case's pages (``.html``) or images (``.png``)."""
+    return [f"{case}_{name}{suffix}" for name in _NAMES]
+
+
 def draw_case(plots: CasePlots, out: Path) -> None:
     """Write ``CASE_oscillation.html`` and ``CASE_entropy.html``, each self-contained."""
-    for name, figure in _figures(plots).items():
-        write_text(out / f"{plots.case}_{name}.html", _page(f"{plots.case}: {name}", figure))
+    titles = [f"{plots.case}: {say(name)}" for name in _NAMES.values()]
+    names = case_files(plots.case, ".html")
+    for name, title, figure in zip(names, titles, _figures(plots), strict=True):
+        write_text(out / name, _page(title, figure))
 
 
 def draw_png(plots: Sequence[CasePlots], out: Path, task: Task) -> None:
@@ -74,24 +89,25 @@ def draw_png(plots: Sequence[CasePlots], out: Path, task: Task) -> None:
         MissingToolError: kaleido or a Chrome is missing, or Chrome does not start.
     """
     figures = {
-        out / f"{case.case}_{name}.png": figure
+        out / name: figure
         for case in plots
-        for name, figure in _figures(case).items()
+        for name, figure in zip(case_files(case.case, ".png"), _figures(case), strict=True)
     }
     write_pngs(figures, _PNG_SIZE, task)
 
 
-def _figures(plots: CasePlots) -> dict[str, go.Figure]:
-    return {"oscillation": _oscillation(plots), "entropy": _entropy(plots)}
+def _figures(plots: CasePlots) -> list[go.Figure]:
+    """In the order of ``_NAMES``."""
+    return [_oscillation(plots), _entropy(plots)]
 
 
 def _oscillation(plots: CasePlots) -> go.Figure:
     """Maximum logit, its first and second difference, and KL, against position."""
     from plotly.subplots import make_subplots
 
-    c, x = plots.table.columns, plots.table.position
-    titles = ["maximum logit (shaded: high variance)", "Δ", "Δ²"] + (
-        ["KL, nats"] if plots.has_reference else []
+    c, x = plots.columns, plots.position
+    titles = [say("maximum logit (shaded: high variance)"), "Δ", "Δ²"] + (
+        [say("KL, nats")] if plots.has_reference else []
     )
     figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles,
                            vertical_spacing=0.06)  # fmt: skip
@@ -107,10 +123,10 @@ def _oscillation(plots: CasePlots) -> go.Figure:
         figure.add_scatter(x=x, y=kl, mode="markers", marker={"size": 2, "color": GREY},
                            name="KL", row=4, col=1)  # fmt: skip
         rolling = np.exp(_rolling(np.log(kl))[0])
-        _line(figure, 4, x, rolling, "KL, rolling", GREEN, show=True)
+        _line(figure, 4, x, rolling, say("KL, rolling"), GREEN, show=True)
         figure.update_yaxes(type="log", exponentformat="power", row=4, col=1)
     figure.update_xaxes(range=[0, int(x[-1])])
-    figure.update_xaxes(title="position, tokens", row=len(titles), col=1)
+    figure.update_xaxes(title=say("position, tokens"), row=len(titles), col=1)
     return _tall(figure, 1000)
 
 
@@ -118,12 +134,15 @@ def _entropy(plots: CasePlots) -> go.Figure:
     """Next-token entropy, its change, attention entropy by layer, and its spectrum."""
     from plotly.subplots import make_subplots
 
-    c, x = plots.table.columns, plots.table.position
-    titles = ["next-token entropy, nats: rolling mean ± sd", "change rate of the rolling mean"]
+    c, x = plots.columns, plots.position
+    titles = [
+        say("next-token entropy, nats: rolling mean ± sd"),
+        say("change rate of the rolling mean"),
+    ]
     if plots.attention is not None:
         titles += [
-            "attention entropy, nats (layer × position)",
-            "spectrum of mean attention entropy",
+            say("attention entropy, nats (layer × position)"),
+            say("spectrum of mean attention entropy"),
         ]
     figure = make_subplots(rows=len(titles), cols=1, subplot_titles=titles, vertical_spacing=0.08)
     for name, colour in _sides(plots):
@@ -132,7 +151,7 @@ def _entropy(plots: CasePlots) -> go.Figure:
             _band(figure, x, mean, deviation)
         _line(figure, 1, x, mean, name, colour, show=True)
         _line(figure, 2, x, np.gradient(mean), name, colour, show=False)
-    figure.update_xaxes(title="position, tokens", row=2, col=1)
+    figure.update_xaxes(title=say("position, tokens"), row=2, col=1)
     if plots.attention is not None:
         _heat(figure, plots.attention)
         _spectrum(figure, plots)
@@ -166,7 +185,8 @@ def _line(
     show: bool,
 ) -> None:
     figure.add_scattergl(
-        x=x, y=y, mode="lines", name=name, legendgroup=name, showlegend=show,
+        x=x, y=y, mode="lines", name=say(_SIDES.get(name, name)), legendgroup=name,
+        showlegend=show,
         line={"color": colour, "width": WIDTHS.get(name, 1.0)}, row=row, col=1,
     )  # fmt: skip
 
@@ -178,7 +198,7 @@ def _band(
     figure.add_scatter(x=x, y=mean + deviation, mode="lines", line={"width": 0},
                        showlegend=False, hoverinfo="skip", row=1, col=1)  # fmt: skip
     figure.add_scatter(x=x, y=mean - deviation, mode="lines", line={"width": 0}, fill="tonexty",
-                       fillcolor="rgba(76,141,255,0.18)", name="± sd", hoverinfo="skip",
+                       fillcolor="rgba(76,141,255,0.18)", name=say("± sd"), hoverinfo="skip",
                        row=1, col=1)  # fmt: skip
 
 
@@ -190,8 +210,8 @@ def _heat(figure: go.Figure, attention: npt.NDArray[np.floating]) -> None:
     z = np.add.reduceat(attention, edges, axis=1) / counts
     figure.add_heatmap(z=z, x=edges, colorscale="Viridis", row=3, col=1,
                        colorbar={"len": 0.2, "y": 0.38, "thickness": 12})  # fmt: skip
-    figure.update_xaxes(title="position, tokens", row=3, col=1)
-    figure.update_yaxes(title="layer", row=3, col=1)
+    figure.update_xaxes(title=say("position, tokens"), row=3, col=1)
+    figure.update_yaxes(title=say("layer"), row=3, col=1)
 
 
 def _spectrum(figure: go.Figure, plots: CasePlots) -> None:
@@ -205,7 +225,7 @@ def _spectrum(figure: go.Figure, plots: CasePlots) -> None:
             labels = [_label(period, plots.wavelengths) for period in s.period[s.significant]]
             figure.add_scatter(
                 x=s.period[s.significant], y=s.power[s.significant], mode="markers",
-                marker={"color": GREEN, "size": 7}, name="significant", text=labels,
+                marker={"color": GREEN, "size": 7}, name=say("significant"), text=labels,
                 hovertemplate="%{text}<extra></extra>", row=4, col=1,
             )  # fmt: skip
     shown = [s.period for s in plots.spectra.values()]
@@ -214,13 +234,16 @@ def _spectrum(figure: go.Figure, plots: CasePlots) -> None:
     for wavelength in plots.wavelengths[(plots.wavelengths > low) & (plots.wavelengths < high)]:
         figure.add_vline(x=float(wavelength), line={"color": GREY, "width": 1, "dash": "dot"},
                          row=4, col=1)  # fmt: skip
-    figure.update_xaxes(type="log", title="period, tokens (dotted: RoPE wavelengths)", row=4, col=1)
-    figure.update_yaxes(title="power", row=4, col=1)
+    title = say("period, tokens (dotted: RoPE wavelengths)")
+    figure.update_xaxes(type="log", title=title, row=4, col=1)
+    figure.update_yaxes(title=say("power"), row=4, col=1)
 
 
 def _label(period: float, wavelengths: FloatArray) -> str:
     near = nearest_wavelength(period, wavelengths)
-    return f"{period:.1f} tokens" + (f", RoPE wavelength {near:.1f}" if near else "")
+    if near is None:
+        return say("{period:.1f} tokens", period=period)
+    return say("{period:.1f} tokens, RoPE wavelength {near:.1f}", period=period, near=near)
 
 
 def _spans(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -239,7 +262,7 @@ def _rolling(values: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="{language}"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title>
 <style>
@@ -275,7 +298,7 @@ def _page(title: str, figure: go.Figure) -> str:
         figure, full_html=False, include_plotlyjs=True, div_id="plot",
         config={"displaylogo": False, "responsive": True},
     )  # fmt: skip
-    return _PAGE.format(title=escape(title), plot=plot)
+    return _PAGE.format(language=current(), title=escape(title), plot=plot)
 
 
 def case_table(record: Record) -> Table | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from so8tqc.closure import versions_of
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.attest import RecheckMetrics
-from so8tqc.records import FileRef, Record, Stopwatch, judge, overall, versions
+from so8tqc.records import FileRef, Record, Stopwatch, judge, overall
 from so8tqc.services.run.directory import Manifest, read_manifest
 
 
@@ -50,7 +51,7 @@ def recheck(directory: Path, progress: Progress = SILENT) -> Record:
         checks=tuple(checks),
         metrics=RecheckMetrics(files=found).as_json(),
         outputs=seen,
-        versions=versions(),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
+from so8tqc.closure import versions_of
 from so8tqc.config import AttestConfig
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
@@ -86,7 +87,7 @@ def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
         ).as_json(),
         outputs={"statement": file_ref(path)},
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "llama-cpp-python"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from so8tqc.closure import versions_of
 from so8tqc.config import VerifyConfig
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
@@ -34,7 +35,6 @@ from so8tqc.records import (
     judge,
     overall,
     skipped,
-    versions,
 )
 from so8tqc.services.attest.requantize import (
     compare_tensors,
@@ -100,7 +100,7 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
         ).as_json(),
         inputs={"file": file_ref(config.file), "record": file_ref(record_path), **inputs},
         config=config.model_dump(mode="json"),
-        versions=versions("llama-cpp-python", "gguf"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 

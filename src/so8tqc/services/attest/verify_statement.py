@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from so8tqc.checkpoints.provenance import PROVENANCE_NAME, read_provenance
+from so8tqc.closure import versions_of
 from so8tqc.config import VerifyConfig
 from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import InputError, MissingToolError
@@ -30,7 +31,6 @@ from so8tqc.records import (
     judge,
     overall,
     skipped,
-    versions,
 )
 from so8tqc.services.attest.remake import Made, recorded_build, remake
 from so8tqc.services.attest.requantize import compare_tensors
@@ -89,7 +89,7 @@ def verify_statement(config: VerifyConfig, progress: Progress = SILENT) -> Recor
             },
         ).as_json(),
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "llama-cpp-python", "gguf"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 

@@ -9,19 +9,18 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from so8tqc.closure import versions_of
 from so8tqc.config import CalibrateConfig
 from so8tqc.disk.atomic import remove_leftovers, write_text
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
-from so8tqc.errors import ConfigError, DataError, MissingToolError, ModelError
+from so8tqc.errors import ConfigError, DataError, ModelError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import require_scalable_norm
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.calibrate import AppliedTemperature
-from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall, versions
-from so8tqc.reports.kinds.calibrate import draw_reliability_png
-from so8tqc.reports.reliability_page import write_reliability
+from so8tqc.records import FileRef, Record, Stopwatch, jsonable, overall
 from so8tqc.services.calibrate.apply import (
     Applied,
     applied_checks,
@@ -46,8 +45,6 @@ from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 CONFIG_FILE = "temperature_config.json"
-REPORT_FILE = "reliability.html"
-IMAGE_FILE = "reliability.png"
 LEAST_TOKENS = 500
 
 
@@ -55,8 +52,9 @@ LEAST_TOKENS = 500
 def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     """Fit a temperature on some texts, judge it on the others, write ``temperature_config.json``.
 
-    Also writes ``reliability.html`` and ``.png`` and, with ``apply`` and a significant gain,
-    ``NAME-calibrated.gguf``, which is then run again: what is reported as ``after`` is that file's.
+    With ``apply`` and a significant gain it also writes ``NAME-calibrated.gguf``, which is then run
+    again: what is reported as ``after`` is that file's. ``reliability.html`` and ``.png`` are drawn
+    from the record (``services.pages``).
 
     Record metrics: :class:`so8tqc.record_kinds.calibrate.CalibrateMetrics`.
 
@@ -84,7 +82,7 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     checks = temperature_checks(calibration)
     if applied is not None:
         checks += applied_checks(applied, calibration.temperature)
-    record = Record(
+    return Record(
         kind="calibrate",
         verdict=overall(checks),
         checks=tuple(checks),
@@ -97,10 +95,9 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
         inputs=inputs,
         outputs=outputs,
         config=config.model_dump(mode="json"),
-        versions=versions("llama-cpp-python", "numpy", "scipy", "gguf"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
-    return _drawn(record, config)
 
 
 def _measure(
@@ -139,23 +136,6 @@ def _applied(applied: Applied | None, config: CalibrateConfig) -> AppliedTempera
         scale=applied.scale,
         kl=applied.kl,
     )
-
-
-def _drawn(record: Record, config: CalibrateConfig) -> Record:
-    """The record with its page and image as outputs."""
-    outputs = dict(record.outputs)
-    if config.png:
-        image = config.out / IMAGE_FILE
-        try:
-            draw_reliability_png(record, image)
-            outputs["image"] = file_ref(image)
-        except MissingToolError as error:
-            image.unlink(missing_ok=True)  # of an earlier run
-            notice = f"The image was not drawn: {error}"
-            record = record.model_copy(update={"notices": (*record.notices, notice)})
-    report = config.out / REPORT_FILE
-    write_reliability(record, report)
-    return record.model_copy(update={"outputs": {**outputs, "reliability": file_ref(report)}})
 
 
 def _preflight(config: CalibrateConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from so8tqc.closure import versions_of
 from so8tqc.config import ChooseAmongConfig, QCConfig
 from so8tqc.disk.digests import file_ref
 from so8tqc.errors import InputError
@@ -10,7 +11,7 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import read_record
 from so8tqc.record_kinds.choose import ChooseMeasured, ChooseMetrics, Row
 from so8tqc.record_kinds.quantize import QuantizeMetrics
-from so8tqc.records import Record, Stopwatch, overall, versions
+from so8tqc.records import Record, Stopwatch, overall
 from so8tqc.services.choose.budget import budget_of, verdicts
 from so8tqc.services.choose.inversions import inversions
 from so8tqc.services.choose.recommend import recommend, speeds
@@ -86,7 +87,7 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
         notices=(reason, *(inversion["sentence"] for inversion in inverted)),
         inputs={name: file_ref(path) for name, path in paths.items()},
         config=config.model_dump(mode="json"),
-        versions=versions("llama-cpp-python", "numpy"),
+        versions=versions_of(__name__),
         run=watch.info().model_copy(update={"measured": ChooseMeasured(speed=measured).as_json()}),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from so8tqc.closure import versions_of
 from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.disk.atomic import temporary_directory
 from so8tqc.disk.digests import file_ref
@@ -27,7 +28,6 @@ from so8tqc.records import (
     Stopwatch,
     judge,
     overall,
-    versions,
 )
 from so8tqc.services.choose.budget import Budget, budget_of, verdicts
 from so8tqc.services.choose.evaluation import Evaluation, Tables
@@ -139,7 +139,7 @@ def _choose(
         inputs=_inputs(config, made),
         outputs=state.outputs,
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+        versions=versions_of(__name__),
         run=watch.info().model_copy(update={"measured": ChooseMeasured(speed=speed).as_json()}),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from so8tqc.closure import versions_of
 from so8tqc.disk.atomic import write_text
 from so8tqc.disk.digests import file_ref
 from so8tqc.progress import SILENT, Progress
@@ -17,7 +18,7 @@ from so8tqc.record_kinds.comparison import (
     FileSide,
     Side,
 )
-from so8tqc.records import FileRef, Record, Stopwatch, Verdict, versions
+from so8tqc.records import FileRef, Record, Stopwatch, Verdict
 from so8tqc.reports.kinds.comparison import comparison_html, comparison_markdown
 from so8tqc.services.compare.run import Run, read_run
 from so8tqc.services.compare.values import (
@@ -52,7 +53,7 @@ def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Re
         checks = named_checks(first), named_checks(second)
         values = compared_values(*checks, paired)
         changed_config = _changes(*_config(first, second))
-        changed_versions = _changes(versions_of(first), versions_of(second))
+        changed_versions = _changes(_versions(first), _versions(second))
         files, verdicts = _files(first, second), changed_verdicts(*checks)
         differing = [value for value in values if value["outcome"] != "equal"]
         task.advance(1)
@@ -81,7 +82,7 @@ def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Re
                 },
             ).as_json(),
             inputs={"a": _fingerprint(first), "b": _fingerprint(second)},
-            versions=versions("numpy", "scipy", "jinja2"),
+            versions=versions_of(__name__),
             run=watch.info(),
         )
         write_text(out / "comparison.html", comparison_html(record))
@@ -137,7 +138,7 @@ def _flat(value: Any, run: Run, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, run.plain(value) if isinstance(value, str) and key != "name" else value
 
 
-def versions_of(run: Run) -> dict[str, str]:
+def _versions(run: Run) -> dict[str, str]:
     """Every version that a record of the run names."""
     return {name: v for record in run.stages.values() for name, v in record.versions.items()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
+from so8tqc.closure import versions_of
 from so8tqc.config import ExportConfig, ExportType
 from so8tqc.disk.atomic import atomic_file, remove_leftovers, require_space, temporary_file
 from so8tqc.disk.digests import file_ref
@@ -19,7 +20,7 @@ from so8tqc.llama.converter import convert
 from so8tqc.llama.vendor import Converter, find_converter
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.export import ExportMetrics
-from so8tqc.records import Record, Stopwatch, overall, versions
+from so8tqc.records import Record, Stopwatch, overall
 from so8tqc.services.export.kept_tensors import (
     Kept,
     choose,
@@ -87,7 +88,7 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
         inputs={"model": file_ref(config.model)},
         outputs={"gguf": file_ref(config.out)},
         config=config.model_dump(mode="json"),
-        versions=versions("gguf", "transformers", "torch", "llama-cpp-python"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from so8tqc.checkpoints.plan import widened
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
+from so8tqc.closure import versions_of
 from so8tqc.config import LongTextConfig
-from so8tqc.disk.atomic import atomic_file, remove_leftovers
+from so8tqc.disk.atomic import remove_leftovers
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
-from so8tqc.errors import DataError, InputError, MissingToolError
+from so8tqc.errors import DataError, InputError
 from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.spectra import rope_wavelengths, spectrum
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.longtext import LongTextMetrics
 from so8tqc.records import (
-    FileRef,
     Record,
     Stopwatch,
     overall,
-    versions,
 )
-from so8tqc.reports.kinds.longtext import CasePlots, draw_case, draw_png
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.longtext.generation import generate, prompt_of, repetition_checks
@@ -43,6 +38,13 @@ from so8tqc.services.longtext.judging import (
     effect_checks,
 )
 from so8tqc.services.longtext.pet import changes_from_base
+from so8tqc.services.longtext.series import (
+    SERIES_FILE,
+    Arrays,
+    attention_key,
+    spectrum_arrays,
+    write_series,
+)
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
@@ -71,7 +73,7 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     energies need a transformers candidate.
 
     Record metrics: :class:`so8tqc.record_kinds.longtext.LongTextMetrics`. Writes
-    ``CASE_oscillation.html``, ``CASE_entropy.html`` (and ``.png``) and ``series.npz``.
+    ``series.npz``; the plots of each text are drawn from it and the record (``services.pages``).
 
     Raises:
         DataError: a text is shorter than ``min_tokens``, or that exceeds a model's context.
@@ -98,8 +100,8 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     checks += effect_checks(cases, record)
     checks += repetition_checks(cases)
     remove_leftovers(config.out)
-    _write_series(config.out / "series.npz", cases)
-    notices += _draw(cases, config, wavelengths, progress)
+    series = config.out / SERIES_FILE
+    write_series(series, {case.encoded.id: _series(case) for case in cases}, wavelengths)
     inputs = {"model": file_ref(config.model)}
     for name in ("reference", "rotations"):
         if (path := getattr(config, name)) is not None:
@@ -113,9 +115,9 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
         ).as_json(),
         notices=tuple(notices),
         inputs=inputs,
-        outputs=_outputs(config.out, cases),
+        outputs={SERIES_FILE: file_ref(series)},
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "transformers", "llama-cpp-python", "plotly"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 
@@ -236,39 +238,6 @@ def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Prog
         case.from_base = changes_from_base(case.base, shown, config)
 
 
-def _draw(
-    cases: Sequence[Case],
-    config: LongTextConfig,
-    wavelengths: npt.NDArray[np.float64],
-    progress: Progress,
-) -> list[str]:
-    """HTML for every case, PNG where the tools are there; returns notices."""
-    plots: list[CasePlots] = []
-    with progress.task("drawing plots", total=len(cases), unit="cases") as task:
-        for case, stem in zip(cases, _stems(cases), strict=True):
-            assert case.table is not None
-            run = case.candidate
-            plot = CasePlots(
-                case=stem,
-                table=case.table,
-                has_reference=case.reference is not None,
-                attention=run.entropy.mean(axis=1) if run and run.entropy is not None else None,
-                spectra=case.spectra,
-                wavelengths=wavelengths,
-            )
-            draw_case(plot, config.out)
-            plots.append(plot)
-            task.advance(1, item=case.encoded.id)
-    if not config.png:
-        return []
-    try:
-        with progress.task("drawing images", total=2 * len(plots), unit="images") as task:
-            draw_png(plots, config.out, task)
-    except MissingToolError as error:
-        return [f"Images were not drawn: {error}"]
-    return []
-
-
 def _wavelengths(models: _Models) -> npt.NDArray[np.float64]:
     """RoPE wavelengths of the model, none if it has no RoPE or is a GGUF without reference.
 
@@ -286,40 +255,14 @@ def _wavelengths(models: _Models) -> npt.NDArray[np.float64]:
     return rope_wavelengths(np.concatenate([*found, np.empty(0)]))
 
 
-def _write_series(path: Path, cases: Sequence[Case]) -> None:
-    """Every case's series as one npz: ``CASE/COLUMN``, ``CASE/attention_entropy`` and
-    ``CASE/attention_entropy_reference`` [layers, T], ``CASE/generated_NAME``, ``…_sampled``."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for case in cases:
-        assert case.table is not None
-        arrays |= {f"{case.encoded.id}/{k}": v for k, v in case.table.columns.items()}
-        for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
-            if run is not None and run.entropy is not None:
-                suffix = "" if name == CANDIDATE else f"_{name}"
-                arrays[f"{case.encoded.id}/attention_entropy{suffix}"] = run.entropy.mean(axis=1)
-        for name, tokens in case.generated.items():
-            arrays[f"{case.encoded.id}/generated_{name}"] = np.asarray(tokens, dtype=np.int64)
-    with atomic_file(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
-
-
-def _stems(cases: Sequence[Case]) -> list[str]:
-    """A distinct file name prefix for each case, whatever its id is made of."""
-    stems: list[str] = []
-    for case in cases:
-        stem = re.sub(r"[^\w.-]+", "_", case.encoded.id)[:100] or "case"
-        taken = sum(other == stem or other.startswith(f"{stem}~") for other in stems)
-        stems.append(f"{stem}~{taken + 1}" if taken else stem)
-    return stems
-
-
-def _outputs(out: Path, cases: Sequence[Case]) -> dict[str, FileRef]:
-    """What this run wrote; files of other cases that lie there are not its own."""
-    names = [
-        f"{stem}_{kind}.{suffix}"
-        for stem in _stems(cases)
-        for kind in ("entropy", "oscillation")
-        for suffix in ("html", "png")
-    ]
-    files = [out / name for name in [*names, "series.npz"]]
-    return {file.name: file_ref(file) for file in files if file.exists()}
+def _series(case: Case) -> Arrays:
+    """The arrays of a case in ``series.npz``."""
+    assert case.table is not None
+    arrays: Arrays = {**case.table.columns, "position": case.table.position}
+    for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
+        if run is not None and run.entropy is not None:
+            arrays[attention_key(name)] = run.entropy.mean(axis=1)
+            arrays |= spectrum_arrays(name, case.spectra[name])
+    for name, tokens in case.generated.items():
+        arrays[f"generated_{name}"] = np.asarray(tokens, dtype=np.int64)
+    return arrays

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
+from so8tqc.closure import versions_of
 from so8tqc.config import QCConfig
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
@@ -35,7 +36,6 @@ from so8tqc.records import (
     Verdict,
     overall,
     skipped,
-    versions,
 )
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
@@ -183,7 +183,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
         inputs=_inputs(config, capture),
         outputs=_outputs(config),
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "transformers", "llama-cpp-python", "numpy", "numba"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
+from so8tqc.closure import versions_of
 from so8tqc.config import QuantizeConfig
 from so8tqc.disk.atomic import remove_leftovers
 from so8tqc.disk.digests import file_ref
@@ -92,7 +93,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         inputs=inputs,
         outputs=written,
         config=config.model_dump(mode="json"),
-        versions=versions("llama-cpp-python", "gguf"),
+        versions=versions_of(__name__),
         run=watch.info().model_copy(update={"measured": QuantizeMeasured(workers=hands).as_json()}),
     )
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from so8tqc.closure import versions_of
 from so8tqc.config.batch import Batch, Combination
 from so8tqc.disk.atomic import require_space, write_text
 from so8tqc.disk.locks import claim_folder, exclusive
@@ -14,7 +15,7 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import write_record
 from so8tqc.record_kinds.batch import BatchFile, BatchMeasured, BatchMetrics, BatchRow
 from so8tqc.record_kinds.run import RunMetrics
-from so8tqc.records import Record, Stopwatch, Verdict, versions
+from so8tqc.records import Record, Stopwatch, Verdict
 from so8tqc.reports.kinds.batch import batch_markdown
 from so8tqc.services.run.pipeline import require_stages, run
 from so8tqc.services.run.preflight import preflight
@@ -161,6 +162,6 @@ def _record(
         verdict=Verdict.FAIL if worst else Verdict.PASS,
         metrics=BatchMetrics(combinations=dict(rows), exit_code=worst).as_json(),
         config={"out": str(batch.out)},
-        versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+        versions=versions_of(__name__),
         run=watch.info().model_copy(update={"measured": measured.as_json()}),
     )

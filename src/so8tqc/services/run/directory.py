@@ -6,8 +6,6 @@ fingerprint is unchanged is reused.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,24 +17,8 @@ from so8tqc.disk.digests import directory_ref, hub_source, sha256_file
 from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import InputError
 from so8tqc.records import FileRef
-from so8tqc.resources import package_file
 
 MANIFEST_NAME = "manifest.json"
-
-
-@functools.cache
-def code_fingerprint() -> str:
-    """SHA-256 over the package's own sources, except what only parses or renders.
-
-    A stage made by other code is not reused.
-    """
-    root = package_file("")
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        relative = file.relative_to(root)
-        if relative.parts[0] not in ("cli", "reports"):
-            digest.update(relative.as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 class _CachedDigest(BaseModel):
@@ -54,11 +36,12 @@ class _StageEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """``manifest.json`` of a run directory: stages made, digests of files seen."""
+    """``manifest.json`` of a run directory: stages made, their pages, digests of files seen."""
 
     model_config = ConfigDict(extra="forbid")
     schema_version: int = 1
     stages: dict[str, _StageEntry] = Field(default_factory=dict)
+    pages: dict[str, _StageEntry] = Field(default_factory=dict)
     digests: dict[str, _CachedDigest] = Field(default_factory=dict)
 
 
@@ -135,7 +118,13 @@ class RunDirectory:
 
     def reusable(self, stage: str, fingerprint: str) -> bool:
         """Whether ``stage`` was made from the same things and its outputs are unchanged."""
-        entry = self.manifest.stages.get(stage)
+        return self._unchanged(self.manifest.stages.get(stage), fingerprint)
+
+    def told(self, stage: str, fingerprint: str) -> bool:
+        """Whether the pages of ``stage`` were made from the same things and are unchanged."""
+        return self._unchanged(self.manifest.pages.get(stage), fingerprint)
+
+    def _unchanged(self, entry: _StageEntry | None, fingerprint: str) -> bool:
         if entry is None or entry.fingerprint != fingerprint:
             return False
         with suppress(InputError):
@@ -146,12 +135,21 @@ class RunDirectory:
 
     def commit(self, stage: str, fingerprint: str, outputs: Sequence[Path]) -> None:
         """Remember that ``stage`` is done and what it wrote."""
-        self.manifest.stages[stage] = _StageEntry(
+        self.manifest.stages[stage] = self._entry(fingerprint, outputs)
+        self.save()
+
+    def commit_pages(self, stage: str, fingerprint: str, pages: Sequence[Path]) -> None:
+        """Remember the pages that tell of ``stage``."""
+        self.manifest.pages[stage] = self._entry(fingerprint, pages)
+        self.save()
+
+    def _entry(self, fingerprint: str, outputs: Sequence[Path]) -> _StageEntry:
+        return _StageEntry(
             fingerprint=fingerprint, outputs={str(path): self.ref(path) for path in outputs}
         )
-        self.save()
 
     def forget(self, stage: str) -> None:
         """Mark ``stage`` as not done, before it is run again."""
-        if self.manifest.stages.pop(stage, None) is not None:
+        known = [self.manifest.pages.pop(stage, None), self.manifest.stages.pop(stage, None)]
+        if any(known):
             self.save()

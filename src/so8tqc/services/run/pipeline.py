@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from so8tqc.closure import Closure, own_sources, versions_of
 from so8tqc.config import (
     STAGES,
     BakeConfig,
@@ -38,21 +39,36 @@ from so8tqc.services.calibrate.service import calibrate
 from so8tqc.services.choose.among import choose_among
 from so8tqc.services.export.service import export
 from so8tqc.services.longtext.service import longtext
+from so8tqc.services.pages import draw_pages
 from so8tqc.services.qc.profiles import profile_file
 from so8tqc.services.qc.service import qc
 from so8tqc.services.qc.token_file import TOKENS_FILE
 from so8tqc.services.quantize.service import quantize
-from so8tqc.services.report import STAGE_REPORTS, report, write_stage_reports
-from so8tqc.services.run.directory import RunDirectory, code_fingerprint
+from so8tqc.services.report import report, write_stage_reports
+from so8tqc.services.run.directory import RunDirectory
 from so8tqc.sources.builtin import resolve_model, resolve_rotations
 from so8tqc.sources.texts import data_paths
 
 _log = logging.getLogger(__name__)
 
-_BEGINNING = 200
-"""Characters of a page that hold its language."""
-
 _NEED_LIBLLAMA = ("quantize", "calibrate", "qc", "choose")
+
+_SERVICES = {
+    "bake": bake,
+    "export": export,
+    "quantize": quantize,
+    "calibrate": calibrate,
+    "qc": qc,
+    "choose": choose_among,
+    "longtext": longtext,
+}
+"""Whose modules, with all that they lean on, are the code of a stage."""
+
+_DRAWING = ("so8tqc.services.report", "so8tqc.reports")
+"""The code of all pages: templates and languages lie there, too."""
+
+_DRAWN = {"png"}
+"""Options that only say what is drawn: they change pages, and no stage."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,8 @@ class Stage:
         inputs: files and directories it depends on.
         outputs: what it writes, besides its record.
         service: does the work.
-        reports: whether Markdown, HTML and JUnit are written beside the record.
+        reports: whether Markdown, HTML and JUnit are written beside the record, besides the
+            pages that a stage has of its own.
         after: earlier stages whose records it reads.
     """
 
@@ -232,7 +249,7 @@ def _bake_options(config: RunConfig) -> dict[str, object]:
 def _perform(
     stage: Stage, directory: RunDirectory, progress: Progress, forced: bool, language: Language
 ) -> Record:
-    """Reuse or run one stage; it is done when its reports are written, too."""
+    """Reuse or run one stage, then draw its pages anew if anything about them has changed."""
     folder = directory.root / stage.name
     path = folder / "record.json"
     remove_leftovers(folder)
@@ -241,8 +258,7 @@ def _perform(
         record = read_record(path)
         _log.info("stage %s: reused, %s", stage.name, record.verdict)
         progress.message(f"{stage.name}: reused, nothing it depends on has changed")
-        if stage.reports and not _told_in(folder, language):
-            write_stage_reports(record, folder, language)
+        _tell(stage, record, directory, progress, language)
         return record.model_copy(update={"run": record.run.model_copy(update={"reused": True})})
     directory.forget(stage.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,21 +266,41 @@ def _perform(
     progress.message(f"{stage.name}:")
     record = stage.service(progress)
     write_record(path, record)
-    if stage.reports:
-        write_stage_reports(record, folder, language)
     written = [Path(reference.path) for reference in record.outputs.values()]
     directory.commit(stage.name, fingerprint, [path, *dict.fromkeys([*stage.outputs, *written])])
+    _tell(stage, record, directory, progress, language)
     _log.info("end stage %s: %s, %.1f s", stage.name, record.verdict, record.run.seconds)
     return record
 
 
-def _told_in(folder: Path, language: Language) -> bool:
-    """Whether a stage's reports are there, in the language asked for."""
-    page, *others = (folder / name for name in STAGE_REPORTS)
-    if not (page.is_file() and all(path.is_file() for path in others)):
-        return False
-    with page.open(encoding="utf-8") as stream:
-        return f'lang="{language}"' in stream.read(_BEGINNING)
+def _tell(
+    stage: Stage, record: Record, directory: RunDirectory, progress: Progress, language: Language
+) -> None:
+    """Draw the pages of a stage, unless they are there as this code draws them.
+
+    Pages that could not all be drawn are tried again in the next run.
+    """
+    wanted = stage.config.model_dump(mode="json", include=_DRAWN)
+    fingerprint = sha256_json(
+        {
+            "stage": directory.manifest.stages[stage.name].fingerprint,
+            "config": wanted,
+            "language": language,
+            **_code(own_sources().closure(*_DRAWING)),
+        }
+    )
+    if directory.told(stage.name, fingerprint):
+        return
+    write = write_stage_reports if stage.reports else draw_pages
+    told = record.model_copy(update={"config": {**record.config, **wanted}})
+    pages = write(told, directory.root / stage.name, language, progress)
+    if pages.files and pages.complete:
+        directory.commit_pages(stage.name, fingerprint, pages.files)
+
+
+def _code(closure: Closure) -> dict[str, object]:
+    """What a fingerprint takes from code: sources, and the libraries that they name."""
+    return {"code": closure.digest, "versions": versions(*closure.distributions)}
 
 
 def _fingerprint(stage: Stage, directory: RunDirectory) -> str:
@@ -272,11 +308,10 @@ def _fingerprint(stage: Stage, directory: RunDirectory) -> str:
     return sha256_json(
         {
             "stage": stage.name,
-            "config": stage.config.model_dump(mode="json"),
+            "config": stage.config.model_dump(mode="json", exclude=_DRAWN),
             "inputs": [directory.ref(path).sha256 for path in stage.inputs],
             "after": [made[name].fingerprint for name in stage.after if name in made],
-            "code": code_fingerprint(),
-            "versions": versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+            **_code(own_sources().closure(_SERVICES[stage.name].__module__)),
         }
     )
 
@@ -299,6 +334,6 @@ def _summary(config: RunConfig, records: dict[str, Record], watch: Stopwatch) ->
         notices=tuple(dict.fromkeys(n for record in records.values() for n in record.notices)),
         outputs=outputs,
         config=config.model_dump(mode="json"),
-        versions=versions("torch", "transformers", "llama-cpp-python", "gguf", "numpy"),
+        versions=versions_of(__name__),
         run=watch.info(),
     )
