@@ -25,13 +25,16 @@ from so8tqc.errors import (
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import NORM_TEMPERATURE
 from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE
+from so8tqc.progress import SilentProgress
 from so8tqc.records import Check, Record, Verdict
 from so8tqc.reports.kinds.calibrate import calibration_tables
+from so8tqc.services import pages
 from so8tqc.services.calibrate import beyond as temperature_beyond
 from so8tqc.services.calibrate import service
 from so8tqc.services.calibrate.holdout import Split, split_texts
 from so8tqc.services.calibrate.summary import temperature_summary
 from so8tqc.services.calibrate.verdict import Calibration, calibrate_source, temperature_checks
+from so8tqc.services.pages import Pages, draw_pages
 from so8tqc.sources.protocol import EncodedText, TokenIds
 from so8tqc.sources.temperatures import frequent_tokens
 
@@ -361,11 +364,12 @@ def test_writes_config_record_and_page(config: CalibrateConfig) -> None:
     assert not set(split["fit"]) & set(split["holdout"])
     assert len(split["fit"]) + len(split["holdout"]) == 25
     json.loads(record.model_dump_json(), parse_constant=pytest.fail)  # no NaN anywhere
+    assert set(record.outputs) == {"temperature_config"}
+    assert draw_pages(record, config.out).files == [config.out / "reliability.html"]
     page = (config.out / "reliability.html").read_text(encoding="utf-8")
     assert "prefers-color-scheme" in page
     assert page.count("plotly.js v") == 1
     assert "<script src=" not in page
-    assert set(record.outputs) == {"temperature_config", "reliability"}
 
 
 def test_not_significant_writes_temperature_one(
@@ -431,6 +435,7 @@ def test_a_model_directory_as_reference(
         entropy["before"] - entropy["reference"]
     )
     assert set(reference) == MEASURES
+    draw_pages(record, config.out)
     page = (config.out / "reliability.html").read_text(encoding="utf-8")
     for title in ("Against the unquantized model", "Every objective", "Beyond one temperature"):
         assert title in page
@@ -718,13 +723,14 @@ def test_classwise_ece_is_that_of_full_logits() -> None:
 @pytest.mark.png
 def test_the_image_is_drawn(config: CalibrateConfig, llama: Path) -> None:
     record = service.calibrate(config.model_copy(update={"png": True}))
+    drawn = draw_pages(record, config.out)
     image = (config.out / "reliability.png").read_bytes()
     assert image.startswith(b"\x89PNG")
     assert int.from_bytes(image[16:20], "big") == 2200  # width
-    assert record.outputs["image"].path.endswith("reliability.png")
+    assert drawn == Pages([config.out / "reliability.html", config.out / "reliability.png"])
 
 
-def test_without_a_chrome_a_notice_says_so(
+def test_without_a_chrome_a_message_says_so(
     config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_: object) -> None:
@@ -732,11 +738,23 @@ def test_without_a_chrome_a_notice_says_so(
 
     config.out.mkdir()
     (config.out / "reliability.png").write_bytes(b"of an earlier run")
-    monkeypatch.setattr(service, "draw_reliability_png", missing)
+    monkeypatch.setattr(pages, "draw_reliability_png", missing)
     record = service.calibrate(config.model_copy(update={"png": True}))
-    assert "image" not in record.outputs
+    told: list[str] = []
+    drawn = draw_pages(record, config.out, progress=_Told(told))
+    assert drawn == Pages([config.out / "reliability.html"], complete=False)
     assert not (config.out / "reliability.png").exists()
-    assert any("The image was not drawn: no Chrome" in notice for notice in record.notices)
+    assert told == ["The image was not drawn: no Chrome that starts. Install one."]
+
+
+class _Told(SilentProgress):
+    """Keeps the messages."""
+
+    def __init__(self, messages: list[str]) -> None:
+        self._messages = messages
+
+    def message(self, text: str) -> None:
+        self._messages.append(text)
 
 
 def test_entropy_without_a_reference_is_a_config_error(config: CalibrateConfig) -> None:

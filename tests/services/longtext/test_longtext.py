@@ -20,6 +20,7 @@ from so8tqc.rotations.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.longtext.service import _Models, _wavelengths, longtext
+from so8tqc.services.pages import draw_pages
 from so8tqc.sources.attention import attention_entropy
 from so8tqc.sources.hf import HFModel
 
@@ -50,7 +51,7 @@ def test_entropies_are_those_of_eager_attention(
 
 def run(model: Path, base: Path, gates: Path, texts: Path, out: Path, **options: object) -> Record:
     defaults: dict[str, object] = {"min_tokens": 256, "max_new_tokens": 40, "png": False}
-    return longtext(
+    record = longtext(
         LongTextConfig(
             model=model,
             reference=base,
@@ -61,6 +62,8 @@ def run(model: Path, base: Path, gates: Path, texts: Path, out: Path, **options:
             **{**defaults, **options},  # type: ignore[arg-type]
         )
     )
+    draw_pages(record, out)
+    return record
 
 
 def test_a_correct_bake_passes_and_leaves_plots(
@@ -190,11 +193,13 @@ def test_files_are_named_after_cases_and_notices_of_the_gates_are_kept(
     (out / "older_entropy.html").write_text("of another run")
     record = run(llama, llama, gates, texts, out, min_tokens=64, max_new_tokens=0)
     assert any("column" in notice for notice in record.notices)
-    assert sorted(record.outputs) == sorted(
-        ["series.npz"]
-        + [f"{stem}_{kind}.html" for stem in (".._a_b", ".._a_b~2", "x" * 100)
-           for kind in ("entropy", "oscillation")]
+    assert list(record.outputs) == ["series.npz"]
+    drawn = draw_pages(record, out)
+    assert sorted(path.name for path in drawn.files) == sorted(
+        f"{stem}_{kind}.html" for stem in (".._a_b", ".._a_b~2", "x" * 100)
+        for kind in ("entropy", "oscillation")
     )  # fmt: skip
+    assert (out / "older_entropy.html").read_text() == "of another run"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen2_vl"])
