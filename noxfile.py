@@ -32,8 +32,11 @@ BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", " ".join(CMAKE_ARGS))}
 
 LOCK = Path("requirements.lock")
 LOCKED = "NOX_LOCKED" in os.environ
-TOOLS = ("ruff", "mypy", "types-PyYAML")
+TOOLS = ("ruff", "mypy", "types-PyYAML", "import-linter")
 LLAMA = ("llama-cpp-python",)
+IMPORT_LINTER = ("import-linter", "grimp", "click", "rich", "markdown-it-py", "mdurl", "pygments")
+LINTERS = ("ruff", *IMPORT_LINTER)
+"""What ``lint`` installs by the lock, which names no dependencies."""
 
 
 def install_locked(
@@ -123,13 +126,14 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Format and lint."""
+    """Format, lint, and the floors of the house: imports point down (sources are only read)."""
     if LOCKED:
-        install_locked(session, only=["ruff"])
+        install_locked(session, only=LINTERS)
     else:
-        session.install("-c", "constraints.txt", "ruff")
+        session.install("-c", "constraints.txt", "ruff", "import-linter")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "src"})
 
 
 @nox.session

@@ -132,7 +132,7 @@ def _read(file: Path, name: str) -> _Module:
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     tree = ast.parse(source)
     named = {n for node in _executed(tree.body) for n in _imported(node, package)}
-    if any(word.encode() in source for word in (f'"{_CHILD}"', *_BY_NAME)):
+    if any(word.encode() in source for word in (_CHILD, *_BY_NAME)):
         named |= {n for node in ast.walk(tree) for n in _named(node)}
     return _Module(hashlib.sha256(source).hexdigest(), frozenset(named))
 
