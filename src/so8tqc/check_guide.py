@@ -1,13 +1,16 @@
-"""What every check means, what its failure means, and what to do about it.
+"""What checks, diagnoses, profiles and exit codes mean, and what to do about them.
 
-The one source of these words: reports show and advise from here, ``services.weights.diagnose``
-names edits with them, and docs/checks.md is written from it (``python tests/docs/write_pages.py``).
-Titles, meanings and remedies are messages, which ``reports/languages`` translates.
+The one source of these words: ``so8tqc explain`` prints them, reports show and advise from here,
+``services.weights.diagnose`` names edits with them, and docs/checks.md is written from it
+(``python tests/docs/write_pages.py``). All of them are messages, which ``reports/languages``
+translates.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from so8tqc.errors import ExitCode
 
 
 class Guide(NamedTuple):
@@ -23,6 +26,34 @@ class Guide(NamedTuple):
     title: str
     meaning: str
     failure: str
+    remedy: str
+
+
+class Fault(NamedTuple):
+    """One diagnosis: what was done to the weights instead of the right fold.
+
+    Attributes:
+        finding: what a diagnosis says before what was measured.
+        evidence: one sentence, how it is told from other faults.
+        remedy: what to do then, with a command where there is one.
+    """
+
+    finding: str
+    evidence: str
+    remedy: str
+
+
+class Note(NamedTuple):
+    """One profile, or one exit code.
+
+    Attributes:
+        title: a few words.
+        meaning: one or two sentences.
+        remedy: what to do then; of a profile, how it is chosen.
+    """
+
+    title: str
+    meaning: str
     remedy: str
 
 
@@ -520,3 +551,137 @@ GUIDE: dict[str, Guide] = {
     ),
 }
 """Every check that a stage of so8tqc can judge or skip."""
+
+DIAGNOSES: dict[str, Fault] = {
+    "not_baked": Fault(
+        "The gate was never folded in",
+        "The base model's own weight explains what is stored better than any fold.",
+        REBAKE,
+    ),
+    "layer_missing": Fault(
+        "The gate was not folded in some layers",
+        "Some layers hold the base model's weight, the others hold a fold.",
+        REBAKE,
+    ),
+    "transposed": Fault(
+        "The transposed rotation was folded",
+        "Rᵀ explains the stored weight, R does not: column and row were mistaken for one another.",
+        "Bake again with the convention of the training: so8tqc bake BASE ROTATIONS --out DIR "
+        "--convention column (or row).",
+    ),
+    "double_baked": Fault(
+        "The rotation was folded twice",
+        "R·R, or Rᵀ·Rᵀ, explains the stored weight: what was baked was a baked model.",
+        REBAKE + " (from the unbaked base).",
+    ),
+    "wrong_parametrization": Fault(
+        "The rotation was made from theta by another parametrization",
+        "What another parametrization makes of the same theta explains the stored weight.",
+        "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --parametrization exp "
+        "(or cayley, legacy-taylor).",
+    ),
+    "layers_permuted": Fault(
+        "Layers were interchanged",
+        "The rotation, or the baked weight, of another layer explains what is stored here.",
+        REBAKE,
+    ),
+    "blocks_permuted": Fault(
+        "The blocks of the rotation were folded in another order",
+        "The layer's own 8×8 blocks explain the stored weight, each at another block's place.",
+        REBAKE,
+    ),
+    "wrong_site": Fault(
+        "The rotation was folded on the other side of the projection",
+        "The rotation explains the stored weight as a gate behind the projection where it belongs "
+        "before it, or the other way round.",
+        "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --site input (or output).",
+    ),
+    "foreign_edit": Fault(
+        "Something else was changed",
+        "A tensor that no gate concerns differs from the base model's, or a change that no "
+        "rotation explains was stored in one.",
+        REBAKE,
+    ),
+    "non_finite": Fault(
+        "There are NaN or infinite values",
+        "Elements of a stored weight are NaN or infinite.",
+        REBAKE + " --baked-dtype float32",
+    ),
+    "non_orthogonal": Fault(
+        "What was folded is no rotation",
+        "Matrices that scale or shear explain the stored weight, and no rotation does.",
+        REBAKE + " (--orthogonalize polar if the trained matrices themselves have drifted).",
+    ),
+    "storage_rounding": Fault(
+        "The right rotation, with more rounding than it bears",
+        "The right fold explains the weights best; what is left was lost to the arithmetic of the "
+        "fold, to the storage type or to the quantization.",
+        REBAKE + " --baked-dtype float32",
+    ),
+}
+"""Every code of a diagnosis."""
+
+PROFILES: dict[str, Note] = {
+    "default": Note(
+        "The profile that judges unless another is named",
+        "Absolute targets for model directories, widened by the measured noise floor of their "
+        "storage type; for GGUF files, limits of each file type.",
+        "It is chosen by qc --profile; limits of your own stand in a file: --profile FILE.yaml",
+    ),
+    "strict": Note(
+        "The absolute targets, whatever the storage type",
+        "No noise floor widens a target, and a check that could not be made fails the verdict. No "
+        "16-bit checkpoint of a real model meets it: it is for float32 bakes.",
+        "It is chosen by qc --profile; limits of your own stand in a file: --profile FILE.yaml",
+    ),
+}
+"""Every profile of profiles.yaml."""
+
+FILE_TYPE = "Limits of GGUF files of this type"
+"""The title of every file type that a profile names."""
+
+EXIT_CODES: dict[ExitCode, Note] = {
+    ExitCode.OK: Note(
+        "Done and passed",
+        "The work is done, and no check that counts failed.",
+        "Nothing is to be done. What a skipped check did not look at, it says itself.",
+    ),
+    ExitCode.VERDICT_FAILED: Note(
+        "A verdict failed",
+        "The work is done, and a check that counts failed.",
+        "Read which, and what the diagnosis names: so8tqc report DIR shows both again.",
+    ),
+    ExitCode.USAGE: Note(
+        "Usage or config",
+        "A command, an option or a config value is wrong; nothing was computed.",
+        "Mend what the message names. A run's file is looked over by so8tqc config check FILE",
+    ),
+    ExitCode.BAD_INPUT: Note(
+        "Bad input",
+        "A model, rotations or a text cannot be read, or one does not fit the other.",
+        "The message names file and place; what is in a file is said by so8tqc doctor FILE",
+    ),
+    ExitCode.TOOL: Note(
+        "A tool is missing or failed",
+        "Something outside of so8tqc failed: libllama, the converter, Chrome, the disk, or another "
+        "process that is writing to the same place.",
+        "Do what the message says; what is missing, and how to get it, is said by so8tqc doctor",
+    ),
+    ExitCode.INTERNAL: Note(
+        "A defect of so8tqc itself",
+        "Something happened that was not planned; no verdict was given.",
+        "Run the same command with --debug, and report its trace.",
+    ),
+    ExitCode.INTERRUPTED: Note(
+        "Interrupted",
+        "Ctrl-C ended the command; nothing half-done stays.",
+        "Run the same command again: a run goes on where it stopped.",
+    ),
+    ExitCode.TERMINATED: Note(
+        "Terminated",
+        "SIGTERM ended the command (kill, a stopped container, a cancelled job); nothing half-done "
+        "stays.",
+        "Run the same command again: a run goes on where it stopped.",
+    ),
+}
+"""Every exit code of every command."""

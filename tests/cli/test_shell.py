@@ -25,7 +25,7 @@ from so8tqc.cli.progress import terminal_progress
 from so8tqc.llama.vendor import is_vendored
 
 COMMAND = [sys.executable, "-m", "so8tqc"]
-WITHOUT_RECORD = {"config schema", "config show"}
+WITHOUT_RECORD = {"config schema", "config show", "explain"}
 """Their result is the text they print: nothing to be quiet about."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9][;m]")
 

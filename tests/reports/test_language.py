@@ -16,7 +16,7 @@ from jinja2 import Environment, nodes
 from rich.cells import cell_len
 
 import so8tqc
-from so8tqc.check_guide import GUIDE
+from so8tqc.check_guide import DIAGNOSES, EXIT_CODES, FILE_TYPE, GUIDE, PROFILES
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import RunConfig
 from so8tqc.languages import Language
@@ -53,11 +53,16 @@ def said_in_code() -> set[str]:
 
 
 def said_of_checks_and_diagnoses() -> set[str]:
-    """What records are told with: the guide to the checks, and diagnoses where they are made."""
-    checks = {text for g in GUIDE.values() for text in (g.title, g.meaning, g.remedy)}
-    heads = {head for head, _ in diagnose._TEXTS.values()} | {diagnose._TOO_SMALL}
-    remedies = {remedy for _, remedy in diagnose._TEXTS.values()}
-    return checks | heads | remedies | {diagnose.EXPORT, diagnose._FINER, diagnose._TRAIN}
+    """The guide, and what ``services.weights.diagnose`` adds to it."""
+    tables = (GUIDE, DIAGNOSES, PROFILES, EXIT_CODES)
+    guide = {text for table in tables for entry in table.values() for text in entry}
+    return guide | {
+        FILE_TYPE,
+        diagnose._TOO_SMALL,
+        diagnose.EXPORT,
+        diagnose._FINER,
+        diagnose._TRAIN,
+    }
 
 
 def test_every_language_has_a_file_and_every_file_a_language() -> None:
@@ -101,7 +106,7 @@ def test_titles_differ() -> None:
 
 
 def test_every_code_is_a_message() -> None:
-    assert set(CODES) == set(diagnose._TEXTS)
+    assert set(CODES) == set(DIAGNOSES)
 
 
 def test_a_language_holds_within_its_block_and_english_is_what_is_missing() -> None:
@@ -128,7 +133,7 @@ TRANSPOSED = Diagnosis(
     code="transposed",
     layers=(0, 1),
     text="The transposed rotation was folded: Rᵀ instead of R (2 of 2 tensors of baked).",
-    remedy=diagnose._TEXTS["transposed"][1],
+    remedy=DIAGNOSES["transposed"].remedy,
 )
 
 

@@ -35,7 +35,7 @@ CUT = re.compile(r"\S*\S…\S*")
 STAGES = ("bake", "export", "quantize", "calibrate", "qc", "choose", "longtext")
 COMMANDS = (
     "run", "demo", "bake", "export", "quantize", "calibrate", "capture", "qc", "longtext",
-    "report", "attest", "verify", "doctor", "vendor", "data", "config",
+    "report", "attest", "verify", "explain", "doctor", "vendor", "data", "config",
 )  # fmt: skip
 
 

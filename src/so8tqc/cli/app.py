@@ -13,6 +13,7 @@ from so8tqc.cli.config import config
 from so8tqc.cli.data import data
 from so8tqc.cli.demo import demo
 from so8tqc.cli.doctor import doctor
+from so8tqc.cli.explain import explain
 from so8tqc.cli.export import export
 from so8tqc.cli.longtext import longtext
 from so8tqc.cli.qc import qc
@@ -48,7 +49,7 @@ def _root(
 
 for command in (
     run, demo, bake, export, quantize, calibrate, capture, qc, choose, longtext, report, attest,
-    verify, doctor, vendor, data,
+    verify, explain, doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

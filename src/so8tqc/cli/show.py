@@ -17,6 +17,7 @@ from so8tqc.record_kinds.bake import PlanMetrics
 from so8tqc.record_kinds.run import RunMetrics, StageRow
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
+from so8tqc.reports.checks import explained_by
 from so8tqc.reports.diagnoses import finding
 from so8tqc.reports.kinds.batch import batch_tables
 from so8tqc.reports.kinds.choose import terminal_tables
@@ -43,7 +44,7 @@ _STAGE_WORDS = 2
 
 
 @contextmanager
-def _trimmed() -> Iterator[Console]:
+def trimmed() -> Iterator[Console]:
     """A console on stdout; a line ends with its last letter, not with a table's padding."""
     console = Console()
     with console.capture() as captured:
@@ -54,7 +55,7 @@ def _trimmed() -> Iterator[Console]:
 
 def show(record: Record, path: Path | None = None) -> None:
     """Print a record for people: checks, notices, diagnosis, verdict."""
-    with _trimmed() as console:
+    with trimmed() as console:
         _show(console, record, path)
 
 
@@ -80,6 +81,8 @@ def _show(console: Console, record: Record, path: Path | None) -> None:
         if diagnosis.layers:
             console.print("  " + say("layers {layers}", layers=fmt.ranges(diagnosis.layers)))
         console.print(f"  [bold]{escape(say(diagnosis.remedy))}[/]")
+    if command := explained_by(record):
+        console.print("\n" + say("What this means: {command}", command=escape(command)))
     for name, output in record.outputs.items():
         label = "" if Path(output.path).name == name else f"[dim]{escape(name)}:[/] "
         console.print(f"{label}{escape(output.path)}", soft_wrap=True)
@@ -102,7 +105,7 @@ def _show_table(console: Console, shown: ReportTable) -> None:
 
 def show_plan(record: Record) -> None:
     """Print what a bake would do: its tensors, drift, bytes, disk and memory."""
-    with _trimmed() as console:
+    with trimmed() as console:
         _show_plan(console, record)
 
 

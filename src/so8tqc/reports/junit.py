@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from so8tqc.records import Check, Record, Verdict
+from so8tqc.reports import commands
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
@@ -44,7 +45,9 @@ def _case(suite: ET.Element, kind: str, check: Check) -> None:
         if check.allowed:  # JUnit knows no failure that does not count
             ET.SubElement(case, "skipped", message=f"failed, allowed: {message}")
         else:
-            ET.SubElement(case, "failure", message=message).text = check.detail
+            ET.SubElement(
+                case, "failure", message=message
+            ).text = f"{check.detail}\n{commands.command('explain', check.id)}"
     elif check.verdict is Verdict.SKIP:
         ET.SubElement(case, "skipped", message=check.detail)
 

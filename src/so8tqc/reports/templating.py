@@ -57,6 +57,7 @@ def _environment() -> Environment:
         "say": say,
         "check_title": checks.title,
         "check_meaning": checks.meaning,
+        "explained_by": checks.explained_by,
         "finding": diagnoses.finding,
     }
     return environment

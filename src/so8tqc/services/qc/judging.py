@@ -16,7 +16,7 @@ from so8tqc.metrics.calibration import (
 )
 from so8tqc.metrics.divergence import FloatArray, TokenTable, summarise
 from so8tqc.records import Check, judge
-from so8tqc.services.qc.profiles import Limit
+from so8tqc.services.qc.profiles import HIGHER_IS_BETTER, Limit
 
 EFFECT_FACTOR = 10.0
 """A gate has an effect if KL(base‖gated) is at least this many times the bake's own error."""
@@ -25,7 +25,7 @@ SMALLEST_EFFECT = 1e-5
 """nats; below this an effect is not told from arithmetic, whatever the floor."""
 
 _UNITS = {"kl.mean": "nats", "kl.max": "nats"}
-_HIGHER_IS_BETTER = frozenset({"kl.top1"})
+
 _SENTENCES = {
     "logits.max_abs": "Largest |Δlogit| over all scored positions and the vocabulary",
     "logits.mean_abs": "Mean |Δlogit|",
@@ -169,7 +169,7 @@ def _fidelity(
     bootstrap: Bootstrap,
     floor: float | None,
 ) -> Check:
-    higher = check_id in _HIGHER_IS_BETTER
+    higher = check_id in HIGHER_IS_BETTER
     return judge(
         check_id,
         value,

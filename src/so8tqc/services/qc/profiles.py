@@ -20,6 +20,9 @@ LIMITED = (
 )  # fmt: skip
 """The checks that a profile has limits for; the others have limits of their own."""
 
+HIGHER_IS_BETTER = frozenset({"kl.top1"})
+"""Those whose value must not be below its limit; the others' must not be above."""
+
 
 class Limit(BaseModel):
     """A fixed limit, or a target widened by the measured noise floor."""
@@ -66,6 +69,11 @@ class Profile(BaseModel):
 def profile_file(name: str) -> Path:
     """The file that a profile's name stands for (see :func:`load_profile`)."""
     return _locate(name)[0]
+
+
+def builtin_profiles() -> dict[str, Profile]:
+    """The profiles that come along, by name."""
+    return _load(BUILTIN_PROFILES)
 
 
 def load_profile(name: str) -> Profile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from so8tqc.check_guide import GUIDE, REBAKE
+from so8tqc.check_guide import DIAGNOSES, GUIDE
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.records import Check, Diagnosis, Verdict
@@ -79,7 +79,7 @@ def diagnose_structure(checks: Iterable[Check], model: str) -> list[Diagnosis]:
     found = []
     for check in failed.values():
         code = "non_finite" if check.id == "structure.finite" else "foreign_edit"
-        text = f"{_TEXTS[code][0]} in {model}: {check.detail}"
+        text = f"{DIAGNOSES[code].finding} in {model}: {check.detail}"
         found.append(Diagnosis(code=code, text=text, remedy=GUIDE[check.id].remedy))
     return found
 
@@ -120,38 +120,6 @@ def _lost(comparison: FoldComparison) -> str:
     )
 
 
-_TEXTS = {
-    "not_baked": ("The gate was never folded in", REBAKE),
-    "layer_missing": ("The gate was not folded in some layers", REBAKE),
-    "transposed": (
-        "The transposed rotation was folded",
-        "Bake again with the convention of the training: so8tqc bake BASE ROTATIONS --out DIR "
-        "--convention column (or row).",
-    ),
-    "double_baked": ("The rotation was folded twice", REBAKE + " (from the unbaked base)."),
-    "wrong_parametrization": (
-        "The rotation was made from theta by another parametrization",
-        "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --parametrization exp "
-        "(or cayley, legacy-taylor).",
-    ),
-    "layers_permuted": ("Layers were interchanged", REBAKE),
-    "blocks_permuted": ("The blocks of the rotation were folded in another order", REBAKE),
-    "wrong_site": (
-        "The rotation was folded on the other side of the projection",
-        "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --site input (or output).",
-    ),
-    "foreign_edit": ("Something else was changed", REBAKE),
-    "non_finite": ("There are NaN or infinite values", REBAKE + " --baked-dtype float32"),
-    "non_orthogonal": (
-        "What was folded is no rotation",
-        REBAKE + " (--orthogonalize polar if the trained matrices themselves have drifted).",
-    ),
-    "storage_rounding": (
-        "The right rotation, with more rounding than it bears",
-        REBAKE + " --baked-dtype float32",
-    ),
-}
-
 EXPORT = (
     "Export again from the baked directory: so8tqc export BAKED --out FILE (or choose a finer "
     "quantization type)."
@@ -175,7 +143,8 @@ def _diagnosis(code: str, findings: Sequence[Finding], targets: int, model: str)
     layers = tuple(sorted({finding.layer for finding in concerned}))
     if code == "not_baked" and len(concerned) < targets:
         code = "layer_missing"
-    text, remedy = _TEXTS[code]
+    fault = DIAGNOSES[code]
     notes = "; ".join(list(dict.fromkeys(finding.note for finding in concerned))[:_NOTES])
     where = f"{len(concerned)} of {targets} tensors of {model}"
-    return Diagnosis(code=code, layers=layers, text=f"{text}: {notes} ({where}).", remedy=remedy)
+    text = f"{fault.finding}: {notes} ({where})."
+    return Diagnosis(code=code, layers=layers, text=text, remedy=fault.remedy)
