@@ -30,11 +30,11 @@ _CHECKS_HEAD = """\
 # Checks
 
 Each check has an id, a measured value, a limit, a verdict (`pass`, `fail`, or `skip` with the
-reason) and a sentence. A report that advises takes the remedies from here. In a
-terminal, `so8tqc explain ID` prints the same, with the limits of the profiles, in English or
-Japanese. `--fail-on` and `--allow` choose by id which checks count for the verdict. Limits of `logits.*`, `kl.*` and
-`calibration.*` in `qc` are those of a profile; `so8tqc qc --help` says how to give your own. Which
-check finds which fault: [the fault matrix](fault-matrix.md).
+reason) and a sentence. A report that advises takes the remedies from here. In a terminal,
+`so8tqc explain ID` prints the same, with the limits of the profiles, in English or Japanese.
+`--fail-on` and `--allow` choose by id which checks count for the verdict. Limits of `logits.*`,
+`kl.*` and `calibration.*` in `qc` are those of a profile; `so8tqc qc --help` says how to give your
+own. Which check finds which fault: [the fault matrix](fault-matrix.md).
 """
 
 _GROUPS = {

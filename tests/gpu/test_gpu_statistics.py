@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from so8tqc.errors import DataError
+from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.distributions import distribution
-from so8tqc.metrics.divergence import COLUMNS, token_rows
+from so8tqc.metrics.divergence import token_rows
 from so8tqc.metrics.gpu_divergence import gpu_distribution, gpu_token_rows, works_on
 from so8tqc.sources.compare import compare
 from so8tqc.sources.protocol import EncodedText, TokenIds

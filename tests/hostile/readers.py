@@ -377,7 +377,8 @@ def _read_manifest(directory: Path) -> object:
 
 
 def _make_tokens(directory: Path) -> None:
-    from so8tqc.metrics.divergence import COLUMNS, TokenTable
+    from so8tqc.metrics.columns import COLUMNS
+    from so8tqc.metrics.divergence import TokenTable
     from so8tqc.services.qc.token_file import write_tokens
 
     n = 20

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums, resample_weights
+from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.distributions import Workspace, distribution
-from so8tqc.metrics.divergence import COLUMNS, TokenTable, summarise, token_rows
+from so8tqc.metrics.divergence import TokenTable, summarise, token_rows
 
 
 def rows(z: np.ndarray, w: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:

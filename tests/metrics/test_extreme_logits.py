@@ -14,8 +14,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.distributions import Workspace, distribution
-from so8tqc.metrics.divergence import COLUMNS, token_rows
+from so8tqc.metrics.divergence import token_rows
 
 Extended = np.longdouble
 RELATIVE = 1e-9

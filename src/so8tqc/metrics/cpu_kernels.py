@@ -28,9 +28,6 @@ from numba.extending import intrinsic
 LEADERS = 5
 """How many of the most likely tokens are found (top-5 overlap)."""
 
-SIDE = 6
-"""Numbers of a row of one model: log-normaliser, nll, entropy, max prob, max logit, Brier score."""
-
 _STEPS = {"contract"}
 _SUMS = {"contract", "reassoc", "nsz"}
 
@@ -248,8 +245,8 @@ def side_rows(logits, targets, weights, numbers, leaders):
         logits: [t, V] float32 or float64.
         targets: [t] int64, the tokens that follow, each in the vocabulary.
         weights: [t, V] float64, written: e^(z − max z).
-        numbers: [t, SIDE] float64, written. Where a logit of the row is not finite, the entropy
-            is not, either.
+        numbers: [t] of ``columns.SIDE_ROW``, written. Where a logit of the row is not finite, the
+            entropy is not, either.
         leaders: [t, LEADERS] int64, written: the places of the largest logits in order, of equal
             ones the first before the others; V where there are fewer.
     """
@@ -259,13 +256,13 @@ def side_rows(logits, targets, weights, numbers, leaders):
         log_total = math.log(total)
         z_target = np.float64(logits[row, targets[row]])
         out = numbers[row]
-        out[0] = top + log_total
-        out[1] = (top - z_target) + log_total
-        out[2] = log_total - moment / total
-        out[3] = 1 / total
-        out[4] = top
+        out["log_normaliser"] = top + log_total
+        out["nll"] = (top - z_target) + log_total
+        out["entropy"] = log_total - moment / total
+        out["max_prob"] = 1 / total
+        out["max_logit"] = top
         # Σ(p − y)² = Σp² − 2·p_target + 1 for a one-hot y
-        out[5] = square / (total * total) - 2 * weights[row, targets[row]] / total + 1
+        out["brier"] = square / (total * total) - 2 * weights[row, targets[row]] / total + 1
 
 
 @njit(fastmath=_SUMS)
@@ -351,40 +348,44 @@ def _shared(first, second, width):
 def pair_rows(
     z, w, p_weights, q_weights, reference, candidate, leaders, other_leaders, targets, rows
 ):
-    """A row of ``metrics.divergence.COLUMNS`` for each position.
+    """A row of the token table for each position.
 
     Args:
         z, w: [t, V] logits of the reference and the candidate, float32 or float64.
         p_weights, q_weights: [t, V] float64, theirs of :func:`side_rows`.
-        reference, candidate: [t, SIDE] float64, likewise.
+        reference, candidate: [t] of ``columns.SIDE_ROW``, likewise.
         leaders, other_leaders: [t, LEADERS] int64, likewise.
         targets: [t] int64, the tokens that follow.
-        rows: [t, 21] float64, written.
+        rows: [t] of ``columns.ROW``, written.
     """
     width = z.shape[1]
     for row in range(z.shape[0]):
         ours = reference[row]
         theirs = candidate[row]
         # L_w − L_z; from the largest logits, as their size may have cost the sums' last digits
-        shift = (theirs[4] - ours[4]) + math.log(ours[3] / theirs[3])
-        side = (z[row], w[row], p_weights[row], q_weights[row], ours[3], theirs[3], shift)
+        p_max, q_max = ours["max_prob"], theirs["max_prob"]
+        shift = (theirs["max_logit"] - ours["max_logit"]) + math.log(p_max / q_max)
+        side = (z[row], w[row], p_weights[row], q_weights[row], p_max, q_max, shift)
         kl, reverse, js, largest, total, square = _differences(*side)
         if largest + abs(shift) > _MODERATE:
             js += _far_js(*side)
         out = rows[row]
-        for i in range(1, SIDE):  # nll, entropy, max prob, max logit, Brier score
-            out[2 * i - 2] = ours[i]
-            out[2 * i - 1] = theirs[i]
-        out[10] = kl
-        out[11] = reverse
-        out[12] = js / 2
-        out[13] = math.exp(-theirs[1]) - math.exp(-ours[1])
+        out["nll_reference"], out["nll_candidate"] = ours["nll"], theirs["nll"]
+        out["entropy_reference"], out["entropy_candidate"] = ours["entropy"], theirs["entropy"]
+        out["max_prob_reference"], out["max_prob_candidate"] = p_max, q_max
+        out["max_logit_reference"] = ours["max_logit"]
+        out["max_logit_candidate"] = theirs["max_logit"]
+        out["brier_reference"], out["brier_candidate"] = ours["brier"], theirs["brier"]
+        out["kl"] = kl
+        out["kl_reverse"] = reverse
+        out["js"] = js / 2
+        out["delta_p"] = math.exp(-theirs["nll"]) - math.exp(-ours["nll"])
         top = leaders[row, 0]
         other_top = other_leaders[row, 0]
-        out[14] = top == other_top
-        out[15] = _shared(leaders[row], other_leaders[row], width)
-        out[16] = top == targets[row]
-        out[17] = other_top == targets[row]
-        out[18] = largest
-        out[19] = total
-        out[20] = square
+        out["same_top"] = top == other_top
+        out["top5_overlap"] = _shared(leaders[row], other_leaders[row], width)
+        out["correct_reference"] = top == targets[row]
+        out["correct_candidate"] = other_top == targets[row]
+        out["max_abs_logit"] = largest
+        out["sum_abs_logit"] = total
+        out["sum_square_logit"] = square

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.metrics.columns import SIDE_ROW, Side, as_records
+
 if TYPE_CHECKING:
     import torch
 
@@ -58,8 +60,7 @@ class Distribution:
     Attributes:
         logits: [t, V] float32 or float64.
         weights: [t, V] float64, e^(z − max z).
-        numbers: [t, 6] float64: log-normaliser L = ln Σ e^z, nll, entropy, max prob, max logit,
-            Brier score Σ_v (p_v − 1[v is the target])².
+        numbers: [t, len(Side)] float64, by the positions of ``columns.Side``.
         leaders: [t, 5] int64, the most likely tokens in order, of equal ones the first before the
             others; V where there are fewer.
         targets: [t] int64, the token that really follows.
@@ -75,7 +76,7 @@ class Distribution:
     def finite(self) -> npt.NDArray[np.bool_]:
         """[t], whether all logits of a row are finite, and their differences: else the entropy is
         not, either."""
-        return np.isfinite(self.numbers[:, 2])
+        return np.isfinite(self.numbers[:, Side.ENTROPY])
 
 
 def distribution(
@@ -104,9 +105,9 @@ def distribution(
         raise IndexError(f"a token is not among the {width} of the vocabulary")
     z = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous().numpy()
     weights = (workspace or Workspace()).take(height, width)
-    numbers = np.empty((height, kernels.SIDE))
+    numbers = np.empty((height, len(Side)))
     leaders = np.empty((height, kernels.LEADERS), np.int64)
-    kernels.side_rows(z, goal, weights, numbers, leaders)
+    kernels.side_rows(z, goal, weights, as_records(numbers, SIDE_ROW), leaders)
     return Distribution(z, weights, numbers, leaders, goal)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.metrics.columns import COLUMNS, ROW, SIDE_ROW, as_records
 from so8tqc.metrics.distributions import Distribution
 
 if TYPE_CHECKING:
@@ -27,39 +28,9 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
-COLUMNS = (
-    "nll_reference",
-    "nll_candidate",
-    "entropy_reference",
-    "entropy_candidate",
-    "max_prob_reference",
-    "max_prob_candidate",
-    "max_logit_reference",
-    "max_logit_candidate",
-    "brier_reference",
-    "brier_candidate",
-    "kl",
-    "kl_reverse",
-    "js",
-    "delta_p",
-    "same_top",
-    "top5_overlap",
-    "correct_reference",
-    "correct_candidate",
-    "max_abs_logit",
-    "sum_abs_logit",
-    "sum_square_logit",
-)
-"""Columns of a token table, in order.
-
-``top5_overlap`` is the share of the reference's five most likely tokens that are among the
-candidate's. ``max_abs_logit``, ``sum_abs_logit`` and ``sum_square_logit`` are over the V logit
-differences of one position. Positions whose next token is unknown (the last) are not rows.
-"""
-
 
 def token_rows(reference: Distribution, candidate: Distribution) -> torch.Tensor:
-    """One row of ``COLUMNS`` for each position: [t, len(COLUMNS)] float64.
+    """One row of ``metrics.columns.COLUMNS`` for each position: [t, len(COLUMNS)] float64.
 
     Args:
         reference: of t positions.
@@ -77,8 +48,8 @@ def token_rows(reference: Distribution, candidate: Distribution) -> torch.Tensor
     rows = np.empty((reference.logits.shape[0], len(COLUMNS)))
     kernels.pair_rows(
         reference.logits, candidate.logits, reference.weights, candidate.weights,
-        reference.numbers, candidate.numbers, reference.leaders, candidate.leaders,
-        reference.targets, rows,
+        as_records(reference.numbers, SIDE_ROW), as_records(candidate.numbers, SIDE_ROW),
+        reference.leaders, candidate.leaders, reference.targets, as_records(rows, ROW),
     )  # fmt: skip
     return torch.from_numpy(rows)
 
@@ -88,7 +59,7 @@ class TokenTable:
     """Per-token statistics of one candidate against one reference.
 
     Attributes:
-        columns: name → [n] float64, the names of ``COLUMNS``.
+        columns: name → [n] float64, the names of ``metrics.columns.COLUMNS``.
         text: [n] index of the text of each token.
         position: [n] position of the *predicting* token in its text.
         vocab_size: V.

@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from so8tqc.metrics.divergence import COLUMNS
+from so8tqc.metrics.columns import Column, Side
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class GpuDistribution:
 
     Attributes:
         logits: [t, V] as they came, any float dtype.
-        numbers: [t, 6] float64: log-normaliser, nll, entropy, max prob, max logit, Brier score.
+        numbers: [t, len(Side)] float64, by the positions of ``columns.Side``.
         places: [t, 6] int32: the first logit that is not finite, V if all are; then the five most
             likely tokens in order.
     """
@@ -74,7 +74,7 @@ def gpu_distribution(logits: torch.Tensor, targets: torch.Tensor) -> GpuDistribu
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     height, width = logits.shape
-    numbers = logits.new_empty((height, kernels.SIDE), dtype=torch.float64)
+    numbers = logits.new_empty((height, len(Side)), dtype=torch.float64)
     places = logits.new_empty((height, 1 + kernels.LEADERS), dtype=torch.int32)
     with _on(logits.device):
         kernels.side_kernel[(height,)](
@@ -87,7 +87,7 @@ def gpu_distribution(logits: torch.Tensor, targets: torch.Tensor) -> GpuDistribu
 def gpu_token_rows(
     reference: GpuDistribution, candidate: GpuDistribution, targets: torch.Tensor
 ) -> torch.Tensor:
-    """One row of ``metrics.divergence.COLUMNS`` for each position: [t, 21] float64, on the GPU.
+    """One row of ``columns.Column`` for each position: [t, len(Column)] float64, on the GPU.
 
     Args:
         reference: of t positions.
@@ -97,7 +97,7 @@ def gpu_token_rows(
     from so8tqc.metrics import gpu_kernels as kernels
 
     height, width = reference.logits.shape
-    rows = reference.numbers.new_empty((height, len(COLUMNS)))
+    rows = reference.numbers.new_empty((height, len(Column)))
     with _on(rows.device):
         kernels.pair_kernel[(height,)](
             reference.logits, reference.logits.stride(0),

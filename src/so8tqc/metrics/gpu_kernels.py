@@ -9,8 +9,7 @@ takes every annotation but its own for a variable of the kernel.
 import triton
 import triton.language as tl
 
-SIDE = 6
-"""Numbers of a row of one model: log-normaliser, nll, entropy, max prob, max logit, Brier score."""
+from so8tqc.metrics.columns import Column, Side
 
 LEADERS = 5
 """As ``metrics.cpu_kernels.LEADERS``."""
@@ -21,6 +20,38 @@ BLOCK = 2048
 WARPS = 16
 
 _LEADERS = tl.constexpr(LEADERS)
+
+# a kernel takes no global but a constexpr, by which Triton knows what it has compiled
+_SIDE = tl.constexpr(len(Side))
+_LOG_NORMALISER = tl.constexpr(int(Side.LOG_NORMALISER))
+_NLL = tl.constexpr(int(Side.NLL))
+_ENTROPY = tl.constexpr(int(Side.ENTROPY))
+_MAX_PROB = tl.constexpr(int(Side.MAX_PROB))
+_MAX_LOGIT = tl.constexpr(int(Side.MAX_LOGIT))
+_BRIER = tl.constexpr(int(Side.BRIER))
+
+_ROW = tl.constexpr(len(Column))
+_NLL_REFERENCE = tl.constexpr(int(Column.NLL_REFERENCE))
+_NLL_CANDIDATE = tl.constexpr(int(Column.NLL_CANDIDATE))
+_ENTROPY_REFERENCE = tl.constexpr(int(Column.ENTROPY_REFERENCE))
+_ENTROPY_CANDIDATE = tl.constexpr(int(Column.ENTROPY_CANDIDATE))
+_MAX_PROB_REFERENCE = tl.constexpr(int(Column.MAX_PROB_REFERENCE))
+_MAX_PROB_CANDIDATE = tl.constexpr(int(Column.MAX_PROB_CANDIDATE))
+_MAX_LOGIT_REFERENCE = tl.constexpr(int(Column.MAX_LOGIT_REFERENCE))
+_MAX_LOGIT_CANDIDATE = tl.constexpr(int(Column.MAX_LOGIT_CANDIDATE))
+_BRIER_REFERENCE = tl.constexpr(int(Column.BRIER_REFERENCE))
+_BRIER_CANDIDATE = tl.constexpr(int(Column.BRIER_CANDIDATE))
+_KL = tl.constexpr(int(Column.KL))
+_KL_REVERSE = tl.constexpr(int(Column.KL_REVERSE))
+_JS = tl.constexpr(int(Column.JS))
+_DELTA_P = tl.constexpr(int(Column.DELTA_P))
+_SAME_TOP = tl.constexpr(int(Column.SAME_TOP))
+_TOP5_OVERLAP = tl.constexpr(int(Column.TOP5_OVERLAP))
+_CORRECT_REFERENCE = tl.constexpr(int(Column.CORRECT_REFERENCE))
+_CORRECT_CANDIDATE = tl.constexpr(int(Column.CORRECT_CANDIDATE))
+_MAX_ABS_LOGIT = tl.constexpr(int(Column.MAX_ABS_LOGIT))
+_SUM_ABS_LOGIT = tl.constexpr(int(Column.SUM_ABS_LOGIT))
+_SUM_SQUARE_LOGIT = tl.constexpr(int(Column.SUM_SQUARE_LOGIT))
 
 _LN2 = tl.constexpr(0.6931471805599453)
 
@@ -143,7 +174,7 @@ def side_kernel(
     Args:
         logits: [t, V], rows ``stride`` elements apart.
         targets: [t] int64, the tokens that follow.
-        numbers: [t, SIDE] float64, written.
+        numbers: [t, len(Side)] float64, written.
         places: [t, 1 + LEADERS] int32, written: the first logit that is not finite, V if all are;
             then the largest, of equal ones the first before the others; V where there are fewer.
         width: V.
@@ -161,13 +192,13 @@ def side_kernel(
     normaliser = top + log_total
     z_target = tl.load(start_of_row + tl.load(targets + row)).to(tl.float64)
     p_target = tl.exp(z_target - top) / total
-    out = numbers + row * 6
-    tl.store(out, normaliser)
-    tl.store(out + 1, (top - z_target) + log_total)
-    tl.store(out + 2, log_total - moment / total)
-    tl.store(out + 3, 1.0 / total)
-    tl.store(out + 4, top)
-    tl.store(out + 5, square / (total * total) - 2.0 * p_target + 1.0)
+    out = numbers + row * _SIDE
+    tl.store(out + _LOG_NORMALISER, normaliser)
+    tl.store(out + _NLL, (top - z_target) + log_total)
+    tl.store(out + _ENTROPY, log_total - moment / total)
+    tl.store(out + _MAX_PROB, 1.0 / total)
+    tl.store(out + _MAX_LOGIT, top)
+    tl.store(out + _BRIER, square / (total * total) - 2.0 * p_target + 1.0)
 
 
 @triton.jit
@@ -229,42 +260,51 @@ def pair_kernel(
     reference_numbers, candidate_numbers, reference_places, candidate_places, rows, width,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row of ``metrics.divergence.COLUMNS`` for each position.
+    """A row of the token table for each position.
 
     Args:
         reference, candidate: [t, V], rows a stride apart.
         targets: [t] int64, the tokens that follow.
-        reference_numbers, candidate_numbers: [t, SIDE] float64, of ``side_kernel``.
+        reference_numbers, candidate_numbers: [t, len(Side)] float64, of ``side_kernel``.
         reference_places, candidate_places: [t, 1 + LEADERS] int32, of it.
-        rows: [t, 21] float64, written.
+        rows: [t, len(Column)] float64, written.
         width: V.
     """
     row = tl.program_id(0)
     first = reference + row.to(tl.int64) * reference_stride
     second = candidate + row.to(tl.int64) * candidate_stride
-    ours = reference_numbers + row * 6
-    theirs = candidate_numbers + row * 6
+    ours = reference_numbers + row * _SIDE
+    theirs = candidate_numbers + row * _SIDE
+    nll, other_nll = tl.load(ours + _NLL), tl.load(theirs + _NLL)
+    most, other_most = tl.load(ours + _MAX_PROB), tl.load(theirs + _MAX_PROB)
+    top_logit, other_top_logit = tl.load(ours + _MAX_LOGIT), tl.load(theirs + _MAX_LOGIT)
     kl, reverse, js, largest, total, square = _differences(
-        first, second, tl.load(ours + 4), tl.load(theirs + 4),
-        tl.load(ours + 3), tl.load(theirs + 3), width, BLOCK,
-    )  # fmt: skip
-    out = rows + row * 21
-    for i in tl.static_range(5):  # nll, entropy, max prob, max logit, Brier score
-        tl.store(out + 2 * i, tl.load(ours + 1 + i))
-        tl.store(out + 2 * i + 1, tl.load(theirs + 1 + i))
-    tl.store(out + 10, kl)
-    tl.store(out + 11, reverse)
-    tl.store(out + 12, js * 0.5)
-    tl.store(out + 13, tl.exp(-tl.load(theirs + 1)) - tl.exp(-tl.load(ours + 1)))
+        first, second, top_logit, other_top_logit, most, other_most, width, BLOCK
+    )
+    out = rows + row * _ROW
+    tl.store(out + _NLL_REFERENCE, nll)
+    tl.store(out + _NLL_CANDIDATE, other_nll)
+    tl.store(out + _ENTROPY_REFERENCE, tl.load(ours + _ENTROPY))
+    tl.store(out + _ENTROPY_CANDIDATE, tl.load(theirs + _ENTROPY))
+    tl.store(out + _MAX_PROB_REFERENCE, most)
+    tl.store(out + _MAX_PROB_CANDIDATE, other_most)
+    tl.store(out + _MAX_LOGIT_REFERENCE, top_logit)
+    tl.store(out + _MAX_LOGIT_CANDIDATE, other_top_logit)
+    tl.store(out + _BRIER_REFERENCE, tl.load(ours + _BRIER))
+    tl.store(out + _BRIER_CANDIDATE, tl.load(theirs + _BRIER))
+    tl.store(out + _KL, kl)
+    tl.store(out + _KL_REVERSE, reverse)
+    tl.store(out + _JS, js * 0.5)
+    tl.store(out + _DELTA_P, tl.exp(-other_nll) - tl.exp(-nll))
     leaders = reference_places + row * (1 + _LEADERS) + 1
     other_leaders = candidate_places + row * (1 + _LEADERS) + 1
     top = tl.load(leaders)
     other_top = tl.load(other_leaders)
     target = tl.load(targets + row)
-    tl.store(out + 14, (top == other_top).to(tl.float64))
-    tl.store(out + 15, _shared(leaders, other_leaders, width))
-    tl.store(out + 16, (top == target).to(tl.float64))
-    tl.store(out + 17, (other_top == target).to(tl.float64))
-    tl.store(out + 18, largest)
-    tl.store(out + 19, total)
-    tl.store(out + 20, square)
+    tl.store(out + _SAME_TOP, (top == other_top).to(tl.float64))
+    tl.store(out + _TOP5_OVERLAP, _shared(leaders, other_leaders, width))
+    tl.store(out + _CORRECT_REFERENCE, (top == target).to(tl.float64))
+    tl.store(out + _CORRECT_CANDIDATE, (other_top == target).to(tl.float64))
+    tl.store(out + _MAX_ABS_LOGIT, largest)
+    tl.store(out + _SUM_ABS_LOGIT, total)
+    tl.store(out + _SUM_SQUARE_LOGIT, square)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.errors import DataError, InputError, So8tqcError
+from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.distributions import Distribution, Workspace, distribution, rows_per_block
-from so8tqc.metrics.divergence import COLUMNS, TokenTable, token_rows
+from so8tqc.metrics.divergence import TokenTable, token_rows
 from so8tqc.metrics.gpu_divergence import gpu_distribution, gpu_token_rows, works_on
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources import ranks
@@ -47,7 +48,7 @@ Pair = tuple[str, str]
 """Names of a reference and of a candidate."""
 
 Rows = npt.NDArray[np.float64]
-"""[T, C] statistics of a text's scored tokens, in the order of ``metrics.divergence.COLUMNS``."""
+"""[T, C] statistics of a text's scored tokens, in the order of ``metrics.columns.COLUMNS``."""
 
 
 def compare(

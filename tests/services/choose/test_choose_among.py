@@ -11,7 +11,8 @@ import pytest
 from captured_gguf import write_capture, write_model
 from so8tqc.config import ChooseAmongConfig, ChooseConfig, QCConfig, QuantizeConfig
 from so8tqc.errors import InputError
-from so8tqc.metrics.divergence import COLUMNS, TokenTable
+from so8tqc.metrics.columns import COLUMNS
+from so8tqc.metrics.divergence import TokenTable
 from so8tqc.record_files import write_record
 from so8tqc.records import Record, Verdict
 from so8tqc.reports.summary import summarise_run

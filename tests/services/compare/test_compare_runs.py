@@ -14,7 +14,8 @@ import pytest
 from scipy import stats
 
 from so8tqc.cli.main import run as run_main
-from so8tqc.metrics.divergence import COLUMNS, TokenTable
+from so8tqc.metrics.columns import COLUMNS
+from so8tqc.metrics.divergence import TokenTable
 from so8tqc.record_files import read_record, write_record
 from so8tqc.records import Check, FileRef, Record, RunInfo, Verdict, judge, overall, skipped
 from so8tqc.services.compare.service import compare_runs

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from so8tqc.metrics.divergence import COLUMNS, TokenTable
+from so8tqc.metrics.columns import COLUMNS
+from so8tqc.metrics.divergence import TokenTable
 from so8tqc.services.qc.worst_tokens import CONTEXT_TOKENS, worst_tokens
 from so8tqc.sources.protocol import EncodedText
 from so8tqc.sources.windows import overlapping_windows

@@ -23,8 +23,9 @@ from so8tqc.gguf.file import GGUFFile
 from so8tqc.gguf.tensor_map import gguf_names
 from so8tqc.llama.isolated import first_logits
 from so8tqc.llama.libllama import bindings
+from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.distributions import distribution, rows_per_block
-from so8tqc.metrics.divergence import COLUMNS, token_rows
+from so8tqc.metrics.divergence import token_rows
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge, skipped
 from so8tqc.sources.hf import HFModel, head_blocks

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from so8tqc.disk.atomic import atomic_file
 from so8tqc.disk.foreign import require_plain_file
 from so8tqc.errors import InputError
-from so8tqc.metrics.divergence import COLUMNS, TokenTable
+from so8tqc.metrics.columns import COLUMNS
+from so8tqc.metrics.divergence import TokenTable
 
 TOKENS_FILE = "tokens.npz"
 
