@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from so8tqc.corpus import fetch, manifest, store
-from so8tqc.corpus.manifest import Domain, Source, read_manifest
+from so8tqc.corpus.manifest import Domain, Source, read_corpus_manifest
 from so8tqc.errors import ConfigError, DataError, ExitCode, MissingToolError, ToolError
 from so8tqc.resources import data_file
 from so8tqc.services import data as service
@@ -114,7 +114,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_the_manifest_is_valid_and_holds_what_was_asked_for() -> None:
     """At least 1,000 samples, both languages, every domain; each licence has its place."""
-    real = read_manifest()
+    real = read_corpus_manifest()
     counts = real.result.counts
     assert real.result.samples == sum(sum(cells.values()) for cells in counts.values()) >= 1000
     assert set(counts) == {"en", "ja"}
@@ -128,7 +128,7 @@ def test_the_manifest_is_valid_and_holds_what_was_asked_for() -> None:
 
 
 def test_the_readme_has_the_manifests_numbers() -> None:
-    counts = read_manifest().result.counts
+    counts = read_corpus_manifest().result.counts
     table = data_file("README.md").read_text(encoding="utf-8").partition("English, packages")[2]
     rows = dict(
         re.findall(r"^\| ([a-zA-Z ]+) \| ((?:\d+ \| ){3}\d+) \|$", table, flags=re.MULTILINE)
@@ -173,7 +173,7 @@ def test_the_same_inputs_give_the_same_bytes(bench: Bench, tmp_path: Path) -> No
             check=True, env={**os.environ, "PYTHONHASHSEED": seed},
         )  # fmt: skip
         digests.add(hashlib.sha256(out.read_bytes()).hexdigest())
-    assert digests == {read_manifest(bench.data / manifest.MANIFEST).result.sha256}
+    assert digests == {read_corpus_manifest(bench.data / manifest.MANIFEST).result.sha256}
 
 
 def test_the_order_of_the_packages_does_not_matter(bench: Bench) -> None:
@@ -417,7 +417,7 @@ def built() -> bool:
 
 @pytest.mark.skipif(not built(), reason="so8tqc data has not been run on this machine")
 def test_the_real_set_is_the_pinned_one() -> None:
-    pinned = read_manifest().result
+    pinned = read_corpus_manifest().result
     texts = load_texts(["builtin:calibration"])
     counts: dict[str, dict[str, int]] = {}
     for text in texts:
@@ -430,5 +430,5 @@ def test_the_real_set_is_the_pinned_one() -> None:
 @pytest.mark.network
 def test_the_real_build_gives_the_pinned_set(tmp_path: Path) -> None:
     record = calibration_data(out=tmp_path / "set.jsonl")
-    assert record.outputs["texts"].sha256 == read_manifest().result.sha256
+    assert record.outputs["texts"].sha256 == read_corpus_manifest().result.sha256
     assert record.metrics["gzip_bytes"] < 8 * 2**20

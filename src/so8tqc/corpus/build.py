@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from so8tqc.corpus.archives import matches, members
-from so8tqc.corpus.manifest import Domain, Manifest, Part, Result, Source
+from so8tqc.corpus.manifest import CorpusManifest, Domain, Part, Result, Source
 from so8tqc.corpus.passages import (
     CHARACTERS_JA,
     WORDS_EN,
@@ -50,7 +50,9 @@ def passages_of(source: Source, path: Path, seed: int) -> list[Passage]:
     return found
 
 
-def select(manifest: Manifest, written: Sequence[Passage], packaged: Sequence[Passage]) -> bytes:
+def select(
+    manifest: CorpusManifest, written: Sequence[Passage], packaged: Sequence[Passage]
+) -> bytes:
     """The set: what is written for the project, and of the rest ``quota`` in each cell.
 
     Written texts come first, so that a duplicate of one goes; then passages in an order drawn by

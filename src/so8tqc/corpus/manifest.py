@@ -133,7 +133,7 @@ class Result(Frozen):
     counts: dict[str, dict[str, int]]
 
 
-class Manifest(Frozen):
+class CorpusManifest(Frozen):
     """The whole recipe.
 
     Attributes:
@@ -153,7 +153,7 @@ class Manifest(Frozen):
     result: Result
 
     @model_validator(mode="after")
-    def _distinct(self) -> Manifest:
+    def _distinct(self) -> CorpusManifest:
         names = [source.name for source in self.sources]
         files = [source.file for source in self.sources]
         if len(set(names)) < len(names) or len(set(files)) < len(files):
@@ -166,7 +166,7 @@ def manifest_path() -> Path:
     return data_file(MANIFEST)
 
 
-def read_manifest(path: Path | None = None) -> Manifest:
+def read_corpus_manifest(path: Path | None = None) -> CorpusManifest:
     """The manifest that comes with the package, or another one.
 
     Raises:
@@ -174,7 +174,7 @@ def read_manifest(path: Path | None = None) -> Manifest:
     """
     path = path or manifest_path()
     try:
-        return Manifest.model_validate_json(read_whole(path, DataError))
+        return CorpusManifest.model_validate_json(read_whole(path, DataError))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -183,7 +183,7 @@ def read_manifest(path: Path | None = None) -> Manifest:
         ) from None
 
 
-def write_result(path: Path, manifest: Manifest, result: Result) -> None:
+def write_result(path: Path, manifest: CorpusManifest, result: Result) -> None:
     """Write the manifest with another result; everything else stays."""
     changed = manifest.model_copy(update={"result": result})
     write_text(path, changed.model_dump_json(indent=2, exclude_defaults=True) + "\n")

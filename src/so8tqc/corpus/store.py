@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from so8tqc.config import CALIBRATION_TEXTS
-from so8tqc.corpus.manifest import Result, read_manifest
+from so8tqc.corpus.manifest import Result, read_corpus_manifest
 from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import DataError, MissingToolError
 from so8tqc.resources import user_cache
@@ -25,7 +25,7 @@ def calibration_file() -> Path:
         MissingToolError: it has not been built.
         DataError: the file was changed since.
     """
-    result = read_manifest().result
+    result = read_corpus_manifest().result
     path = built_path(result)
     if not path.is_file():
         raise MissingToolError(

@@ -13,12 +13,12 @@ from so8tqc.config import CALIBRATION_TEXTS
 from so8tqc.corpus.build import WRITTEN, passages_of, result_of, select
 from so8tqc.corpus.fetch import Missing, download, locate
 from so8tqc.corpus.manifest import (
+    CorpusManifest,
     Domain,
     Language,
-    Manifest,
     Result,
     manifest_path,
-    read_manifest,
+    read_corpus_manifest,
     write_result,
 )
 from so8tqc.corpus.passages import Passage
@@ -67,7 +67,7 @@ def calibration_data(
             f"a set with packages missing is not {CALIBRATION_TEXTS}",
             remedy="Give --out FILE, without --update, and use that file as --data.",
         )
-    manifest = read_manifest()
+    manifest = read_corpus_manifest()
     pinned = built_path(manifest.result)
     if not (packages or out or update) and pinned.is_file():
         content = pinned.read_bytes()
@@ -91,7 +91,7 @@ def calibration_data(
     return _record(content, result, path, missing, watch, built=True)
 
 
-def written_passages(manifest: Manifest) -> list[Passage]:
+def written_passages(manifest: CorpusManifest) -> list[Passage]:
     """The texts written for this project that lie in ``data/``.
 
     Raises:
@@ -102,7 +102,7 @@ def written_passages(manifest: Manifest) -> list[Passage]:
     return [_written(manifest, file, text) for file in files for text in load_texts([str(file)])]
 
 
-def _written(manifest: Manifest, file: Path, text: Text) -> Passage:
+def _written(manifest: CorpusManifest, file: Path, text: Text) -> Passage:
     where = f"{file}: {text.id}"
     if text.category not in {*manifest.categories, *Domain}:
         raise DataError(
@@ -125,7 +125,7 @@ def _written(manifest: Manifest, file: Path, text: Text) -> Passage:
 
 
 def _packaged(
-    manifest: Manifest, packages: Path | None, allow_missing: bool, progress: Progress
+    manifest: CorpusManifest, packages: Path | None, allow_missing: bool, progress: Progress
 ) -> tuple[list[Passage], tuple[Missing, ...]]:
     found: list[Passage] = []
     missing: list[Missing] = []

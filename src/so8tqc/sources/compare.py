@@ -2,6 +2,8 @@
 
 Logits that are made on a GPU are compared there, others by the CPU's cores. A GPU works through
 what it was told while the next text's work is told to it: a text's rows are asked for only then.
+Its kernels run in a stream of their own beside the passes: a pass begins with a look at its
+positions, for which transformers waits until the GPU has done all that it was told in that stream.
 """
 
 from __future__ import annotations

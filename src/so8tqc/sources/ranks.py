@@ -1,7 +1,8 @@
 """Several processes, one comparison: each takes some of the texts, all get every result.
 
 ``accelerate launch`` and ``torchrun`` start one process for each GPU, or as many as asked for, on
-one machine or several, and tell each its rank in the environment.
+one machine or several, and tell each its rank in the environment. What is gathered goes through
+memory and the network, not through GPUs, so that several processes may share one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 What is written goes into a scratch directory and is compared elsewhere. A step that measures
 rather than derives (fitting a temperature) makes nothing again; writing a temperature into a file
 does.
+
+Two names would otherwise leak into bytes. The converter writes the model directory's name into the
+GGUF, so the directory is made again under that name; ``so8tqc.json`` says where base and rotations
+were and which versions baked, so the statement carries these.
 """
 
 from __future__ import annotations
