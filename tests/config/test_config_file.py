@@ -10,7 +10,6 @@ from so8tqc.config import QCConfig, QCOptions, RunConfig
 from so8tqc.config.batch import Batch, load_runs
 from so8tqc.config.load import load_options
 from so8tqc.errors import ConfigError, ExitCode
-from so8tqc.services.run.demo import demo_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -25,10 +24,6 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_shipped_configs_are_valid(path: Path) -> None:
     runs = load_runs(file=path)
     assert runs.combinations if isinstance(runs, Batch) else runs.base
-
-
-def test_the_demo_command_and_its_config_file_are_the_same() -> None:
-    assert load_options(RunConfig, file=CONFIGS / "demo.yaml") == demo_config()
 
 
 def test_flag_beats_set_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:

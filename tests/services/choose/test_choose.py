@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from captured_gguf import (
     LENGTH,
@@ -24,12 +21,11 @@ from captured_gguf import (
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.errors import InputError
-from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.mixture import differing_tensors, mix
 from so8tqc.record_files import write_record
 from so8tqc.records import Record, Verdict
 from so8tqc.reports.kinds.choose import tried_table
-from so8tqc.services.choose.groups import groups
 from so8tqc.services.choose.inversions import four_bit_share, inversions
 from so8tqc.services.choose.patterns import override_patterns, quantized_types
 from so8tqc.services.choose.service import choose
@@ -352,49 +348,3 @@ def test_a_recipe_gives_the_mixture_though_libllama_counts_tensors(tmp_path: Pat
     )
     again = Path(quantize(config).outputs["Q4_K_M"].path)
     assert list(differing_tensors(tmp_path / "mixed.gguf", again)) == []
-
-
-def file_of(sizes: dict[str, int]) -> GGUFFile:
-    tensors = {n: GGUFTensor(n, "Q8_0", (1,), size, 0, np.empty(0)) for n, size in sizes.items()}
-    return GGUFFile(Path("x.gguf"), {}, tensors)
-
-
-@given(
-    layers=st.integers(1, 9),
-    kinds=st.integers(1, 6),
-    limit=st.integers(1, 30),
-    equal=st.sets(st.integers(0, 8)),
-)
-def test_groups_partition_the_tensors_that_are_smaller(
-    layers: int, kinds: int, limit: int, equal: set[int]
-) -> None:
-    names = [f"blk.{i}.k{k}.weight" for i in range(layers) for k in range(kinds)]
-    names += ["output.weight", "token_embd.weight"]
-    high = dict.fromkeys(names, 20)
-    low = {name: 20 if i in equal else 12 for i, name in enumerate(names)}
-    made = groups(file_of(low), file_of(high), limit)
-    assert len(made) <= limit
-    members = [tensor for group in made for tensor in group.tensors]
-    assert sorted(members) == sorted(name for name in names if low[name] < high[name])
-    if limit >= kinds + 2:
-        assert not any(" + " in group.name for group in made)  # none needs to be joined
-    assert all(group.bytes == 8 * len(group.tensors) for group in made)
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from(
-            [f"blk.{i}.{k}.weight" for i in range(12) for k in ("attn_q", "attn_qkv", "ffn_down")]
-            + ["output.weight", "token_embd.weight"]
-        ),
-        st.sampled_from(["Q8_0", "Q5_K"]),
-    )
-)
-def test_patterns_name_exactly_the_tensors(tensors: dict[str, str]) -> None:
-    every = [f"blk.{i}.{k}.weight" for i in range(12)
-             for k in ("attn_q", "attn_qkv", "attn_output", "ffn_down")]  # fmt: skip
-    every += ["output.weight", "token_embd.weight", "output_norm.weight", "v.blk.0.attn_q.weight"]
-    pairs = [pattern.rpartition("=")[::2] for pattern in override_patterns(tensors)]
-    for name in every:
-        found = [kind for pattern, kind in pairs if re.search(pattern, name)]
-        assert found == ([tensors[name]] if name in tensors else [])

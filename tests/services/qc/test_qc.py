@@ -14,13 +14,11 @@ from pydantic import ValidationError
 
 from so8tqc.config import BakeConfig, QCConfig
 from so8tqc.errors import ConfigError, DataError, InputError
-from so8tqc.records import Record, Verdict, judge, overall, skipped
+from so8tqc.records import Record, Verdict
 from so8tqc.rotations.enums import Convention
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.services.bake import bake
-from so8tqc.services.qc.profiles import load_profile
 from so8tqc.services.qc.service import qc
-from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.report import write_stage_reports
 from so8tqc.sources.texts import load_tokenizer
 
@@ -143,20 +141,6 @@ def test_unusable_inputs(
         judged(base, gates, correct, texts_file, tmp_path / "qc", profile="none")
 
 
-def test_profiles_are_data(tmp_path: Path) -> None:
-    assert load_profile("default").for_gguf("IQ1_S") == load_profile("default").gguf["default"]
-    own = tmp_path / "own.yaml"
-    own.write_text("mine:\n  models: {kl.mean: {limit: 0.5}}\n  gguf: {default: {}}\n")
-    assert load_profile(f"{own}:mine").models["kl.mean"].limit == 0.5
-    assert load_profile(str(own)) == load_profile(f"{own}:mine")
-    own.write_text("mine:\n  models: {kl.mean: {limit: 0.5, target: 1}}\n  gguf: {default: {}}\n")
-    with pytest.raises(ConfigError, match=r"own.yaml.*either limit or target"):
-        load_profile(str(own))
-    own.write_text("mine:\n  models: {}\n  gguf: {default: {kl.revrse: {limit: 0.5}}}\n")
-    with pytest.raises(ConfigError, match=r"own.yaml.*kl.revrse is no check .* calibration.nll"):
-        load_profile(str(own))
-
-
 def test_long_texts_in_overlapping_windows(llama: Path, tmp_path: Path) -> None:
     """Every token of every text is scored, and texts stay what is resampled."""
     texts = json.loads((Path(__file__).parents[3] / "data" / "validation_en.json").read_text())
@@ -238,24 +222,6 @@ def test_patterns_that_match_nothing_are_told(
     assert record.verdict is Verdict.FAIL
     assert "algbra.exact" in record.check("profile.fail_on").detail
     assert any("kl.maen" in notice for notice in record.notices)
-
-
-@pytest.mark.parametrize("skips", ["allow", "forbid"])
-def test_a_profile_can_forbid_skips(skips: str, tmp_path: Path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text(f"mine: {{skips: {skips}, models: {{}}, gguf: {{default: {{}}}}}}\n")
-    profile = load_profile(str(own))
-    found = [
-        judge("kl.mean", 0.0, 1.0, detail="Near."),
-        skipped("algebra.nearest", "an unknown place"),
-    ]
-    checks, _ = tuned(found, profile, (), ())
-    assert overall(checks) is (Verdict.PASS if skips == "allow" else Verdict.FAIL)
-    if skips == "forbid":
-        (forbidden,) = [check for check in checks if check.id == "profile.skips"]
-        assert "algebra.nearest" in forbidden.detail
-        checks, _ = tuned(found, profile, (), ("algebra.*",))
-        assert overall(checks) is Verdict.PASS
 
 
 def test_two_candidates_are_compared_with_each_other(
