@@ -114,7 +114,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _group_temperature(
     config: Mapping[str, Any], path: str | Path, **labels: str | None
 ) -> float | None:
-    """Of the first named group whose axis is supported."""
+    """The temperature of the first named group whose axis is supported."""
     for axis, label in labels.items():
         groups = config["group_temperatures"][axis]
         if label is None or not groups["significant"]:

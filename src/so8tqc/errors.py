@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
 
 
 _SHOWN_CHARACTERS = 1000
-"""Of a sentence or a place: names in hostile files may have a million."""
+"""Characters shown of a sentence or a place: names in hostile files may have a million."""
 
 
 class So8tqcError(Exception):

@@ -30,7 +30,7 @@ class OscillationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Alarm:
-    """What was seen, and when.
+    """One alarm: its kind, and where it was raised.
 
     Attributes:
         kind: ``oscillation``: the chart's sum crossed its threshold; ``loop``: the text repeats
@@ -226,7 +226,7 @@ class OscillationMonitor(LogitsProcessor):  # type: ignore[misc]
         self._on_alarm(alarm)
 
     def _stopped(self, count: int, kinds: frozenset[str]) -> list[bool]:
-        """Of each sequence, whether it had such an alarm; it is then watched no longer."""
+        """Whether each sequence had an alarm of these kinds; if so, it is watched no longer."""
         if len(self._rows) != count:
             raise ValueError(
                 f"{count} sequences, but the monitor watches {len(self._rows)}: "

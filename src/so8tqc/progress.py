@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One running piece of work."""
+    """One running task, told how far it is."""
 
     def advance(self, amount: float = 1.0, item: str | None = None) -> None:
         """Count ``amount`` more units as done; ``item`` names what is being worked on."""

@@ -13,7 +13,7 @@ from so8tqc.records import Record
 
 
 def record_beside(out: Path) -> Path:
-    """Where the record of what is one file, or one directory as a whole, goes."""
+    """The path of the record of an output that is one file, or one directory as a whole."""
     return out.with_name(f"{out.name}.record.json")
 
 

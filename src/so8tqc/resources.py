@@ -1,4 +1,4 @@
-"""Where data lies: what comes with the package (texts, gates, profiles), and what is cached."""
+"""Where data lies: texts, gates and profiles that come with the package, and the user's cache."""
 
 from __future__ import annotations
 

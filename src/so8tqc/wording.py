@@ -11,7 +11,7 @@ _LISTED = 5
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 SMALLEST_UNIT = _UNITS[-1][0]
-"""Bytes; fewer are counted in words, which a page may translate."""
+"""Bytes of the smallest unit; fewer are counted in words, which a page may translate."""
 
 
 def size(count: float) -> str:

@@ -21,7 +21,7 @@ _WIDTHS = frozenset(
         "num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size",
     }
 )  # fmt: skip
-"""Each is at most the longest side of some tensor."""
+"""Keys of a config whose values are widths: none exceeds the longest side of all tensors."""
 
 
 def require_plausible_config(checkpoint: Checkpoint) -> None:

@@ -30,8 +30,8 @@ SINGLE_NAME = "model.safetensors"
 _ALIGNMENT = 8
 
 READ_BYTES = 1 << 18
-"""Of a tensor at a time: what is hashed, compared or searched then lies in the cache, four times as
-fast as with 1 MiB."""
+"""Bytes of a tensor read at a time: what is hashed, compared or searched lies in the cache then,
+four times as fast as with 1 MiB."""
 _SHOWN = 80  # characters of a name that may be anything
 
 ITEM_BYTES = {

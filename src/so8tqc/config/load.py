@@ -132,7 +132,7 @@ def _parse(text: str, where: str) -> Any:
 def put(
     values: dict[str, Any], path: Key, value: Any, origins: dict[Key, str], origin: str
 ) -> None:
-    """Set a nested value and its origin; what it hides has none any more."""
+    """Set a nested value and its origin; values that it hides lose theirs."""
     inner = values
     for part in path[:-1]:
         if not isinstance(inner.get(part), dict):

@@ -79,7 +79,7 @@ def _agrees(entry: Mapping[str, Any], combination: Mapping[str, Any]) -> bool:
 
 
 def check_matrix(matrix: object) -> Mapping[str, Any]:
-    """The matrix, if it is one.
+    """The matrix of a run file, checked for its shape.
 
     Raises:
         ConfigError: no mapping, an unknown option, no list of values, an entry of ``exclude`` that

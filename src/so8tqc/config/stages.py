@@ -281,7 +281,7 @@ class CaptureConfig(CaptureOptions):
 
 
 class VerdictOptions(Options):
-    """By what a candidate is judged, and which checks count."""
+    """The limits that a candidate is judged by, and which checks count for the verdict."""
 
     profile: str = Field("default", description="Name of a built-in profile, or a YAML file.")
     level: Literal["files", "full"] = "full"

@@ -9,7 +9,7 @@ _HEADINGS = frozenset({"Part", "Chapter", "Section", "Subsection", "Subsubsectio
 
 
 def read_lyx(text: str) -> tuple[tuple[str, ...], ...]:
-    """Sections of paragraphs.
+    """The paragraphs of a LyX document, section by section.
 
     A paragraph with an inset (formula, cross reference, code) would read with a hole, so it is
     left out whole; one whose only insets are index entries stays.

@@ -134,7 +134,7 @@ class Result(Frozen):
 
 
 class CorpusManifest(Frozen):
-    """The whole recipe.
+    """The recipe of the calibration set: packages, domains, and what came out.
 
     Attributes:
         seed: of the order in which passages are drawn.

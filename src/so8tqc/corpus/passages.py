@@ -36,7 +36,7 @@ _COMMON_EN = frozenset(
 
 @dataclass(frozen=True)
 class Passage:
-    """One sample of the set.
+    """One passage of the calibration set.
 
     Attributes:
         id: distinct and stable.

@@ -96,7 +96,7 @@ def _json_text(content: bytes, keys: tuple[str, ...]) -> Iterator[Document]:
 
 
 def _json_html(content: bytes, keys: tuple[str, ...]) -> Iterator[Document]:
-    """As ``json-text``, where the text is HTML."""
+    """Documents as :func:`_json_text` reads them, where the text is HTML."""
     *path, field = keys
     for name, value in _walk(json.loads(content), path, ""):
         if isinstance(value, dict) and isinstance(value.get(field), str):

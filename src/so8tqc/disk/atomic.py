@@ -114,7 +114,7 @@ def _sweep(path: Path) -> None:
 
 
 def _random_sibling(path: Path) -> Path:
-    """A hidden name beside ``path`` that nobody has: of 2⁶⁴."""
+    """A hidden name beside ``path``, one of 2⁶⁴, so that no other process has it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
 
 

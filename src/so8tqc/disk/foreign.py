@@ -14,7 +14,8 @@ MAX_JSON_BYTES = 32 << 20
 """An index of 140,000 tensors takes half of it."""
 
 MAX_HEADER_BYTES = 16 << 20
-"""Of a safetensors file: 100,000 tensors. The format allows 100 MB: gigabytes of objects."""
+"""Bytes of a safetensors header at most: 100,000 tensors. The format allows 100 MB, which would be
+gigabytes of objects."""
 
 
 def require_plain_file(path: Path, error: type[InputError] = InputError) -> int:

@@ -49,12 +49,12 @@ class GGUFTensor:
 
     @property
     def raw(self) -> npt.NDArray[np.uint8]:
-        """[bytes] as stored."""
+        """The bytes as stored: [bytes] uint8."""
         return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
 
     @property
     def sha256(self) -> str:
-        """Of the bytes as stored, hex."""
+        """SHA-256 of the bytes as stored, hex."""
         return hashlib.sha256(self.raw.data).hexdigest()
 
     def values(self) -> npt.NDArray[np.float32]:
@@ -187,7 +187,7 @@ def block_layout(type_: str) -> tuple[int, int]:
 
 
 def aligned(size: int, alignment: int) -> int:
-    """Bytes that ``size`` bytes of data take, padding included."""
+    """Bytes that ``size`` bytes of data take in the file, padding included."""
     return size + -size % alignment
 
 

@@ -22,7 +22,7 @@ from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, Float32Chunks, changed_
 from so8tqc.progress import SILENT, Progress
 
 NORM_TEMPERATURE = "so8t.calibration.norm_temperature"
-"""The temperature that a file's final norm already carries: nobody should apply it again."""
+"""The key of the temperature that a file's final norm carries, so that it is not applied again."""
 
 _NORM = "output_norm.weight"
 _SCALED = (_NORM, "output_norm.bias", "output.bias")

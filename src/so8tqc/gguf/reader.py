@@ -33,7 +33,7 @@ class HeaderReader(GGUFReader):  # type: ignore[misc]
         return end - orig_offs, [], [], [GGUFValueType.ARRAY, GGUFValueType(kind)]
 
     def _skip(self, start: int, kind: GGUFValueType, length: int, order: str) -> int:
-        """Where an array's elements end."""
+        """Position behind the last element of an array."""
         if kind is GGUFValueType.STRING:
             size = struct.Struct(f"{order}Q")
             data = memoryview(self.data)

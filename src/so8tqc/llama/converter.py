@@ -1,4 +1,4 @@
-"""Running llama.cpp's converter as a subprocess, with its progress and its last words."""
+"""Running llama.cpp's converter as a subprocess: its progress, and its output where it fails."""
 
 from __future__ import annotations
 

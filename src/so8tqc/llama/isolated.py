@@ -130,7 +130,7 @@ class IsolatedModel:
         return list(self._worker.ask("pieces"))
 
     def begin(self, length: int) -> None:
-        """Forget the text so far and make room for ``length`` tokens.
+        """Start a new text: forget the tokens so far and make room for ``length``.
 
         Raises:
             DataError: longer than the model's trained context.

@@ -203,7 +203,7 @@ class LlamaModel:
         ]
 
     def begin(self, length: int) -> None:
-        """Forget the text so far and make room for ``length`` tokens.
+        """Start a new text: forget the tokens so far and make room for ``length``.
 
         Raises:
             DataError: longer than the model's trained context.

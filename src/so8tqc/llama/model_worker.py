@@ -107,7 +107,7 @@ class Worker:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the standard input ends."""
     with suppress(ImportError, OSError):  # what is missing is said where it is needed
         light_bindings()
     worker = Worker()

@@ -80,7 +80,7 @@ class Job:
     threads: int | None = None
 
     def to_json(self) -> str:
-        """As the child process takes it."""
+        """The job as JSON, which the child process reads."""
         return json.dumps(asdict(self), default=str)
 
 

@@ -51,7 +51,7 @@ _INTEGRAL = 1.5 * 2.0**52
 the sum are the whole number."""
 
 _LEAST = -708.0
-"""Below, e^x is no longer a normal float64, and taken for zero."""
+"""Below this x, e^x is no longer a normal float64, and is taken for zero."""
 
 
 def _bernoulli(n: int) -> list[Fraction]:
@@ -178,7 +178,7 @@ def _log_ratio(z, w, shift):
 
 @njit
 def _raise_to(best, logits):
-    """The larger of each two."""
+    """Replace each element of ``best`` by the logit at its place where that is larger."""
     for i in range(logits.shape[0]):
         best[i] = logits[i] if logits[i] > best[i] else best[i]
 
@@ -267,8 +267,8 @@ def side_rows(logits, targets, weights, numbers, leaders):
 
 @njit(fastmath=_SUMS)
 def _differences(z, w, p_weights, q_weights, p_scale, q_scale, shift):
-    """Of a row: Σ p φ(x), Σ q φ(−x), twice the Jensen-Shannon terms of |x| ≤ 1; max |d|, Σ |d|,
-    Σ d². ``metrics.distributions`` has the symbols."""
+    """The sums of a row: Σ p φ(x), Σ q φ(−x), twice the Jensen-Shannon terms of |x| ≤ 1; max |d|,
+    Σ |d|, Σ d². ``metrics.distributions`` has the symbols."""
     kl = 0.0
     reverse = 0.0
     js = 0.0

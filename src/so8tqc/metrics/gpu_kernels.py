@@ -12,7 +12,7 @@ import triton.language as tl
 from so8tqc.metrics.columns import Column, Side
 
 LEADERS = 5
-"""As ``metrics.cpu_kernels.LEADERS``."""
+"""How many of the most likely tokens are found, as in ``metrics.cpu_kernels``."""
 
 BLOCK = 2048
 """Vocabulary entries that a program holds at a time."""
@@ -106,7 +106,7 @@ def _spread(t):
 
 @triton.jit
 def _lane_maxima(start_of_row, width, BLOCK: tl.constexpr):
-    """Of each lane's logits the largest, of equal ones the first, its place, V if it has none;
+    """The largest logit of each lane, of equal ones the first, and its place, V if it has none;
     and the first place of the row whose logit is not finite, V if all are."""
     lanes = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float64)
@@ -203,8 +203,10 @@ def side_kernel(
 
 @triton.jit
 def _differences(first, second, top, other_top, most, other_most, width, BLOCK: tl.constexpr):
-    """Of a row: Σ p φ(x), Σ q φ(−x), 2 JS; max |d|, Σ |d|, Σ d². ``metrics.distributions`` has the
-    symbols; of each side the largest logit and probability are given."""
+    """The sums of a row: Σ p φ(x), Σ q φ(−x), 2 JS; max |d|, Σ |d|, Σ d².
+
+    ``metrics.distributions`` has the symbols; ``top`` and ``most`` are the largest logit and
+    probability of a side."""
     # L_w − L_z; from the largest logits, as their size may have cost the sums' last digits
     shift = (other_top - top) + tl.log(most / other_most)
     lanes = tl.arange(0, BLOCK)

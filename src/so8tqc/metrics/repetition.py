@@ -23,7 +23,7 @@ from so8tqc.metrics.sequential import LoopWatch
 
 
 class Repetition(NamedTuple):
-    """Of one text.
+    """How much one text repeats itself.
 
     Attributes:
         tokens: its length.

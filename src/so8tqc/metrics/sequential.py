@@ -115,7 +115,7 @@ class OscillationChart:
         self._break()
 
     def _break(self) -> None:
-        """Forget the values at hand: the next is no neighbour of the last."""
+        """Drop the last values: the next one does not follow them in the series."""
         self._seen, self._before, self._last = 0, 0.0, 0.0
         self._clear()
 

@@ -19,7 +19,7 @@ GRID = 97
 """Temperatures looked at before refining, log-spaced: steps of 1.9 % within 0.5–3.0."""
 
 TOLERANCE = 1e-6
-"""In ln T. A fit within 100 tolerances of a bound is at the bound."""
+"""Of ln T, to which a fit is found. A fit within 100 tolerances of a bound is at the bound."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Scored:
-    """A table at a temperature."""
+    """A temperature table, evaluated at one temperature."""
 
     table: TemperatureTable
     scores: TokenScores

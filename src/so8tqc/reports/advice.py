@@ -100,7 +100,7 @@ def _again(stage: str, records: Mapping[str, Record]) -> str:
 
 
 def _ship(records: Mapping[str, Record]) -> list[NextStep]:
-    """Nothing failed: the file to take, how others can prove it, and its temperature."""
+    """Advice where nothing failed: the file to ship, how others can prove it, its temperature."""
     steps = []
     files = _quantized(records)
     recommended = ChooseMetrics.of(records["choose"]).recommended if "choose" in records else None

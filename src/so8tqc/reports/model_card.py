@@ -80,7 +80,7 @@ def _row(name: str, ref: FileRef, records: Mapping[str, Record]) -> CardFile:
 
 
 def _verdict(checks: list[Check]) -> str:
-    """Of what counts of a file's checks; – if it was not judged."""
+    """The worst verdict of the checks of a file that count; – if it was not judged."""
     if not checks:
         return "–"
     verdict = worst(check.verdict for check in checks if not check.allowed)
@@ -119,7 +119,7 @@ def _scope(qc: Record) -> str:
 
 
 def _named(records: Mapping[str, Record], *names: str) -> str:
-    """Where an input comes from: ``org/name@commit``, or its last part; with its digest."""
+    """The name of an input (``org/name@commit``, or the last part of its path) with its digest."""
     for record in records.values():
         for name in names:
             if name in record.inputs:

@@ -66,7 +66,7 @@ def _entries(found: JsonValue) -> dict[str, dict[str, JsonValue]]:
 def tabulate(
     title: str, first: str, columns: Iterable[Column[Row]], rows: Mapping[str, Row]
 ) -> Table | None:
-    """None without rows; a column that stays empty is left out."""
+    """A table of these columns and rows; None without rows. An empty column is left out."""
     if not rows:
         return None
     cells = {name: [render(row) for row in rows.values()] for name, render in columns}

@@ -66,7 +66,7 @@ class _Prepared:
 
     @property
     def rotations(self) -> RotationSet:
-        """The rotations, waited for.
+        """The rotations; waits until they are computed.
 
         Raises:
             RotationError: they are none.
@@ -210,7 +210,7 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
 
 
 def planned_bytes(config: BakeConfig) -> int:
-    """Size of what :func:`bake` would write, bytes; raises what it would raise beforehand."""
+    """Bytes that :func:`bake` would write; raises what that would raise before it writes."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         ready = _prepare(config, reader)
     ready.reading.result()

@@ -29,7 +29,7 @@ _ALIKE = 0.4
 
 
 class Kind(StrEnum):
-    """What an id is an id of."""
+    """The kinds of ids that can be explained."""
 
     CHECK = "check"
     DIAGNOSIS = "diagnosis"

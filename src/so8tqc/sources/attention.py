@@ -218,7 +218,7 @@ def _denied(allowed: torch.Tensor) -> tuple[slice, torch.Tensor] | None:
 
 
 def _masked(scores: torch.Tensor, denied: tuple[slice, torch.Tensor] | None) -> torch.Tensor:
-    """Scores [..., t, n] with those that are denied far below all others.
+    """Attention scores [..., t, n], the masked ones set far below all others.
 
     A large negative number rather than −∞: its weight is 0, and 0 times it is 0.
     """

@@ -205,7 +205,7 @@ class CaptureSource:
                 yield block
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: a capture holds no model."""
 
     def _find(self, tokens: TokenIds) -> int:
         for index, text in enumerate(self.capture.texts):

@@ -24,7 +24,7 @@ from so8tqc.sources.quiet import quiet_transformers
 PREFIX = "datasets:"
 _INSTALL = "Run: pip install -c constraints.txt 'so8tqc[datasets]'"
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-"""Only this is ever asked of a hub."""
+"""The form of a data set's name on a hub; nothing else is ever asked of a hub."""
 
 _OPTIONS = ("config", "split", "column", "rows")
 _KEPT = ("id", "prompt", "language", "category", "description")
@@ -32,7 +32,7 @@ _KEPT = ("id", "prompt", "language", "category", "description")
 
 
 class DatasetSpec(NamedTuple):
-    """What is taken of which data set; ``rows`` None: all of them."""
+    """Which columns and rows of which data set are taken; ``rows`` None: all of them."""
 
     name: str
     revision: str | None

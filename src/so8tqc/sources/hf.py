@@ -126,7 +126,7 @@ class HFModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the head computes."""
+        """The device on which the output head computes."""
         return execution_device(self._head)
 
     def check_length(self, tokens: TokenIds) -> None:

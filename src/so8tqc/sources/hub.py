@@ -32,7 +32,7 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENS
 
 ROTATION_FILES = ("*.safetensors", "*.json", "*.pt", "*.pth", "*.bin")
 _NOT_WANTED = ("*/*", "consolidated*")
-"""Other formats of the same weights, which many repositories keep beside them."""
+"""Patterns that are not fetched: other formats of the same weights, kept beside them."""
 
 _Config = TypeVar("_Config", bound=BaseModel)
 

@@ -1,4 +1,4 @@
-"""Memory for blocks of logits, used again once nobody holds them."""
+"""Memory for blocks of logits, used again once no tensor shares it."""
 
 from __future__ import annotations
 

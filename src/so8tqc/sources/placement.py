@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def execution_device(module: Any) -> torch.device:
-    """Where a module computes, wherever its weights wait meanwhile."""
+    """The device on which a module computes, wherever its weights are kept meanwhile."""
     import torch
 
     hook = _offloading_hook(module)
@@ -39,7 +39,7 @@ def on_cpu(block: torch.Tensor) -> torch.Tensor:
 
 
 def ids_on(tokens: TokenIds, device: torch.device) -> torch.Tensor:
-    """[T] ids on a device; nobody waits until they, or what the GPU does before, have arrived."""
+    """[T] ids on a device, copied there without waiting for the copy or for earlier GPU work."""
     import torch
 
     ids = torch.from_numpy(np.ascontiguousarray(tokens))
@@ -50,7 +50,7 @@ def ids_on(tokens: TokenIds, device: torch.device) -> torch.Tensor:
 
 @functools.cache
 def _second_stream(device: int) -> torch.cuda.Stream:
-    """The same whenever it is asked for: cuBLAS keeps memory for every stream it has seen."""
+    """One second stream for each device: cuBLAS keeps memory for every stream it has seen."""
     import torch
 
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

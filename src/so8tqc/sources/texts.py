@@ -28,10 +28,10 @@ BUILTIN_FILES = {
     LONG_TEXTS: ("longtext_en.json",),
 }
 _MAX_FILE_BYTES = 128 << 20
-"""A text of these may be four times as large in memory; models are evaluated on far less."""
+"""Bytes of a text file at most: decoded it may be four times as large in memory."""
 
 _MAX_TEXTS = 500_000
-"""Of one file."""
+"""Texts of one file at most."""
 
 _SHOWN = 300  # characters of another library's message
 

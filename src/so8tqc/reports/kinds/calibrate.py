@@ -75,7 +75,7 @@ def reliability_figure(record: Record) -> Figure:
 
 
 def reliability_plots(record: Record) -> list[Plot]:
-    """The same as two figures, one below the other: a phone has no room for two columns."""
+    """The reliability diagram as two figures, one below the other: a phone has no room for two."""
     from plotly.subplots import make_subplots
 
     metrics = CalibrateMetrics.of(record)

@@ -84,7 +84,7 @@ def comparison_parts(record: Record) -> list[Part]:
 
 
 def comparison_tables(record: Record) -> list[Table]:
-    """The same tables for a terminal; how a value was judged is left to the report."""
+    """The comparison's tables for a terminal; how a value was judged is left to the report."""
     tables = [part.table for part in comparison_parts(record)]
     return [
         table._replace(header=table.header[:-1], rows=[row[:-1] for row in table.rows])

@@ -57,7 +57,7 @@ def recheck(directory: Path, progress: Progress = SILENT) -> Record:
 
 
 def _recorded(manifest: Manifest, directory: Path) -> Iterator[tuple[Path, FileRef]]:
-    """Where each output is now, and what the manifest says of it."""
+    """The outputs of a run: where each one is now, and its entry in the manifest."""
     if not manifest.stages:
         raise InputError(
             "no stage was finished here",

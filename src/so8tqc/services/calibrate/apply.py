@@ -26,8 +26,8 @@ PROOF_TEXTS = 8
 """Held-out texts, the beginnings of which are compared logit by logit."""
 
 SCALE_LIMIT = 1e-4
-"""Of |s − 1|, s the scale that takes the file's logits to z/T. Rounding averages out in it: 2e-6 on
-the demo's Q5_K_M."""
+"""Limit of |s − 1|, where s is the scale that takes the file's logits to z/T. Rounding averages out
+in it: 2e-6 on the demo's Q5_K_M."""
 
 KL_LIMIT = 1e-5
 """nats, mean of KL(softmax(z/T) ‖ the file's). A scaled norm is rounded anew where the output head
@@ -60,7 +60,7 @@ class Applied:
 
 
 def applied_path(config: CalibrateConfig) -> Path:
-    """Where the file goes."""
+    """Path of the copy that has the temperature applied."""
     return config.out / f"{config.gguf.stem}-calibrated.gguf"
 
 

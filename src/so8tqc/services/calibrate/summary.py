@@ -85,7 +85,7 @@ def _fit(fit: TemperatureFit) -> Fit:
 
 
 def _judged_groups(groups: JudgedGroups) -> GroupTemperatures:
-    """Temperatures that held-out text does not support are not given: nobody could use them."""
+    """Group temperatures for the record; those that held-out text does not support are left out."""
     return GroupTemperatures(
         significant=groups.significant,
         against=groups.against,
@@ -150,7 +150,7 @@ def _back(change: Change) -> bool | None:
 def temperature_details(
     calibration: Calibration, texts: Sequence[EncodedText], split: Split, options: CalibrateOptions
 ) -> dict[str, JsonValue]:
-    """What only the record holds."""
+    """Details for the record and the report that ``temperature_config.json`` does not have."""
     held, fit = calibration.holdout_table, calibration.fit
     reference = calibration.reference
     return TemperatureDetails(

@@ -18,7 +18,7 @@ from so8tqc.sources.protocol import LogitSource, TokenIds
 
 _MEMORY_SHARE = 0.5
 _CONTEXT_BYTES = 300 << 20
-"""Of one more model in a process of its own: interpreter, context and logits."""
+"""Memory of one more model in a process of its own: interpreter, context and logits."""
 
 
 class Tables:

@@ -51,13 +51,13 @@ class Mixture:
 
     @property
     def recipe(self) -> str:
-        """In words."""
+        """The recipe in words."""
         return f"{self.high}, as {self.low} in {', '.join(self.lowered)}"
 
 
 @dataclass
 class Search:
-    """What a search did.
+    """The result of a search: files evaluated, and the mixture chosen.
 
     Attributes:
         tried: every evaluated file, in order.

@@ -22,7 +22,7 @@ _PAIRED: Mapping[str, Literal["kl", "top1"]] = {"kl.mean": "kl", "kl.top1": "top
 
 
 class Named(NamedTuple):
-    """A check by what it is in both runs; ``nth`` tells apart those that share all else."""
+    """The key of a check in both runs; ``nth`` tells apart checks that share all else."""
 
     stage: str
     id: str

@@ -16,7 +16,7 @@ from so8tqc.records import Check, judge
 from so8tqc.services.export.proof import explain, tensors_by_name
 
 BAKED = "baked"
-"""In place of a pattern: every tensor that the bake changed."""
+"""The word that stands in place of a pattern for every tensor that the bake changed."""
 
 Kept = Mapping[str, tuple[str, ...]]
 """GGUF tensor → its source tensors: one, or the experts of a layer in order."""
@@ -106,7 +106,7 @@ def float32_values(
 
 
 def kept_checks(chosen: Kept, gguf: GGUFFile) -> list[Check]:
-    """That the chosen tensors are stored as F32; their values are compared with all others."""
+    """``export.kept``: the chosen tensors are stored as F32; ``export.tensors`` compares values."""
     if not chosen:
         return []
     rounded = [name for name in chosen if gguf.tensors[name].type != "F32"]

@@ -31,13 +31,13 @@ LEAST_TOKENS = 32
 """A text that ends before says nothing about repetition."""
 
 REPETITION_LIMIT = 0.5
-"""Half of the 4-grams more than in the reference's text: gross looping."""
+"""Limit of the increase in the share of repeated 4-grams: half of them is gross looping."""
 
 COMPRESSION_LIMIT = float(np.log(2.0))
-"""Half the bytes that the reference's text needs."""
+"""Limit of the gain in compression, a logarithm: half the bytes that the reference's text needs."""
 
 LOOP_LIMIT = 0.5
-"""More loops than the reference's in half of the texts: a single one may be chance."""
+"""Limit of the share of texts that loop beyond the reference's: a single one may be chance."""
 
 CHECKS = ("oscillation.repetition", "oscillation.compression", "oscillation.loops")
 

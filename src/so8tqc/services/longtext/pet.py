@@ -106,7 +106,7 @@ def pet_record(record: str | None) -> dict[str, Any] | None:
 
 
 def layer_metrics(run: Probe) -> dict[str, FloatArray]:
-    """By layer."""
+    """Energy and high-frequency share of the hidden states, layer by layer."""
     return {"energy": run.energy, "high_frequency": run.high_frequency}
 
 

@@ -99,7 +99,7 @@ class _Logits:
 
 @dataclass
 class _Findings:
-    """What has been found so far."""
+    """Checks, metrics and notices found so far."""
 
     checks: list[Check] = field(default_factory=list)
     diagnosis: list[Diagnosis] = field(default_factory=list)
@@ -131,7 +131,7 @@ class _Findings:
 
 
 def _claim(folder: Path) -> AbstractContextManager[None]:
-    """Of processes that work together, the first claims the output for all."""
+    """Claim the output; of processes that work together the first claims it for all."""
     return claim_folder(folder) if ranks.is_first() else nullcontext()
 
 

@@ -18,7 +18,7 @@ from so8tqc.metrics.divergence import TokenTable
 TOKENS_FILE = "tokens.npz"
 
 _MAX_BYTES = 512 << 20
-"""Of the unpacked arrays: two and a half million tokens."""
+"""Size of the unpacked arrays at most: two and a half million tokens."""
 
 
 def write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:

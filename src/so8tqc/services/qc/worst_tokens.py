@@ -14,7 +14,7 @@ WORST_TOKENS = 8
 """How many are shown of each candidate."""
 
 CONTEXT_TOKENS = 16
-"""Tokens shown before each."""
+"""Tokens of context shown before each worst token."""
 
 
 def worst_tokens(

@@ -112,7 +112,7 @@ class StreamedProof:
 
 
 def _places(source: GGUFFile, planned: Mapping[str, PlannedTensor]) -> Iterator[_Place]:
-    """Where tensors will lie; nothing where the header's length cannot be told beforehand."""
+    """The ranges where tensors will lie; none where the header's length is not known beforehand."""
     if not all(key in source.fields for key in _REWRITTEN):
         return
     from gguf import GGUF_DEFAULT_ALIGNMENT

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_SIZE = 8
-"""Of the rotations looked for where none are given: SO8T's."""
+"""Block size of the rotations looked for where none are given: SO8T's."""
 
 RESIDUAL_LIMIT = 4.0
 """A weight is explained by a rotation if what is left is at most this many times rounding."""
