@@ -42,6 +42,7 @@ def explain(
 
         so8tqc explain
     """
+    from so8tqc.cli.explanations import print_explanations, print_list
     from so8tqc.reports.language import spoken
     from so8tqc.services.explain import everything
     from so8tqc.services.explain import explain as service
@@ -51,12 +52,8 @@ def explain(
         if json:
             _print_json(found)
         elif ids:
-            from so8tqc.cli.explanations import print_explanations
-
             print_explanations(found)
         else:
-            from so8tqc.cli.explanations import print_list
-
             print_list(found)
 
 

@@ -66,10 +66,8 @@ def fidelity_checks(
     floors = _values(floor) if floor is not None else {}
     for check_id, limit in limits.items():
         if check_id in values:
-            checks.append(
-                _fidelity(check_id, values[check_id], limit, subject, table, bootstrap,
-                          floors.get(check_id))
-            )  # fmt: skip
+            value, noise = values[check_id], floors.get(check_id)
+            checks.append(_fidelity(check_id, value, limit, subject, table, bootstrap, noise))
         else:
             checks.append(_calibration(check_id, limit, subject, table, bootstrap))
     return checks
