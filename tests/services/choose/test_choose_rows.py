@@ -7,6 +7,7 @@ import pytest
 
 from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.record_kinds.quantize import QuantizedFile
 from so8tqc.services.choose.rows import described, measured_row, scope
 from so8tqc.services.qc.judging import Bootstrap
 
@@ -64,11 +65,16 @@ def test_the_gate_survives_where_the_gated_model_is_nearer() -> None:
 
 
 def test_rows_are_shown_by_size_with_what_each_file_is() -> None:
-    facts = {"type": "T", "path": "p", "bits_per_weight": 4.5, "types": {"Q4_K": 3}}
-    rows = {name: measured_row(size, table(0), None, BOOTSTRAP)
-            for name, size in (("big", 9), ("small", 2))}  # fmt: skip
-    shown = described(rows, {name: {**facts, "tensors": {}} for name in rows})
+    file = QuantizedFile(
+        type="T", path="p", bytes=9, bits_per_weight=4.5, types={"Q4_K": 3}, fallbacks={},
+        tensors={}, layer_error={}, attention_output_error={},
+    )  # fmt: skip
+    rows = {
+        name: measured_row(size, table(0), None, BOOTSTRAP)
+        for name, size in (("big", 9), ("small", 2))
+    }
+    shown = described(rows, dict.fromkeys(rows, file))
     assert list(shown) == ["small", "big"]
     assert shown["big"]["types"] == {"Q4_K": 3}
     assert "tensors" not in shown["big"]
-    assert scope({"a": table(0), "b": table(1)}) == {"texts": 8, "tokens": 240}
+    assert scope({"a": table(0), "b": table(1)}) == (8, 240)

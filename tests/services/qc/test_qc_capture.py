@@ -11,6 +11,7 @@ import torch
 
 from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.divergence import TokenTable
+from so8tqc.record_kinds.qc import Recorded as OnRecord
 from so8tqc.records import Verdict
 from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.qc.judging import EFFECT_FACTOR, SMALLEST_EFFECT
@@ -54,9 +55,10 @@ def test_the_tokenizer_must_have_the_recorded_vocabulary(llama: Path, tmp_path: 
 
 def test_what_was_recorded_is_on_record() -> None:
     found = capture_metrics(recorded(), None)
-    assert found == {"texts": 2, "tokens": 77, "dtype": "float16", "source": "the training"}
-    gated: Any = capture_metrics(recorded(), table(0.25))["gated"]
-    assert gated["kl_mean"] == 0.25
+    assert found == OnRecord(texts=2, tokens=77, dtype="float16", source="the training")
+    gated = capture_metrics(recorded(), table(0.25)).gated
+    assert gated is not None
+    assert gated.kl_mean == 0.25
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from so8tqc.gguf.file import GGUFFile, GGUFTensor
 from so8tqc.llama.quantizer import PlannedTensor
+from so8tqc.record_kinds.quantize import Fallback
 from so8tqc.records import Verdict
 from so8tqc.services.quantize.proof import (
     SquaredError,
@@ -63,19 +64,19 @@ def test_layers_add_up_their_tensors() -> None:
     }
     one = tensor(np.ones((2, 32)), "Q8_0")
     made = describe("Q8_0", file_of(blk__0__a__weight=one), found, {}, 999)
-    assert made["layer_error"] == {0: 0.5, 1: 0.1}
-    assert made["attention_output_error"] == {0: 0.5}
-    assert made["bytes"] == 999
-    assert made["types"] == {"Q8_0": 1}
-    assert made["tensors"]["blk.0.a.weight"]["bits_per_weight"] == 8.5
+    assert made.layer_error == {0: 0.5, 1: 0.1}
+    assert made.attention_output_error == {0: 0.5}
+    assert made.bytes == 999
+    assert made.types == {"Q8_0": 1}
+    assert made.tensors["blk.0.a.weight"].bits_per_weight == 8.5
 
 
 def test_a_fallback_is_what_libllama_says_and_what_it_does_not_say_of_the_head() -> None:
     source = file_of(a=tensor(np.ones((2, 64))), output__weight=tensor(np.ones((2, 64))))
     plan = {"a": PlannedTensor("Q5_0", "Q5_K", 256), "output.weight": PlannedTensor("Q8_0")}
     found = fallbacks(plan, source, "Q5_K_M", None)
-    assert found["a"] == {"wanted": "Q5_K", "stored": "Q5_0", "columns": 64, "block": 256}
-    assert found["output.weight"]["wanted"] is None
+    assert found["a"] == Fallback(wanted="Q5_K", stored="Q5_0", columns=64, block=256)
+    assert found["output.weight"].wanted is None
     assert set(fallbacks(plan, source, "Q5_K_M", "Q8_0")) == {"a"}  # asked for
     assert set(fallbacks(plan, source, "Q8_0", None)) == {"a"}  # the recipe's own
     wide = file_of(a=tensor(np.ones((2, 256))), output__weight=tensor(np.ones((2, 256))))

@@ -140,10 +140,10 @@ def test_drift_and_angles_are_those_of_the_blocks() -> None:
     turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     found = rotations(np.stack([turned, np.eye(8) * (1 + 1e-5)]))
     (row,) = rotation_rows(found)
-    assert (row["layer"], row["blocks"]) == (4, 2)
-    assert row["angle_max"] == pytest.approx(angle, rel=1e-6)
+    assert (row.layer, row.blocks) == (4, 2)
+    assert row.angle_max == pytest.approx(angle, rel=1e-6)
     drift = np.linalg.norm(np.eye(8) * ((1 + 1e-5) ** 2 - 1))
-    assert row["orthogonality_max"] == pytest.approx(drift, rel=1e-6)
+    assert row.orthogonality_max == pytest.approx(drift, rel=1e-6)
     orthogonality, determinant = rotation_checks(found)
     assert orthogonality.value == pytest.approx(drift, rel=1e-6)
     assert "block 1" in orthogonality.detail
