@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from test_export import EXPERTS, HEADS, permuted, source_values, write_pair
+from test_export_proof import EXPERTS, HEADS, permuted, source_values, write_pair
 
 from so8tqc.checkpoints.provenance import BakedTensor, Provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint
