@@ -84,6 +84,10 @@ def test_unknown_words_in_the_header_are_named(tmp_path: Path, key: str, value: 
     assert caught.value.exit_code == ExitCode.BAD_INPUT
 
 
+STATED = RotationOptions(
+    parametrization=Parametrization.EXP, convention=Convention.COLUMN, site=Site.INPUT
+)
+
 KEYS = (
     "layers.{}.rotation_gate.theta",
     "layers.{}.self_attn.rotation_gate.theta",
@@ -102,10 +106,12 @@ def test_training_checkpoints(tmp_path: Path, key: str, container: str | None, s
     state["model.embed_tokens.weight"] = torch.zeros(2, 2)
     path = tmp_path / f"ckpt{suffix}"
     torch.save({container: state, "step": 3} if container else state, path)
-    got = read_rotations(path)
+    with pytest.raises(ConfigError, match="does not state its parametrization, convention, site"):
+        read_rotations(path)
+    got = read_rotations(path, STATED)
     assert got.layers == (0, 1)
-    assert (got.parametrization, got.convention) == ("exp", "column")
-    assert len(got.notices) == 3
+    assert (got.parametrization, got.convention, got.site) == ("exp", "column", "input")
+    assert got.notices == ()
     for target, value in values.items():
         np.testing.assert_array_equal(got.theta[target], value.astype(np.float32))
 
@@ -143,7 +149,7 @@ def test_errors_name_the_cause(tmp_path: Path) -> None:
         with pytest.raises(RotationError, match=r"not a readable|no torch checkpoint"):
             read_rotations(tmp_path / name)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "none.pt")
-    with pytest.raises(RotationError, match=r"no rotation gates.*found weight"):
+    with pytest.raises(RotationError, match=r"no rotation gates.*none of its 1 keys"):
         read_rotations(tmp_path / "none.pt")
     torch.save({"layers.0.rotation_gate.theta": torch.zeros(3, 8)}, tmp_path / "flat.pt")
     with pytest.raises(RotationError, match=r"theta is \[3, 8\]"):
@@ -313,12 +319,12 @@ ONE = torch.zeros(1, 8, 8)
     [
         ({}, "no rotation gates.*found nothing"),
         ([1, 2], "no rotation gates.*found nothing"),
-        ({f"w{i}": ONE for i in range(9)}, r"found w0, w1, w2 and 6 more"),
+        ({f"w{i}": ONE for i in range(9)}, "none of its 9 keys looks like a gate"),
         ({"vision_tower.encoder.layers.0.self_attn.rotation_gate.theta": ONE}, "vision_tower"),
         ({"model.layers.0.mlp.rotation_gate.theta": ONE}, r"layers\.0\.mlp.*elsewhere"),
-        ({GATE.format(0): ONE, "state_dict": {GATE.format(0): ONE}}, "two gates for layer 0"),
+        ({GATE.format(0): ONE, "state_dict": {GATE.format(0): ONE + 1}}, "two gates for layer 0"),
         (
-            {"state_dict": {GATE.format(0): ONE}, "model_state_dict": {GATE.format(0): ONE}},
+            {"state_dict": {GATE.format(0): ONE}, "model_state_dict": {GATE.format(0): ONE + 1}},
             "two gates for layer 0",
         ),
         ({GATE.format(0): [1.0]}, "theta is list"),
@@ -342,7 +348,7 @@ def test_buffers_of_a_gate_are_named_in_a_notice(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     buffer = "model.layers.0.self_attn.rotation_gate.step"
     torch.save({GATE.format(0): ONE, buffer: torch.zeros(1)}, path)
-    assert buffer in read_rotations(path).notices[0]
+    assert buffer in read_rotations(path, STATED).notices[0]
 
 
 @pytest.mark.parametrize("zipped", [True, False])

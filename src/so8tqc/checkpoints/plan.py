@@ -151,5 +151,5 @@ def _check_shape(entry: TensorEntry, site: TensorSite, rotations: Turning) -> No
 
 def _features(entry: TensorEntry, site: TensorSite, rotations: Turning) -> int:
     """Features of the projection at the rotation's site."""
-    along_rows = (rotations.site is Site.INPUT) == site.transposed
+    along_rows = rotations.site.is_before == site.transposed
     return entry.shape[0 if along_rows else 1]

@@ -69,7 +69,7 @@ def orient(
         site: where the gate sits.
         transposed: the weight is stored [in, out] (Conv1D).
     """
-    blocks = column_blocks if site is Site.INPUT else column_blocks.transpose(0, 2, 1)
+    blocks = column_blocks if site.is_before else column_blocks.transpose(0, 2, 1)
     if stored.ndim == 1:
         return stored[None], blocks
     return (stored.T if blocks_along_rows(site, transposed=transposed) else stored), blocks
@@ -77,7 +77,7 @@ def orient(
 
 def blocks_along_rows(site: Site, *, transposed: bool) -> bool:
     """Whether a block mixes rows of the stored matrix (:func:`orient` then gives its transpose)."""
-    return (site is Site.INPUT) == transposed
+    return site.is_before == transposed
 
 
 def _row_and_column(row: int, column: int) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from so8tqc.rotations.algebra import ulp
-from so8tqc.rotations.enums import Parametrization, Site
+from so8tqc.rotations.enums import Parametrization
 from so8tqc.rotations.fold import rounded_product, to_storage
 from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target
@@ -81,7 +81,7 @@ PRECISIONS = (
 
 def oriented(blocks: FloatArray, rotations: RotationSet) -> FloatArray:
     """R as the source defines it → B of ``fold.orient``, by the set's convention and site."""
-    straight = (rotations.convention == "column") == (rotations.site is Site.INPUT)
+    straight = (rotations.convention == "column") == rotations.site.is_before
     return blocks if straight else np.ascontiguousarray(blocks.transpose(0, 2, 1))
 
 

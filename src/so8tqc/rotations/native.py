@@ -124,6 +124,19 @@ def read_native(path: Path) -> RawRotations:
     )
 
 
+def is_native(path: Path) -> bool:
+    """Whether a safetensors file has the header of a gate file; of one that cannot be read, True,
+    so that :func:`read_native` says why."""
+    from safetensors import SafetensorError, safe_open
+
+    require_safetensors_header(path, RotationError)
+    try:
+        with safe_open(str(path), framework="np") as handle:
+            return any(key.startswith("so8t.") for key in handle.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return True
+
+
 def _key_ending(parametrization: Parametrization) -> str:
     return "rotation" if parametrization is Parametrization.MATRIX else "theta"
 

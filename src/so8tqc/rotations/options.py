@@ -11,15 +11,25 @@ from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 
 class RotationOptions(Options):
-    """How a rotation file is to be read; None means what the file says, else the default."""
+    """How a rotation file is to be read. None: as the file states, or as the names of its tensors
+    leave no choice; what neither says must be stated here."""
 
     convention: Convention | None = Field(
-        None, description="column: the gate computes R·x (default); row: x_row·R."
+        None, description="column: the gate computes R·x; row: x_row·R. None: as the file states."
     )
     parametrization: Parametrization | None = Field(
-        None, description="How theta becomes R; default exp."
+        None, description="How theta becomes R. None: as the file states."
     )
-    site: Site | None = Field(None, description="Gate before (input, default) or after (output).")
+    site: Site | None = Field(
+        None,
+        description="Gate before the projection (input), after it (output), or in front of the "
+        "output head (head). None: as the file states.",
+    )
+    key: str | None = Field(
+        None,
+        description="Names of the gates' tensors where nobody knows them, {layer} standing for "
+        "the number of the layer; or a regular expression with it as its first group.",
+    )
     layers: str | None = Field(
         None,
         description="Layers that carry a gate, e.g. 0-11,13; default all layers of the model.",

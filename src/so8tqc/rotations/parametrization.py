@@ -27,6 +27,9 @@ _LEGACY_TERMS = 10
 _LEGACY_SHIFT = 1e-6
 _LEGACY_EPSILON = 1e-8
 
+_SCALED_TERMS = 12
+_SCALED_EPSILON = 1e-7
+
 
 def rotation_blocks(theta: FloatArray, parametrization: Parametrization) -> FloatArray:
     """R of every block.
@@ -38,7 +41,8 @@ def rotation_blocks(theta: FloatArray, parametrization: Parametrization) -> Floa
 
     Returns:
         [N, b, b] float64. For ``exp``, ``cayley`` and ``matrix`` a block does not depend
-        on the others; for ``legacy-taylor`` it does (see :func:`legacy_taylor`).
+        on the others; for ``legacy-taylor`` and ``scaled-taylor`` it does, and ``theta`` must hold
+        all blocks of one layer (see :func:`legacy_taylor`, :func:`scaled_taylor`).
     """
     theta = np.ascontiguousarray(theta, dtype=np.float64)
     with np.errstate(all="ignore"):  # a RotationSet refuses what overflowed
@@ -51,6 +55,8 @@ def rotation_blocks(theta: FloatArray, parametrization: Parametrization) -> Floa
                 return _batched(cayley, theta)
             case Parametrization.LEGACY_TAYLOR:
                 return legacy_taylor(theta)
+            case Parametrization.SCALED_TAYLOR:
+                return scaled_taylor(theta)
 
 
 def exponential(theta: FloatArray) -> FloatArray:
@@ -101,6 +107,24 @@ def legacy_taylor(theta: FloatArray) -> FloatArray:
     b = dd.divide(a, dd.from_float64(s + _LEGACY_EPSILON))
     r = _horner(b, _LEGACY_TERMS)
     if (s >= 1.0).any():
+        r = dd.matmul(r, r)
+    return dd.to_blocks(r)
+
+
+def scaled_taylor(theta: FloatArray) -> FloatArray:
+    """What a later SO8T training code computed, not expm(A): [N, b, b] → [N, b, b].
+
+    For each block n = ‖A‖_F, s = max(0, ⌈log₂(n + 1e-7)⌉), B = A/(2^s + 1e-7) and
+    R = Σ_{k=0..12} B^k/k!; then *every* block is squared max s times, the maximum taken over the
+    layer. So a block turns by A·2^(max s − s): twice or more where another block of its layer is
+    larger. The argument must hold all blocks of one layer.
+    """
+    a = _skew(theta)
+    f, exponent = np.frexp(dd.frobenius_norm(a.hi) + _SCALED_EPSILON)  # n = f·2^e, f in [1/2, 1)
+    s = np.maximum(exponent - (f == 0.5), 0)
+    b = dd.divide(a, dd.from_float64(np.ldexp(1.0, s) + _SCALED_EPSILON))
+    r = _horner(b, _SCALED_TERMS)
+    for _ in range(int(s.max(initial=0)) if np.isfinite(f).all() else 0):
         r = dd.matmul(r, r)
     return dd.to_blocks(r)
 

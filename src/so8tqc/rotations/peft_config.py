@@ -30,12 +30,20 @@ _WITHOUT_EFFECT = frozenset(
 that too), how it was trained, or how the base weight is stored."""
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The configuration of an OFT adapter.
+def adapter_kind(directory: Path) -> str:
+    """``peft_type`` of an adapter directory, e.g. OFT or LORA.
 
     Raises:
-        RotationError: unreadable; another kind of adapter; biases, whole modules, or settings
-            that are not understood, by name.
+        RotationError: an unreadable configuration.
+    """
+    return str(adapter_config(directory).get("peft_type"))
+
+
+def adapter_config(directory: Path) -> dict[str, Any]:
+    """The configuration of any adapter, as it is.
+
+    Raises:
+        RotationError: unreadable, or no JSON object.
     """
     path = directory / CONFIG_NAME
     content = read_whole(path, RotationError)
@@ -45,7 +53,18 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise RotationError(f"cannot be read as JSON: {error}", where=str(path)) from None
     if not isinstance(config, dict):
         raise RotationError("expected a JSON object", where=str(path))
-    _refuse_unsupported(config, str(path))
+    return config
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The configuration of an OFT adapter.
+
+    Raises:
+        RotationError: unreadable; another kind of adapter; biases, whole modules, or settings
+            that are not understood, by name.
+    """
+    config = adapter_config(directory)
+    _refuse_unsupported(config, str(directory / CONFIG_NAME))
     return config
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the SO8T training code: ``.pt``, ``.pth``, ``.bin``. Data only, never code."""
+"""torch's files, ``.pt``, ``.pth``, ``.bin``: data only, never code."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from so8tqc.disk.foreign import require_plain_file
 from so8tqc.errors import RotationError
 from so8tqc.rotations.pickle_scan import CostlyPickleError, scan_legacy, scan_pickle
-from so8tqc.rotations.raw import RawRotations
-from so8tqc.rotations.rotation_set import FloatArray, Target
-from so8tqc.rotations.towers import in_other_tower
+from so8tqc.rotations.rotation_set import FloatArray
+
+if TYPE_CHECKING:
+    import torch
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 """Endings of the files that a torch checkpoint of gates may have."""
 
-_KEY = re.compile(
-    r"^(?P<prefix>(?:.+\.)?)layers\.(?P<layer>\d+)\.(?:self_attn\.)?rotation_gate\.theta$"
-)
-_ANY_GATE = re.compile(r"(?:^|\.)rotation_gate\.")
-_CONTAINERS = ("state_dict", "model_state_dict")
-_NAMED = 3  # keys that a message lists
 _DAMAGED = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError,
     AttributeError, struct.error,
@@ -33,58 +27,25 @@ _DAMAGED = (
 """What torch's reader raises on damaged files, found by mutating good ones."""
 
 
-def read_pt(path: Path) -> RawRotations:
-    """Read every ``layers.{i}[.self_attn].rotation_gate.theta`` of a checkpoint.
+def load_torch(path: Path) -> Any:
+    """Load a checkpoint as data.
 
-    Prefixes such as ``module.``, ``base_model.`` or ``model.`` may stand before; the keys
-    may lie inside ``state_dict`` or ``model_state_dict``. Other entries of a gate, such as
-    buffers, are not read; a notice names them.
+    Files of ``DTensor``s are read without any process group: torch allows these classes once its
+    module of them is imported. A zip file is mapped, so that only what is used is read.
 
     Raises:
-        RotationError: unreadable; a pickle that asks for code, or for more memory than its bytes;
-            no gates; two for one layer; a gate elsewhere than at the attention of a text layer; a
-            value that is no dense float tensor [N, b, b] of its own numbers.
+        RotationError: unreadable; a pickle that asks for code, or for more memory than its bytes.
     """
-    entries = list(_entries(_load(path)))
-    theta: dict[Target, FloatArray] = {}
-    others: list[str] = []
-    for key, value in entries:
-        match = _KEY.match(key)
-        if match is None or in_other_tower(match["prefix"]):
-            if key.endswith("rotation_gate.theta"):
-                raise RotationError(
-                    "a gate elsewhere than at the attention of a text layer, which cannot be baked",
-                    where=f"{path}, {key}",
-                )
-            if _ANY_GATE.search(key):
-                others.append(key)
-            continue
-        target = Target(int(match["layer"]))
-        if target in theta:
-            raise RotationError(f"two gates for layer {target.layer}", where=f"{path}, {key}")
-        theta[target] = _array(value, f"{path}, {key}")
-    if not theta:
-        raise RotationError(
-            "no rotation gates: no key ends with layers.N.rotation_gate.theta or "
-            f"layers.N.self_attn.rotation_gate.theta (found {_some([k for k, _ in entries])})",
-            where=str(path),
-        )
-    notices = (f"Gate entries that are not read: {_some(others)}.",) if others else ()
-    return RawRotations(theta=theta, notices=notices)
-
-
-def _some(keys: list[str]) -> str:
-    """The first few keys, and how many more there are."""
-    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return (", ".join(keys[:_NAMED]) or "nothing") + more
-
-
-def _load(path: Path) -> Any:
-    import torch
-
-    _refuse_costly(path)
+    zipped = _refuse_costly(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return _loaded(path, zipped)
+        except pickle.UnpicklingError as error:
+            if "torch.distributed" not in str(error):
+                raise
+            import torch.distributed.tensor  # noqa: F401
+
+            return _loaded(path, zipped)
     except pickle.UnpicklingError as error:
         # torch's message advises to switch the protection off; ours must not
         culprit = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
@@ -102,17 +63,25 @@ def _load(path: Path) -> Any:
         ) from None
 
 
-def _refuse_costly(path: Path) -> None:
-    """Refuse what would take far more memory or time to load than the file is large."""
+def _loaded(path: Path, zipped: bool) -> Any:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _refuse_costly(path: Path) -> bool:
+    """Refuse what would take far more memory or time to load than the file is large; whether the
+    file is a zip file."""
     size = require_plain_file(path, RotationError)
     try:
         with path.open("rb") as stream:
             if not zipfile.is_zipfile(stream):
                 stream.seek(0)
                 scan_legacy(stream)
-                return
+                return False
             with zipfile.ZipFile(stream) as archive:
                 _scan_members(archive, size)
+                return True
     except CostlyPickleError as error:
         raise RotationError(
             f"no checkpoint of gates: {error}",
@@ -120,7 +89,7 @@ def _refuse_costly(path: Path) -> None:
             remedy="Save the state_dict alone, with torch.save(model.state_dict(), path).",
         ) from None
     except (OSError, *_DAMAGED, zipfile.BadZipFile):
-        return  # torch says what is wrong with it
+        return False  # torch says what is wrong with it
 
 
 def _scan_members(archive: zipfile.ZipFile, size: int) -> None:
@@ -135,35 +104,55 @@ def _scan_members(archive: zipfile.ZipFile, size: int) -> None:
                 scan_pickle(stream)
 
 
-def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """Entries of the checkpoint and of the state dicts in it, one level down."""
-    if not isinstance(content, Mapping):
-        return
-    for key, value in content.items():
-        if key in _CONTAINERS and isinstance(value, Mapping):
-            yield from ((str(k), v) for k, v in value.items())
-        else:
-            yield str(key), value
+def whole_tensor(value: Any) -> Any:
+    """The tensor of a ``DTensor`` that this process has whole; any other value as it is.
+
+    A rank's share stays a ``DTensor``: :func:`theta_array` refuses it.
+    """
+    local = getattr(value, "_local_tensor", None)
+    return local if local is not None and local.shape == value.shape else value
 
 
-def _array(value: Any, where: str) -> FloatArray:
+def theta_array(value: Any, where: str, ndim: int = 3) -> FloatArray:
+    """A gate's parameters as float64: [N, b, b], or the [D, D] of a single block.
+
+    Raises:
+        RotationError: no dense float tensor of its own numbers, or one rank's share of one.
+    """
     import torch
 
     if not isinstance(value, torch.Tensor):
         raise RotationError(
             f"theta is {type(value).__name__}, expected a float tensor [N, 8, 8]", where=where
         )
+    if hasattr(value, "_local_tensor"):
+        raise RotationError(
+            f"the file holds one rank's share of theta, {list(value._local_tensor.shape)} of "
+            f"{list(value.shape)}",
+            where=where,
+            remedy="Gather the state dict before saving: full_tensor(), or full_state_dict=True.",
+        )
     dense = value.layout is torch.strided and value.device.type == "cpu"
-    if not dense or not value.is_floating_point() or value.ndim != 3:
+    if not dense or not value.is_floating_point() or value.ndim != ndim:
         raise RotationError(
-            f"theta is {list(value.shape)} of {value.dtype}, expected a float tensor [N, 8, 8]",
+            f"theta is {list(value.shape)} of {value.dtype}, expected a float tensor "
+            f"{'[N, 8, 8]' if ndim == 3 else '[D, D]'}",
             where=where,
         )
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise RotationError(
-            f"theta is {list(value.shape)}, of which most elements share their memory",
-            where=where,
-            remedy="Save theta.contiguous().",
-        )
+    require_own_memory(value, where)
     array: FloatArray = value.detach().double().numpy()
     return array
+
+
+def require_own_memory(value: torch.Tensor, where: str) -> None:
+    """Refuse a tensor that is larger than what is stored of it.
+
+    Raises:
+        RotationError: most of its elements share their memory.
+    """
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise RotationError(
+            f"the tensor is {list(value.shape)}, of which most elements share their memory",
+            where=where,
+            remedy="Save it as tensor.contiguous().",
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from so8tqc.errors import ConfigError, RotationError
+from so8tqc.errors import RotationError
+from so8tqc.rotations.blocks import target_blocks
+from so8tqc.rotations.coarse import coarse_notices
+from so8tqc.rotations.content import weight_keys
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import read_native
+from so8tqc.rotations.layers import parse_layers
+from so8tqc.rotations.native import is_native, read_native
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.rotations.parametrization import rotation_blocks
+from so8tqc.rotations.peft_config import adapter_kind
 from so8tqc.rotations.peft_oft import is_adapter, read_oft
 from so8tqc.rotations.polar import nearest_rotations
-from so8tqc.rotations.pt import TORCH_SUFFIXES, read_pt
 from so8tqc.rotations.raw import RawRotations
+from so8tqc.rotations.readings import require_reading
 from so8tqc.rotations.rotation_set import (
     FloatArray,
     RotationSet,
@@ -28,9 +33,10 @@ from so8tqc.rotations.rotation_set import (
     layers_of,
     orthogonality_error,
 )
+from so8tqc.rotations.trained import gate_keys, read_trained
 
-_NAMED = 10  # missing layers that a message lists
 _Word = TypeVar("_Word", bound=StrEnum)
+_NAMED = 10  # missing layers that a message lists
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class RotationSource:
 
     Attributes:
         theta: target → [N, b, b] parameters of the layers that are wanted.
-        parametrization, convention, site: as stated, declared or assumed.
+        parametrization, convention, site: as stated, declared or recognised.
         orthogonalize: whether the nearest rotations are wanted instead of the trained matrices.
         source: the file or directory.
         shared: each target has one block, repeated over all its features.
         metadata: what else the source declares.
-        notices: what was assumed or overridden.
+        notices: what was recognised or overridden.
+        dtype: torch's name of the dtype that theta is stored in, "" if nobody needs to know.
+        strength: see ``RotationSet``.
     """
 
     theta: Mapping[Target, FloatArray]
@@ -56,6 +64,8 @@ class RotationSource:
     shared: bool
     metadata: Mapping[str, str]
     notices: tuple[str, ...]
+    dtype: str = ""
+    strength: Mapping[Target, float] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Target]:
         return in_order(self.theta)
@@ -77,7 +87,8 @@ class RotationSource:
                 what a ``RotationSet`` refuses.
         """
         notices, theta, path = list(self.notices), dict(self.theta), Path(self.source)
-        blocks = _blocks(theta, self.parametrization, path)
+        blocks = target_blocks(theta, self.parametrization, self.source)
+        notices += coarse_notices(theta, blocks, self.parametrization, self.dtype)
         if self.orthogonalize:
             blocks = _orthogonalized(blocks, notices, path)
         return RotationSet(
@@ -90,46 +101,81 @@ class RotationSource:
             shared=self.shared,
             metadata=self.metadata,
             notices=tuple(notices),
+            strength=self.strength,
         )
 
 
-def open_rotations(path: Path, options: RotationOptions | None = None) -> RotationSource:
-    """Read a gate file, training checkpoint or PEFT OFT adapter directory.
+def open_raw(path: Path, options: RotationOptions | None = None) -> RawRotations:
+    """What a gate file, training checkpoint or PEFT OFT adapter holds and states, undecided.
+
+    What ``options`` state is kept; where it differs from what the source says, a notice tells.
 
     Raises:
         RotationError: see the readers, and: a layer in ``options.layers`` without a gate; a theta
             that is not [N, b, b].
-        ConfigError: a range in ``options.layers`` that runs backwards.
+        ConfigError: a range in ``options.layers`` that runs backwards; a ``key`` that is none.
     """
     options = options or RotationOptions()
-    raw = _read(path)
+    raw = _read(path, options)
     notices = list(raw.notices)
-    parametrization = _choose(
-        "parametrization",
-        options.parametrization,
-        raw.parametrization,
-        Parametrization.EXP,
-        notices,
-    )
-    convention = _choose(
-        "convention", options.convention, raw.convention, Convention.COLUMN, notices
-    )
-    site = _choose("site", options.site, raw.site, Site.INPUT, notices)
+    parametrization = _choose(options.parametrization, raw.parametrization, raw, notices)
+    convention = _choose(options.convention, raw.convention, raw, notices)
+    site = _choose(options.site, raw.site, raw, notices)
     theta = dict(raw.theta)
     for target, value in theta.items():
         _check_shape(value, f"{path}, {target}")
     if options.layers is not None:
         theta = _select(theta, options.layers, path)
-    return RotationSource(
+    return dataclasses.replace(
+        raw,
         theta=theta,
         parametrization=parametrization,
         convention=convention,
         site=site,
+        notices=tuple(notices),
+    )
+
+
+def open_rotations(
+    path: Path, options: RotationOptions | None = None, base: Path | None = None
+) -> RotationSource:
+    """Read a gate file, training checkpoint or PEFT OFT adapter directory.
+
+    Args:
+        path: the source.
+        options: what is known of it.
+        base: the model directory, for the message of a refusal.
+
+    Raises:
+        RotationError, ConfigError: as :func:`open_raw`; and a source that leaves its
+            parametrization, convention or site open.
+    """
+    options = options or RotationOptions()
+    return source_of(open_raw(path, options), path, options, base)
+
+
+def source_of(
+    raw: RawRotations, path: Path, options: RotationOptions, base: Path | None = None
+) -> RotationSource:
+    """The rotations of a raw source that leaves nothing open.
+
+    Raises:
+        ConfigError: it leaves its parametrization, convention or site open.
+        RotationError: a site that does not fit what is there.
+    """
+    reading = require_reading(raw, path, base)
+    return RotationSource(
+        theta=raw.theta,
+        parametrization=reading.parametrization,
+        convention=reading.convention,
+        site=reading.site,
         orthogonalize=options.orthogonalize == "polar",
         source=str(path),
         shared=raw.shared,
         metadata=raw.metadata,
-        notices=tuple(notices),
+        notices=raw.notices,
+        dtype=raw.dtype,
+        strength=raw.strength,
     )
 
 
@@ -137,7 +183,7 @@ def read_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
     """Rotations of a gate file, training checkpoint or PEFT OFT adapter directory.
 
     What ``options`` state overrides what the source says, with a notice when they
-    differ; what neither says is assumed (exp, column, input), with a notice.
+    differ; what neither says is never assumed.
 
     Raises:
         RotationError, ConfigError: as :func:`open_rotations` and ``RotationSource.rotations``.
@@ -145,54 +191,30 @@ def read_rotations(path: Path, options: RotationOptions | None = None) -> Rotati
     return open_rotations(path, options).rotations()
 
 
-def parse_layers(text: str) -> tuple[range, ...]:
-    """``"0-3,7"`` → the ranges 0..3 and 7..7.
-
-    Raises:
-        ConfigError: a range that runs backwards.
-    """
-    ranges = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if int(last or first) < int(first):
-            raise ConfigError(
-                f"{part} runs backwards", where="layers", remedy=f"Write {last}-{first}."
-            )
-        ranges.append(range(int(first), int(last or first) + 1))
-    return tuple(ranges)
-
-
-def _read(path: Path) -> RawRotations:
-    if is_adapter(path):
+def _read(path: Path, options: RotationOptions) -> RawRotations:
+    if is_adapter(path) and options.key is None and not _holds_gates(path):
         return read_oft(path)
-    if path.is_dir():
-        raise RotationError(
-            "a directory without adapter_config.json is no PEFT adapter", where=str(path)
-        )
-    if not path.is_file():
+    if not path.exists():
         raise RotationError("no such rotation file", where=str(path))
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and is_native(path):
         return read_native(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return read_pt(path)
-    raise RotationError(
-        f"unknown kind of rotation file {path.suffix!r}",
-        where=str(path),
-        remedy="Give a .safetensors, .pt, .pth or .bin file, or a PEFT OFT adapter directory.",
-    )
+    return read_trained(path, options)
+
+
+def _holds_gates(adapter: Path) -> bool:
+    """Whether the modules of an adapter that is no OFT adapter have gates of their own."""
+    return adapter_kind(adapter) != "OFT" and bool(gate_keys(weight_keys(adapter)))
 
 
 def _choose(
-    name: str, wanted: _Word | None, declared: _Word | None, default: _Word, notices: list[str]
-) -> _Word:
-    if wanted is not None:
-        if declared is not None and wanted != declared:
-            notices.append(f"The rotations declare {name} {declared}; {wanted} was asked for.")
-        return wanted
-    if declared is not None:
-        return declared
-    notices.append(f"The rotations do not state their {name}; {default} was assumed.")
-    return default
+    wanted: _Word | None, declared: _Word | None, raw: RawRotations, notices: list[str]
+) -> _Word | None:
+    if wanted is None or declared is None or wanted == declared:
+        return wanted or declared
+    fact = type(wanted).__name__.lower()
+    says = f"by their names ({raw.recognised}) have" if raw.recognised else "declare"
+    notices.append(f"The rotations {says} {fact} {declared}; {wanted} was asked for.")
+    return wanted
 
 
 def _select(theta: dict[Target, FloatArray], layers: str, path: Path) -> dict[Target, FloatArray]:
@@ -212,59 +234,9 @@ def _first_missing(wanted: tuple[range, ...], present: Collection[int]) -> str:
     return ", ".join(map(str, sorted(few[:_NAMED]))) + (" …" if len(few) > _NAMED else "")
 
 
-def _blocks(
-    theta: dict[Target, FloatArray], parametrization: Parametrization, path: Path
-) -> dict[Target, FloatArray]:
-    """R of every target, in one batch where blocks do not depend on their neighbours."""
-    for target, value in theta.items():
-        _check_theta(value, f"{path}, {target}")
-    blocks: dict[Target, FloatArray] = {}
-    for group in _batches(theta, parametrization):
-        together = rotation_blocks(np.concatenate([theta[t] for t in group]), parametrization)
-        ends = np.cumsum([theta[t].shape[0] for t in group])
-        blocks |= dict(zip(group, np.split(together, ends[:-1]), strict=True))
-    for target, value in theta.items():
-        _check_finite(blocks[target], value, f"{path}, {target}")
-    return {target: blocks[target] for target in theta}
-
-
-def _batches(
-    theta: dict[Target, FloatArray], parametrization: Parametrization
-) -> list[list[Target]]:
-    """Targets whose blocks may be computed together: those of one size, but for legacy-taylor."""
-    if parametrization is Parametrization.LEGACY_TAYLOR:
-        return [[target] for target in theta]
-    sizes: dict[int, list[Target]] = {}
-    for target, value in theta.items():
-        sizes.setdefault(value.shape[1], []).append(target)
-    return list(sizes.values())
-
-
 def _check_shape(theta: FloatArray, where: str) -> None:
     if theta.ndim != 3 or theta.shape[1] != theta.shape[2] or 0 in theta.shape:
         raise RotationError(f"theta has shape {list(theta.shape)}, expected [N, b, b]", where=where)
-
-
-def _check_theta(theta: FloatArray, where: str) -> None:
-    finite = np.isfinite(theta)
-    if not finite.all():
-        at = np.unravel_index(int(np.argmin(finite)), theta.shape)
-        raise RotationError(
-            f"theta of block {at[0]} has a non-finite value at [{at[1]}, {at[2]}]",
-            where=where,
-            remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
-        )
-
-
-def _check_finite(blocks: FloatArray, theta: FloatArray, where: str) -> None:
-    finite = np.isfinite(blocks).all(axis=(1, 2))
-    if not finite.all():
-        largest = float(np.abs(theta[np.argmin(finite)]).max())
-        raise RotationError(
-            f"R of block {int(np.argmin(finite))} is non-finite: theta reaches {largest:.1e}",
-            where=where,
-            remedy="Restore an earlier checkpoint; nothing can be baked from this one.",
-        )
 
 
 def _orthogonalized(

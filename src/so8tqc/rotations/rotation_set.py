@@ -34,7 +34,18 @@ class Target:
     module: str | None = None
 
     def __str__(self) -> str:
-        return f"layer {self.layer} {self.module or 'attention output'}"
+        return "output head" if self.is_head else f"layer {self.layer} {self.module or _OUTPUT}"
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is the output head, which belongs to no layer."""
+        return self.layer < 0
+
+
+_OUTPUT = "attention output"
+
+HEAD = Target(-1)
+"""The output head."""
 
 
 def in_order(targets: Iterable[Target]) -> Iterator[Target]:
@@ -44,7 +55,7 @@ def in_order(targets: Iterable[Target]) -> Iterator[Target]:
 
 def layers_of(targets: Iterable[Target]) -> tuple[int, ...]:
     """Layers that have a target, ascending."""
-    return tuple(sorted({target.layer for target in targets}))
+    return tuple(sorted({target.layer for target in targets if not target.is_head}))
 
 
 @dataclass(frozen=True)
@@ -63,11 +74,13 @@ class RotationSet:
         shared: each target has one block, repeated over all its features; such a set must be
             widened to a model (``checkpoints.plan.widened``) before it is used.
         metadata: what the source says about itself (e.g. ``pet``).
-        notices: assumptions that were made while reading, to be shown to the user.
+        notices: what was recognised or overridden while reading, to be shown to the user.
+        strength: s of a target whose gate computes x + s·R·x; all others compute R·x.
 
     Raises:
         RotationError: empty; a block is not square, not finite, farther than 1e-3
-            (Frobenius) from orthogonal, or has a negative determinant.
+            (Frobenius) from orthogonal, or has a negative determinant (which is allowed in front
+            of the output head).
     """
 
     blocks: Mapping[Target, FloatArray]
@@ -79,13 +92,14 @@ class RotationSet:
     theta: Mapping[Target, FloatArray] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    strength: Mapping[Target, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.blocks:
             raise RotationError("contains no rotations", where=self.source)
         for target, blocks in self.blocks.items():
             _validate(target, blocks, self.source)
-        for name in ("blocks", "theta", "metadata"):
+        for name in ("blocks", "theta", "metadata", "strength"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __iter__(self) -> Iterator[Target]:
@@ -112,10 +126,13 @@ class RotationSet:
         """[N, b, b] matrices C with which the gate computes C·x for a column vector x.
 
         column: C = R. row: the gate computes x_row·R, whose transpose is Rᵀ·x, so C = Rᵀ.
+        With a strength s the gate computes x + s·R·x, so C = I + s·R (or I + s·Rᵀ).
         """
         blocks = self.blocks[target]
         if self.convention is Convention.ROW:
-            return np.ascontiguousarray(blocks.transpose(0, 2, 1))
+            blocks = np.ascontiguousarray(blocks.transpose(0, 2, 1))
+        if target in self.strength:
+            return np.eye(blocks.shape[1]) + self.strength[target] * blocks
         return blocks
 
     @property
@@ -126,6 +143,8 @@ class RotationSet:
             blocks = np.ascontiguousarray(self.blocks[target], dtype="<f8")
             digest.update(f"|{target.layer}|{target.module or ''}|{blocks.shape}|".encode())
             digest.update(blocks.tobytes())
+            if target in self.strength:
+                digest.update(f"|strength {self.strength[target].hex()}".encode())
         return digest.hexdigest()
 
 
@@ -172,7 +191,7 @@ def _validate(target: Target, blocks: FloatArray, source: str) -> None:
             "nearest rotation instead of the trained matrix.",
         )
     determinants = np.linalg.det(blocks)
-    if (determinants < 0).any():
+    if (determinants < 0).any() and not target.is_head:
         raise RotationError(
             f"block {int(np.argmin(determinants))} is a reflection: det = "
             f"{determinants.min():.3f}, a rotation has +1",

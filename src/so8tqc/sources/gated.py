@@ -80,7 +80,7 @@ def _installed(gates: Sequence[_Gate], site: Site) -> Iterator[None]:
     handles = []
     try:
         for module, blocks in gates:
-            if site is Site.INPUT:
+            if site.is_before:
                 handles.append(module.register_forward_pre_hook(_input_hook(blocks)))
             else:
                 handles.append(module.register_forward_hook(_output_hook(blocks)))
@@ -156,7 +156,7 @@ def _device_blocks(rotations: RotationSet, target: Target, module: Any) -> torch
     import torch
 
     blocks = rotations.column_blocks(target)
-    width = features(module)[0 if rotations.site is Site.INPUT else 1]
+    width = features(module)[0 if rotations.site.is_before else 1]
     if blocks.shape[0] * blocks.shape[1] != width:
         raise ShapeError(
             f"{blocks.shape[0]} blocks of {blocks.shape[1]} do not cover {width} features "

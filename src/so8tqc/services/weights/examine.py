@@ -174,7 +174,7 @@ def _examine_site(
 
     ``rival``: relative error of the best explanation so far, to be halved at least.
     """
-    other = Site.OUTPUT if rotations.site is Site.INPUT else Site.INPUT
+    other = Site.OUTPUT if rotations.site.is_before else Site.INPUT
     base = tensor_view(plan.entry)
     if base.ndim != 2:
         return None

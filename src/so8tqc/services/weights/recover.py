@@ -136,4 +136,4 @@ def _rounding(matrix: torch.Tensor, blocks: FloatArray, dtype: torch.dtype) -> F
 
 
 def _as_column(blocks: FloatArray, site: Site) -> FloatArray:
-    return np.ascontiguousarray(blocks if site is Site.INPUT else blocks.transpose(0, 2, 1))
+    return np.ascontiguousarray(blocks if site.is_before else blocks.transpose(0, 2, 1))
