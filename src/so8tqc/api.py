@@ -49,7 +49,9 @@ def read_rotations(path: StrPath, **options: object) -> RotationSet:
 
     Args:
         path: where they are.
-        options: ``convention``, ``parametrization``, ``site``, ``layers``, ``orthogonalize``.
+        options: ``parametrization``, ``convention`` and ``site``, where the file does not state
+            them (nothing is assumed: a ``ConfigError`` lists the readings); ``key``,
+            ``lora_alpha``, ``layers``, ``orthogonalize``.
     """
     from so8tqc.rotations.read import read_rotations as read
     from so8tqc.sources.hub import local_rotations
@@ -59,13 +61,22 @@ def read_rotations(path: StrPath, **options: object) -> RotationSet:
 
 def bake(
     base: StrPath,
-    rotations: StrPath,
+    rotations: StrPath | None,
     out: StrPath,
     *,
     progress: Progress = SILENT,
     **options: object,
 ) -> Record:
-    """Fold rotations into a checkpoint, as ``so8tqc bake``."""
+    """Fold rotations into a checkpoint, as ``so8tqc bake``.
+
+    Args:
+        base: model directory, or a trained one that is base and gates in one.
+        rotations: gate file, checkpoint or adapter; None: the base's own weights hold the gates.
+        out: directory of the baked model.
+        progress: told about bytes.
+        options: ``parametrization``, ``convention`` and ``site`` where the rotations do not state
+            them; ``key``, ``lora_alpha``, ``layers``, ``baked_dtype`` and so on.
+    """
     from so8tqc.services.bake import bake as service
 
     config = _config(BakeConfig, options, base=base, rotations=rotations, out=out)

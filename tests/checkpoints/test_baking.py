@@ -54,7 +54,7 @@ def expected(stored: torch.Tensor, site: Site, *, transposed: bool) -> np.ndarra
 
 @pytest.mark.parametrize("chunk", [1, 16, 200, 1 << 18])
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("site", list(Site))
+@pytest.mark.parametrize("site", [Site.INPUT, Site.OUTPUT])
 def test_pieces_are_whole_rows_of_the_fold_in_order(
     site: Site, transposed: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +70,7 @@ def test_pieces_are_whole_rows_of_the_fold_in_order(
 
 @pytest.mark.parametrize("chunk", [1, 1 << 18])
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("site", list(Site))
+@pytest.mark.parametrize("site", [Site.INPUT, Site.OUTPUT])
 @pytest.mark.parametrize(
     ("value", "error", "says"),
     [(1e6, RotationError, "does not fit"), (float("nan"), ModelError, "NaN or an infinity")],

@@ -89,7 +89,7 @@ def test_the_wrong_convention_bakes_but_does_not_pass(
     ("arguments", "code", "message"),
     [
         (["bake", "nowhere", "gates.pt", "--out", "x"], 3, "config.json is missing"),
-        (["bake", "nowhere"], 2, "Missing argument"),
+        (["bake"], 2, "Missing argument"),
         (["bake", "a", "b", "--out", "x", "--convention", "diagonal"], 2, "diagonal"),
         (["bake", "a", "b", "--out", "x", "--baked-dtype", "int8"], 2, "baked_dtype"),
         (["run", "absent.yaml"], 2, "no such config file"),

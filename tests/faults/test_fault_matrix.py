@@ -179,7 +179,7 @@ def test_a_correct_bake_is_not_blamed(
         base, tmp_path / "gates.safetensors", seed=100 + seed,
         scale=(0.05, 0.1, 0.2)[seed // 2 % 3],
         convention=list(Convention)[seed // 2 % 2],
-        parametrization=list(Parametrization)[seed % 4],
+        parametrization=list(Parametrization)[seed % 5],
         site=list(Site)[seed // 3 % 2],
     )  # fmt: skip
     bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "model", verify=False))

@@ -73,7 +73,7 @@ def _judged(reader: Reader, folder: Path, error: BaseException) -> str:
             place = place.tb_next
         at = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else ""
         raise Fault(f"{reader.name}: {type(error).__name__}: {str(error)[:300]} at {at}") from error
-    if error.exit_code != reader.exit_code:
+    if error.exit_code not in (reader.exit_code, reader.or_exit_code):
         raise Fault(f"{reader.name}: exit code {int(error.exit_code)}: {str(error)[:300]}")
     if str(folder) not in str(error) and not any(
         Path(name).name in str(error) for name in reader.files

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Reader:
         make: writes a valid set of files into an empty directory.
         read: reads the directory as a command would.
         exit_code: of the refusals that are allowed.
+        or_exit_code: another that is: files that leave open what has to be stated.
         share: how many inputs it gets, relative to the others: slow readers get fewer.
         writes: whether it writes, into the subdirectory ``out`` alone.
         spawns: whether it starts a process of its own.
@@ -44,6 +46,7 @@ class Reader:
     make: Make
     read: Read
     exit_code: ExitCode = ExitCode.BAD_INPUT
+    or_exit_code: ExitCode | None = None
     share: float = 1.0
     writes: bool = False
     spawns: bool = False
@@ -51,6 +54,10 @@ class Reader:
 
 def _theta(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(4, 8, 8)).astype(np.float32) * 0.1
+
+
+STATED = {"parametrization": "exp", "convention": "row", "site": "input", "layers": "0-1"}
+"""What a bare checkpoint does not say."""
 
 
 def _make_pt(directory: Path, *, legacy: bool = False) -> None:
@@ -67,11 +74,100 @@ def _make_pt(directory: Path, *, legacy: bool = False) -> None:
     )
 
 
+def _wrapped() -> dict[str, Any]:
+    """A whole model, its attention wrapped, LoRA in it, as a training saves it."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Any] = {
+        name.replace("self_attn.", "self_attn.base_attention."): torch.randn(
+            shape, generator=generator
+        ).bfloat16()
+        for name, shape in TENSORS.items()
+    }
+    for i in range(2):
+        attention = f"model.layers.{i}.self_attn"
+        state[f"{attention}.rotation_gate.theta"] = torch.from_numpy(_theta(i))
+        state[f"{attention}.base_attention.o_proj.lora_A.default.weight"] = torch.ones(2, 32) / 9
+        state[f"{attention}.base_attention.o_proj.lora_B.default.weight"] = torch.ones(32, 2) / 9
+    return state
+
+
+def _make_trained_file(directory: Path) -> None:
+    import torch
+
+    (directory / "base").mkdir()
+    _make_checkpoint(directory / "base")
+    content = {"module": _wrapped(), "config": {"lora_alpha": 4.0, "use_rslora": False}}
+    torch.save(content, directory / "trained.bin")
+
+
+def _make_trained_directory(directory: Path) -> None:
+    from safetensors.torch import save_file
+
+    trained = directory / "trained"
+    trained.mkdir()
+    _make_checkpoint(trained)
+    state = {f"_orig_mod.{name}": value for name, value in _wrapped().items()}
+    names = list(state)
+    shards = {"model-00001-of-00002.safetensors": names[:4]}
+    shards["model-00002-of-00002.safetensors"] = names[4:]
+    for file, own in shards.items():
+        save_file({name: state[name] for name in own}, trained / file, {"format": "pt"})
+    index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
+    (trained / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _make_gated_adapter(directory: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": True, "bias": "none",
+        "alpha_pattern": {"o_proj": 2}, "fan_in_fan_out": False, "use_dora": False,
+    }  # fmt: skip
+    (directory / "base").mkdir()
+    _make_checkpoint(directory / "base")
+    (directory / "adapter").mkdir()
+    (directory / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    state = {}
+    for i in range(2):
+        module = f"base_model.model.model.layers.{i}.self_attn.o_proj"
+        state[f"{module}.so8t_rotation_gate.theta"] = torch.from_numpy(_theta(i))
+        state[f"{module}.lora_A.weight"] = torch.ones(2, 32) / 9
+        state[f"{module}.lora_B.weight"] = torch.ones(32, 2) / 9
+    save_file(state, directory / "adapter" / "adapter_model.safetensors")
+
+
+def _make_head(directory: Path) -> None:
+    import torch
+
+    (directory / "base").mkdir()
+    _make_checkpoint(directory / "base")
+    turned = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(3))).Q
+    torch.save({"so8_rotation": turned, "alpha": torch.tensor(0.3)}, directory / "head.pt")
+
+
+def _bake_trained(base: str, rotations: str | None, **told: object) -> Read:
+    def read(directory: Path) -> object:
+        from so8tqc.config import BakeConfig
+        from so8tqc.services.bake import bake
+
+        paths = {"base": directory / base, "out": directory / "out" / "baked"}
+        if rotations is not None:
+            paths["rotations"] = directory / rotations
+        return bake(BakeConfig.model_validate({**paths, "lora_alpha": 4, **told}))
+
+    return read
+
+
 def _read_rotations(name: str) -> Read:
     def read(directory: Path) -> object:
+        from so8tqc.rotations.options import RotationOptions
         from so8tqc.rotations.read import read_rotations
 
-        return read_rotations(directory / name if name else directory)
+        told = RotationOptions.model_validate(STATED) if name == "gates.pt" else None
+        return read_rotations(directory / name if name else directory, told)
 
     return read
 
@@ -486,11 +582,27 @@ READERS = (
     Reader("PyTorch gates", {"gates.pt": "zip"}, _make_pt, _read_rotations("gates.pt")),
     Reader("PyTorch gates, old format", {"gates.pt": ""},
            lambda directory: _make_pt(directory, legacy=True), _read_rotations("gates.pt")),
+    Reader("trained checkpoint", {"trained.bin": "zip"}, _make_trained_file,
+           _bake_trained("base", "trained.bin"), or_exit_code=ExitCode.USAGE, share=0.3,
+           writes=True),
+    Reader("trained directory",
+           {f"trained/{name}": kind for name, kind in CHECKPOINT_FILES.items()},
+           _make_trained_directory, _bake_trained("trained", None), or_exit_code=ExitCode.USAGE,
+           share=0.5, writes=True),
+    Reader("adapter with gates",
+           {"adapter/adapter_config.json": "json",
+            "adapter/adapter_model.safetensors": "safetensors"},
+           _make_gated_adapter, _bake_trained("base", "adapter", lora_alpha=None),
+           or_exit_code=ExitCode.USAGE, share=0.5, writes=True),
+    Reader("rotation of the head", {"head.pt": "zip"}, _make_head,
+           _bake_trained("base", "head.pt", site="head", convention="row",
+                         parametrization="matrix"),
+           or_exit_code=ExitCode.USAGE, share=0.2, writes=True),
     Reader("native gates", {"gates.safetensors": "safetensors"}, _make_native,
-           _read_rotations("gates.safetensors")),
+           _read_rotations("gates.safetensors"), or_exit_code=ExitCode.USAGE),
     Reader("PEFT adapter",
            {"adapter_config.json": "json", "adapter_model.safetensors": "safetensors"},
-           _make_adapter, _read_rotations("")),
+           _make_adapter, _read_rotations(""), or_exit_code=ExitCode.USAGE),
     Reader("checkpoint", CHECKPOINT_FILES, _make_checkpoint, _read_checkpoint, share=2),
     Reader("bake", {f"base/{name}": kind for name, kind in CHECKPOINT_FILES.items()}, _make_bake,
            _bake, share=0.3, writes=True),

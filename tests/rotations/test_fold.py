@@ -195,7 +195,7 @@ def test_bytes_do_not_depend_on_threads_or_chunks(threads: int) -> None:
     assert torch.equal(whole.view(torch.int32), parts.view(torch.int32))
 
 
-@pytest.mark.parametrize("site", list(Site))
+@pytest.mark.parametrize("site", [Site.INPUT, Site.OUTPUT])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_folded_projection_equals_gate_and_projection(site: Site, transposed: bool) -> None:
     """y from the folded tensors equals y with a separate gate, by dense numpy float64."""
@@ -241,3 +241,32 @@ def test_folding_back_restores_the_weight(seed: int, size: int) -> None:
     there = fold(matrix, blocks, torch.float64)
     back = fold(there, blocks.transpose(0, 2, 1), torch.float64)
     torch.testing.assert_close(back, matrix, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dense_matrix_is_rounded_once_as_rational_arithmetic_has_it(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One block as wide as the matrix, as in front of an output head."""
+    from so8tqc.rotations import fold as module
+
+    generator = np.random.default_rng(11)
+    matrix = torch.from_numpy(generator.normal(size=(40, 96))).to(dtype)
+    blocks = np.eye(96)[None] + 0.3 * generator.normal(size=(1, 96, 96))
+    monkeypatch.setattr(module, "_error_bound", lambda absolute, terms: 1e-2 * absolute)
+    exact = [
+        [
+            module.round_once(
+                module._exact_dot(matrix[i].double().tolist(), blocks[0, :, j].tolist()), dtype
+            )
+            for j in range(96)
+        ]
+        for i in range(0, 40, 13)
+    ]
+    tried = []
+    monkeypatch.setattr(
+        module, "_exact_dot", lambda *sides: tried.append(sides) or 1 / 0
+    )  # the long sum decides all of them: no rational arithmetic is needed
+    got = fold(matrix, blocks, dtype)
+    assert tried == []
+    np.testing.assert_array_equal(got[::13].double().numpy(), np.array(exact))

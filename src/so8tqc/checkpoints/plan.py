@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,8 @@ from so8tqc.threads import WORKERS
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements that one thread folds at a time: 2 MiB in float64."""
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -59,7 +62,12 @@ class Turning(Protocol):
 
 
 def plan_bake(
-    checkpoint: Checkpoint, rotations: Turning, *, dtype: str, all_layers: bool
+    checkpoint: Checkpoint,
+    rotations: Turning,
+    *,
+    dtype: str,
+    all_layers: bool,
+    kept: Mapping[str, str] = NOTHING,
 ) -> tuple[PlannedTensor, ...]:
     """Every tensor to fold, with shapes checked.
 
@@ -67,7 +75,8 @@ def plan_bake(
         checkpoint: the base model's weights.
         rotations: what to fold in, or its source; shared blocks must have been widened.
         dtype: ``keep`` or a torch dtype name for the folded tensors.
-        all_layers: require a rotation for every layer of the model.
+        all_layers: require a rotation for every layer of the model, if any layer has one.
+        kept: tensor → dtype that ``keep`` means for it, where that is not the one it has.
 
     Raises:
         RotationError: a gate without a layer, or a layer without a gate.
@@ -75,7 +84,7 @@ def plan_bake(
         ModelError: a tensor is stored in a dtype that cannot be folded.
     """
     names = checkpoint.tensors.keys()
-    if all_layers:
+    if all_layers and rotations.site is not Site.HEAD:
         require_all_layers(rotations.layers, names)
     planned: list[PlannedTensor] = []
     for site in locate(tuple(rotations), names, checkpoint.model_type):
@@ -86,7 +95,9 @@ def plan_bake(
         for name in tensors:
             entry = checkpoint.tensors[name]
             torch_dtype(entry.dtype)
-            planned.append(PlannedTensor(site, entry, DTYPE_NAMES.get(dtype, entry.dtype)))
+            planned.append(
+                PlannedTensor(site, entry, DTYPE_NAMES.get(dtype, kept.get(name, entry.dtype)))
+            )
     return tuple(planned)
 
 

@@ -30,7 +30,8 @@ class Provenance(Frozen):
     """What a baked directory says about itself.
 
     ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors; None where the
-    bake did not read them all, because it was not to be verified.
+    bake did not read them all, because it was not to be verified. ``recognised`` is by which names
+    of tensors parametrization, convention or site were recognised, None where all were stated.
     """
 
     schema_version: Literal[1] = 1
@@ -41,6 +42,7 @@ class Provenance(Frozen):
     convention: Convention
     parametrization: Parametrization
     site: Site
+    recognised: str | None = None
     tensors: tuple[BakedTensor, ...]
     versions: dict[str, str]
 

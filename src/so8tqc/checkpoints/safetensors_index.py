@@ -99,7 +99,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         ModelError: missing or malformed config, index or shard; an index that names a
             file outside the directory, or a tensor its file does not hold.
     """
-    config = _json_object(directory / "config.json")
+    config = json_object(directory / "config.json")
     files = _shards(directory)
     tensors: dict[str, TensorEntry] = {}
     for file in files:
@@ -249,7 +249,7 @@ def _shards(directory: Path) -> tuple[Path, ...]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    mapping = _json_object(index).get("weight_map")
+    mapping = json_object(index).get("weight_map")
     if (
         not isinstance(mapping, dict)
         or not mapping
@@ -275,7 +275,12 @@ def _check_index(directory: Path, tensors: Mapping[str, TensorEntry]) -> None:
         )
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model directory.
+
+    Raises:
+        ModelError: missing, unreadable, or no object.
+    """
     if not path.exists():
         raise ModelError(f"not a model directory: {path.name} is missing", where=str(path.parent))
     content = read_whole(path, ModelError)

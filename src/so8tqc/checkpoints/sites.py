@@ -17,6 +17,12 @@ from so8tqc.rotations.towers import in_other_tower
 
 _LAYER = re.compile(r"^(?P<prefix>.*?)(?P<list>layers|h|blocks)\.(?P<layer>\d+)\.(?P<rest>.+)$")
 
+HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
+"""How the output head's matrix is called."""
+
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+"""How the matrix is called that a tied head shares."""
+
 
 @dataclass(frozen=True)
 class TensorSite:
@@ -71,6 +77,9 @@ def locate(
     layers = text_layers(names)
     sites = []
     for target in targets:
+        if target.is_head:
+            sites.append(_head(target, names))
+            continue
         if target.layer not in layers:
             raise RotationError(
                 f"there is a gate for layer {target.layer}, the model has layers "
@@ -94,6 +103,22 @@ def locate(
             )
         )
     return tuple(sites)
+
+
+def _head(target: Target, names: Collection[str]) -> TensorSite:
+    """The output head's own matrix.
+
+    Raises:
+        RotationError: it has none.
+    """
+    weight = next((name for name in names if name.endswith(HEAD_NAMES)), None)
+    if weight is None:
+        raise RotationError(
+            "the output head has no matrix of its own in these files",
+            remedy="A head that is tied to the embedding is untied by so8tqc bake.",
+        )
+    bias = weight.removesuffix("weight") + "bias"
+    return TensorSite(target, weight, bias if bias in names else None, transposed=False)
 
 
 def require_all_layers(present: Collection[int], names: Collection[str]) -> None:

@@ -25,8 +25,14 @@ def bake(
     base: Annotated[
         Path, typer.Argument(help="Model directory (safetensors), or org/name on a hub.")
     ],
-    rotations: Annotated[Path, typer.Argument(help="Gate file, checkpoint, or OFT adapter.")],
     out: Annotated[Path, typer.Option(help="Directory to write the baked model to.")],
+    rotations: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Gate file, checkpoint, or adapter; none: the model's own weights hold the gates.",
+            show_default=False,
+        ),
+    ] = None,
     rotation_options: Mapping[str, object] = NOTHING,
     baked_dtype: Annotated[
         str | None,
@@ -58,7 +64,9 @@ def bake(
 
         so8tqc bake model/ gates.safetensors --out baked/
 
-        so8tqc bake model/ gates.pt --convention row --parametrization cayley --out baked/
+        so8tqc bake trained/ --out baked/
+
+        so8tqc bake model/ gates.pt --out baked/ --parametrization exp --convention row --site input
 
         so8tqc bake model/ oft-adapter/ --out baked/ --baked-dtype float32
 

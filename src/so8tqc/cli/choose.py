@@ -106,7 +106,7 @@ def choose(
 
     Examples:
 
-        so8tqc choose model-F16.gguf --reference model/ --rotations gates.pt --out q/
+        so8tqc choose model-F16.gguf --reference model/ --rotations g.safetensors --out q/
 
         so8tqc choose model-F16.gguf --type Q4_K_M --type Q6_K --reference model/ --out q/
 

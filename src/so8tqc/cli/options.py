@@ -35,7 +35,25 @@ _Parametrization = Annotated[
 ]
 _Site = Annotated[
     Site | None,
-    typer.Option(help="Gate before (input) or after (output) the projection.", show_default=False),
+    typer.Option(
+        help="Gate before (input) or after (output) the projection, or before the head (head).",
+        show_default=False,
+    ),
+]
+_Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Names of the gates' tensors, {layer} for the number, where nobody knows them.",
+        show_default=False,
+    ),
+]
+_LoraAlpha = Annotated[
+    float | None,
+    typer.Option(
+        help="α of LoRA branches beside the gates, where the file does not state it.",
+        show_default=False,
+    ),
 ]
 _Layers = Annotated[
     str | None,
@@ -190,6 +208,8 @@ reads_rotations = in_place_of(
         "convention": _Convention,
         "parametrization": _Parametrization,
         "site": _Site,
+        "key": _Key,
+        "lora_alpha": _LoraAlpha,
         "layers": _Layers,
         "orthogonalize": _Orthogonalize,
     },

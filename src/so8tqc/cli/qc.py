@@ -95,12 +95,12 @@ def qc(
 
         so8tqc qc --reference model/ --rotations gates.safetensors --candidate baked/ --out qc/
 
-        so8tqc qc --reference model/ --rotations gates.pt --candidate baked/
+        so8tqc qc --reference model/ --rotations gates.safetensors --candidate baked/
           --candidate model-Q5_K_M.gguf --data texts.jsonl --out qc/
 
         so8tqc qc --reference ref.safetensors --candidate model-Q5_K_M.gguf --out qc/
 
-        so8tqc qc --reference model/ --rotations gates.pt --candidate baked/ --level files --out qc/
+        so8tqc qc --reference m/ --rotations g.safetensors --candidate baked/ --level files --out q/
 
         so8tqc qc --reference model-F16.gguf --candidate model-Q8_0.gguf --data wiki.txt
           --protocol llama-perplexity --ctx 512 --out qc/

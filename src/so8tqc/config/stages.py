@@ -57,7 +57,10 @@ class BakeOptions(RotationOptions):
 
 class BakeConfig(BakeOptions):
     base: Path
-    rotations: Path
+    rotations: Path | None = Field(
+        None,
+        description="Gate file, checkpoint or adapter; None: the base's own weights hold them.",
+    )
     out: Path
 
 
@@ -358,7 +361,11 @@ class RunConfig(Options):
 
     name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: str = Field(description="Model directory, or builtin:smollm2-135m.")
-    rotations: str = Field(description="Rotation file or directory, or builtin:NAME.")
+    rotations: str | None = Field(
+        None,
+        description="Rotation file or directory, or builtin:NAME; none: the base's own weights "
+        "hold the gates.",
+    )
     rotation_options: RotationOptions = Field(
         RotationOptions(), description="What the rotations are, where their file does not say."
     )

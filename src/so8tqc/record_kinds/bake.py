@@ -35,6 +35,15 @@ class FoldedLayer(LayerDrift):
     sha256_after: str | None
 
 
+class HowRead(Entry):
+    """How the rotations were read; ``recognised`` by which names, None where all was stated."""
+
+    parametrization: str
+    convention: str
+    site: str
+    recognised: str | None
+
+
 class BakeMetrics(Metrics):
     """Of kind ``bake``.
 
@@ -42,11 +51,13 @@ class BakeMetrics(Metrics):
         layers: of every folded tensor; empty for a bake that was not verified.
         orthogonality: ‖RᵀR − I‖_F, targets × blocks.
         bytes_written: of the baked model.
+        reading: how the rotations were read.
     """
 
     layers: list[FoldedLayer]
     orthogonality: list[list[float]]
     bytes_written: int | None
+    reading: HowRead | None = None
 
 
 class PlannedFold(Entry):
@@ -68,3 +79,4 @@ class PlanMetrics(Metrics):
     bytes_written: int
     disk_free_bytes: int
     memory_bytes: int
+    reading: HowRead | None = None

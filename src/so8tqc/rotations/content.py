@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from so8tqc.disk.foreign import read_whole, require_safetensors_header
+from so8tqc.disk.foreign import read_whole, require_plain_file, require_safetensors_header
 from so8tqc.errors import RotationError
+from so8tqc.rotations.peft_config import CONFIG_NAME, adapter_config
 from so8tqc.rotations.pt import TORCH_SUFFIXES, load_torch, whole_tensor
 
 if TYPE_CHECKING:
@@ -38,11 +39,15 @@ class Content:
         entries: key → value; "" for a tensor that has no name.
         twice: keys that stand in two containers with different values.
         files: the files it was read from.
+        file_of: key → name of its file.
+        settings: numbers and flags of an adapter, by PEFT's words for them.
     """
 
     entries: Mapping[str, Any]
     twice: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    file_of: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_content(path: Path) -> Content:
@@ -51,13 +56,20 @@ def read_content(path: Path) -> Content:
     Raises:
         RotationError: missing, unreadable, a pickle that asks for code, or another kind of file.
     """
-    if path.is_dir():
-        return _directory(path)
+    return _directory(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> Content:
+    require_plain_file(path, RotationError)
     if path.suffix == ".safetensors":
-        return Content(_safetensors(path), files=(path,))
+        tensors = _safetensors(path)
+        settings = _settings_beside(path)
+        return Content(tensors, (), (path,), dict.fromkeys(tensors, path.name), settings)
     if path.suffix in TORCH_SUFFIXES:
-        entries, twice = _flattened(load_torch(path))
-        return Content(entries, twice, (path,))
+        loaded = load_torch(path)
+        entries, twice = _flattened(loaded)
+        settings = {**_adapter_settings(loaded), **_settings_beside(path)}
+        return Content(entries, twice, (path,), dict.fromkeys(entries, path.name), settings)
     raise RotationError(
         f"unknown kind of rotation file {path.suffix!r}",
         where=str(path),
@@ -84,7 +96,7 @@ def weight_keys(directory: Path) -> tuple[str, ...]:
             except (SafetensorError, OSError) as error:
                 raise _unreadable(file, error) from None
         else:
-            keys += read_content(file).entries
+            keys += _file(file).entries
     return tuple(keys)
 
 
@@ -97,12 +109,16 @@ def _directory(directory: Path) -> Content:
             where=str(directory),
         )
     entries: dict[str, Any] = {}
+    file_of: dict[str, str] = {}
     twice: list[str] = []
+    settings: dict[str, Any] = {}
     for file in files:
-        part = read_content(file)
+        part = _file(file)
         twice += [*part.twice, *(key for key in part.entries if key in entries)]
         entries |= part.entries
-    return Content(entries, tuple(twice), files)
+        file_of |= part.file_of
+        settings |= part.settings
+    return Content(entries, tuple(twice), files, file_of, settings)
 
 
 def _weight_files(directory: Path) -> tuple[Path, ...]:
@@ -172,6 +188,32 @@ def _flattened(content: object) -> tuple[dict[str, Any], tuple[str, ...]]:
         if any(_is_tensor(value) for value in entries.values()):
             break
     return {key: whole_tensor(value) for key, value in entries.items()}, tuple(twice)
+
+
+def _settings_beside(file: Path) -> dict[str, Any]:
+    """The configuration that lies beside an adapter's weights, {} beside other files."""
+    if not file.name.startswith("adapter_model.") or not (file.parent / CONFIG_NAME).is_file():
+        return {}
+    return adapter_config(file.parent)
+
+
+def _adapter_settings(content: object) -> dict[str, Any]:
+    """What a checkpoint states of a LoRA, wherever in its dictionaries it does."""
+    words = ("lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
+    found: dict[str, Any] = {}
+    level, seen = [content], {id(content)}
+    for _ in range(_DEEPEST):
+        inner: list[object] = []
+        for mapping in level:
+            if not isinstance(mapping, Mapping):
+                continue
+            found |= {word: mapping[word] for word in words if word in mapping}
+            for value in mapping.values():
+                if isinstance(value, Mapping) and id(value) not in seen:
+                    seen.add(id(value))
+                    inner.append(value)
+        level = inner
+    return found
 
 
 def _walk(content: object, *, known: bool) -> Iterator[tuple[str, Any]]:

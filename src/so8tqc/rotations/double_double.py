@@ -61,7 +61,7 @@ def negate(a: DoubleDouble) -> DoubleDouble:
 
 def multiply(a: DoubleDouble, b: DoubleDouble) -> DoubleDouble:
     """a·b with relative error below 2⁻¹⁰²."""
-    p, e = _two_product(a.hi, b.hi)
+    p, e = two_product(a.hi, b.hi)
     return DoubleDouble(*_quick_two_sum(p, e + (a.hi * b.lo + a.lo * b.hi)))
 
 
@@ -151,7 +151,7 @@ def invert(a: DoubleDouble) -> DoubleDouble:
 def _product(a: DoubleDouble, b: DoubleDouble, k: int) -> DoubleDouble:
     """The k-th term of every dot product: rounded, and what the rounding cut off."""
     left, right = DoubleDouble(a.hi[:, k, None], a.lo[:, k, None]), DoubleDouble(b.hi[k], b.lo[k])
-    p, e = _two_product(left.hi, right.hi)
+    p, e = two_product(left.hi, right.hi)
     return DoubleDouble(p, e + (left.hi * right.lo + left.lo * right.hi))
 
 
@@ -168,7 +168,7 @@ def _quick_two_sum(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray
     return s, b - (s - a)
 
 
-def _two_product(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+def two_product(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
     """a·b = p + e exactly, barring overflow and underflow (Dekker, with Veltkamp's split)."""
     p = a * b
     ah, al = _split(a)

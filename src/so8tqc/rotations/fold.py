@@ -43,6 +43,11 @@ else:
 
 _UNIT_ROUNDOFF = 2.0**-53
 _SMALLEST_FLOAT64 = 2.0**-1074
+_LONG = 64
+"""Terms from which on a sum is worth more than one try."""
+
+_SAFE_SMALLEST, _SAFE_LARGEST = 2.0**-900, 2.0**900
+"""Products between them split without underflow or overflow."""
 
 
 def orient(
@@ -259,9 +264,45 @@ def _decide(
     low, high = (to_storage(values + end, folded.dtype) for end in (-bounds, bounds))
     folded[where] = low
     for k, i, j in suspects[low.ne(high)].tolist():
-        folded[k, i, j] = round_once(
-            _exact_dot(m[k, i].tolist(), b[k, :, j].tolist()), folded.dtype
-        )
+        folded[k, i, j] = _rounded_dot(m[k, i], b[k, :, j], folded.dtype)
+
+
+def _rounded_dot(row: torch.Tensor, column: torch.Tensor, dtype: torch.dtype) -> float:
+    """Σ m·b rounded once to ``dtype``.
+
+    Long sums (a dense matrix in front of the output head) are first taken to the last bit of
+    float64, products split into two parts each that are exact (Dekker, Numerische Mathematik 18,
+    1971) and summed without error; only what lies that near to a boundary needs rational
+    arithmetic, which costs a thousand times as much.
+    """
+    if row.shape[0] >= _LONG:
+        parts = exact_products(row.numpy(), column.numpy())
+        near = math.fsum(np.concatenate(parts).tolist()) if parts is not None else math.nan
+        if math.isfinite(near):
+            reach = 2 * _UNIT_ROUNDOFF * abs(near)
+            ends = torch_float64([near - reach, near + reach])
+            low, high = to_storage(ends, dtype).tolist()
+            if low == high:
+                return float(low)
+    return round_once(_exact_dot(row.tolist(), column.tolist()), dtype)
+
+
+def torch_float64(values: list[float]) -> torch.Tensor:
+    """A float64 tensor."""
+    import torch
+
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def exact_products(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+    """(p, e) with a·b = p + e exactly; None where a product leaves the range in which it is."""
+    from so8tqc.rotations.double_double import two_product
+
+    with np.errstate(all="ignore"):
+        p, e = two_product(a, b)
+    inside = (p == 0) | ((np.abs(p) > _SAFE_SMALLEST) & (np.abs(p) < _SAFE_LARGEST))
+    zero = (p == 0) & (a != 0) & (b != 0)
+    return (p, e) if bool(inside.all()) and not bool(zero.any()) else None
 
 
 def _exact_dot(m: list[float], b: list[float]) -> Fraction:

@@ -85,6 +85,12 @@ def oriented(blocks: FloatArray, rotations: RotationSet) -> FloatArray:
     return blocks if straight else np.ascontiguousarray(blocks.transpose(0, 2, 1))
 
 
+def turned(rotations: RotationSet, target: Target) -> FloatArray:
+    """B of ``fold.orient`` at a target: what a right fold multiplies by."""
+    c = rotations.column_blocks(target)
+    return c if rotations.site.is_before else np.ascontiguousarray(c.transpose(0, 2, 1))
+
+
 def hypotheses(
     target: Target,
     matrices: Mapping[Target, torch.Tensor],
@@ -101,7 +107,7 @@ def hypotheses(
             permutation of the blocks is guessed; None to leave that out.
     """
     m = matrices[target]
-    r = {t: oriented(rotations.blocks[t], rotations) for t in rotations}
+    r = {t: turned(rotations, t) for t in rotations}
     b = r[target]
     yield Hypothesis("storage_rounding", "", m, b)
     one = np.broadcast_to(np.eye(b.shape[1]), b.shape)
@@ -243,6 +249,8 @@ def _other_parametrizations(
     target: Target, rotations: RotationSet
 ) -> Iterator[tuple[str, FloatArray]]:
     """Rotations by every other parametrization; where none is declared, R is taken for theta."""
+    if target in rotations.strength:  # I + s·R: no other parametrization is known of it
+        return
     theta = rotations.theta.get(target)
     if theta is None:
         theta = rotations.blocks[target]
@@ -267,9 +275,9 @@ def _rounded(target: Target, rotations: RotationSet) -> Iterator[tuple[str, Floa
         ).double().numpy()  # fmt: skip
         return array
 
-    theta = rotations.theta.get(target)
+    theta = None if target in rotations.strength else rotations.theta.get(target)
     for dtype in ("bfloat16", "float16"):
-        blocks = oriented(rotations.blocks[target], rotations)
+        blocks = turned(rotations, target)
         yield f"R was rounded to {dtype} before the fold", cast(blocks, dtype)
         if theta is not None:
             r = rotation_blocks(cast(theta, dtype), rotations.parametrization)

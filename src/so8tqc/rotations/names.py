@@ -61,6 +61,12 @@ def looks_like_a_gate(name: str) -> bool:
     return any(part not in _NO_GATE and any(word in part for word in _GATE_WORDS) for part in parts)
 
 
+def is_certainly_a_gate(name: str) -> bool:
+    """Whether a name has a word that no part of a language model's own is called by."""
+    *_, leaf = parts = name.lower().split(".")
+    return leaf == "theta" or any("so8" in part or "rotation" in part for part in parts)
+
+
 def gate_like(keys: Iterable[str]) -> str:
     """The keys that look like gates, for a message."""
     keys = list(keys)
@@ -94,8 +100,8 @@ def key_pattern(text: str) -> re.Pattern[str]:
     """What ``--key`` names, as an expression whose first group is the layer, if it has one.
 
     With a parenthesis it is a regular expression already. Else ``{layer}`` (or any word in
-    braces, or a level that is N or * alone, the first of them) stands for the number of the layer,
-    every other * for anything.
+    braces; or a level that is N alone; or the first that is * alone) stands for the number of the
+    layer, every other * for anything.
 
     Raises:
         re.error: it is no regular expression.
@@ -105,7 +111,8 @@ def key_pattern(text: str) -> re.Pattern[str]:
     parts = re.split(r"\{\w*\}", text, maxsplit=1)
     if len(parts) == 1:
         levels = text.split(".")
-        spot = next((i for i, level in enumerate(levels) if level in ("N", "*")), None)
+        marks = [mark for mark in ("N", "*") if mark in levels]
+        spot = levels.index(marks[0]) if marks else None
         if spot is not None:
             before, after = ".".join(levels[:spot]), ".".join(levels[spot + 1 :])
             parts = [before + ("." if before else ""), ("." if after else "") + after]

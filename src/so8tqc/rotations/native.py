@@ -3,12 +3,15 @@
 Keys are ``model.layers.{i}.self_attn.o_proj.theta`` (``….rotation`` for the parametrization
 ``matrix``), values [N, b, b]. Header metadata: ``so8t.format_version``,
 ``so8t.parametrization``, ``so8t.convention``, ``so8t.site``, ``so8t.block_size`` and
-``so8t.pet`` (the PET record of the training as JSON, or ``none``).
+``so8t.pet`` (the PET record of the training as JSON, or ``none``). A rotation in front of the
+output head has the key ``lm_head.rotation`` (``.theta``), the site ``head``, and, where the gate
+computes x + s·R·x, ``so8t.strength``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -24,7 +27,7 @@ from so8tqc.disk.foreign import require_safetensors_header
 from so8tqc.errors import RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.raw import RawRotations
-from so8tqc.rotations.rotation_set import Target
+from so8tqc.rotations.rotation_set import HEAD, Target
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = "1"
 _ATTENTION_OUTPUT = "self_attn.o_proj"
 _KEY = re.compile(r"^model\.layers\.(\d+)\.(.+)\.(theta|rotation)$")
+_HEAD_KEY = re.compile(r"^lm_head\.(theta|rotation)$")
+_STRENGTH = "so8t.strength"
 _Word = TypeVar("_Word", bound=StrEnum)
 
 
@@ -44,6 +49,7 @@ def write_native(
     site: Site,
     pet: Mapping[str, JsonValue] | None,
     metadata: Mapping[str, str] | None = None,
+    strength: float | None = None,
 ) -> None:
     """Write a gate file, atomically.
 
@@ -55,6 +61,7 @@ def write_native(
         site: where it sits.
         pet: the PET record of the training, None if it was trained without.
         metadata: further header entries.
+        strength: s of a rotation in front of the output head that computes x + s·R·x.
 
     Raises:
         RotationError: no theta, a value that is no float32 or float64 [N, b, b], block sizes
@@ -66,7 +73,8 @@ def write_native(
     for target, value in theta.items():
         _require_blocks(value, f"{path}, {target}")
         module = target.module or _ATTENTION_OUTPUT
-        key = f"model.layers.{target.layer}.{module}.{_key_ending(parametrization)}"
+        place = "lm_head" if target.is_head else f"model.layers.{target.layer}.{module}"
+        key = f"{place}.{_key_ending(parametrization)}"
         if key in tensors:
             raise RotationError(f"two gates for {module}", where=f"{path}, layer {target.layer}")
         tensors[key] = np.ascontiguousarray(value)
@@ -82,6 +90,8 @@ def write_native(
         "so8t.block_size": str(sizes.pop()),
         "so8t.pet": "none" if pet is None else json.dumps(dict(pet), sort_keys=True),
     }
+    if strength is not None:
+        header[_STRENGTH] = repr(strength)
     with atomic_file(path) as temporary:
         save_file(tensors, str(temporary), metadata=header)
 
@@ -121,6 +131,7 @@ def read_native(path: Path) -> RawRotations:
         convention=_word(header, "so8t.convention", Convention, path),
         site=_word(header, "so8t.site", Site, path),
         metadata={k.removeprefix("so8t."): v for k, v in header.items()},
+        strength=_strength(header, theta, path),
     )
 
 
@@ -161,24 +172,45 @@ def _targets(
     ending = _key_ending(parametrization)
     found: dict[Target, npt.NDArray[np.float64]] = {}
     for key, value in tensors.items():
-        match = _KEY.match(key)
+        match = _KEY.match(key) or _HEAD_KEY.match(key)
         if match is None:
             raise RotationError(
                 f"unexpected key {key!r}; keys are model.layers.N.{_ATTENTION_OUTPUT}.{ending}",
                 where=str(path),
             )
-        if match[3] != ending:
+        if key.rsplit(".", 1)[1] != ending:
             raise RotationError(
                 f"key {key!r} does not fit so8t.parametrization {parametrization}, whose keys "
                 f"end with .{ending}",
                 where=str(path),
                 remedy="A .theta holds parameters, a .rotation holds the matrices themselves.",
             )
-        target = Target(int(match[1]), None if match[2] == _ATTENTION_OUTPUT else match[2])
+        if match.re is _HEAD_KEY:
+            target = HEAD
+        else:
+            target = Target(int(match[1]), None if match[2] == _ATTENTION_OUTPUT else match[2])
         if target in found:
             raise RotationError(f"two gates for {target}", where=f"{path}, {key}")
         found[target] = value
     return found
+
+
+def _strength(
+    header: Mapping[str, str], theta: Mapping[Target, npt.NDArray[np.float64]], path: Path
+) -> dict[Target, float]:
+    if _STRENGTH not in header:
+        return {}
+    try:
+        value = float(header[_STRENGTH])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or HEAD not in theta:
+        raise RotationError(
+            f"header entry {_STRENGTH} is {header[_STRENGTH]!r}, expected a number, and a rotation "
+            "in front of the output head that has it",
+            where=str(path),
+        )
+    return {HEAD: value}
 
 
 def _check_block_size(

@@ -30,6 +30,11 @@ class RotationOptions(Options):
         description="Names of the gates' tensors where nobody knows them, {layer} standing for "
         "the number of the layer; or a regular expression with it as its first group.",
     )
+    lora_alpha: float | None = Field(
+        None,
+        description="α of LoRA branches beside the gates (s = α/r), where no adapter_config.json "
+        "states it.",
+    )
     layers: str | None = Field(
         None,
         description="Layers that carry a gate, e.g. 0-11,13; default all layers of the model.",

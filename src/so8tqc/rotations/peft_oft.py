@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from so8tqc.disk.foreign import require_safetensors_header
-from so8tqc.errors import RotationError
+from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Convention, Parametrization, Site
@@ -60,6 +60,7 @@ def read_oft(directory: Path) -> RawRotations:
     Raises:
         RotationError: not OFT; anything in it that is no OFT rotation (biases, modules to save,
             LoRA parts, convolutions, settings not understood), by name; unreadable files.
+        ConfigError: it does not record which of its two transforms was trained.
     """
     config = read_config(directory)
     vectors = _vectors(directory / WEIGHTS_NAME)
@@ -68,7 +69,7 @@ def read_oft(directory: Path) -> RawRotations:
     if config.get("coft"):
         eps = number(config, "eps", _DEFAULT_EPS, directory)
         skew = {target: _constrained(q, eps) for target, q in skew.items()}
-    if _neumann(config, notices):
+    if _neumann(config, directory):
         theta = _series(config, skew, notices, directory)
         parametrization = Parametrization.MATRIX
     else:
@@ -175,14 +176,21 @@ def _require_one_block(theta: Mapping[Target, FloatArray], directory: Path) -> N
             )
 
 
-def _neumann(config: Mapping[str, Any], notices: list[str]) -> bool:
-    """Whether PEFT would take the truncated series; where nothing is recorded, it would."""
+def _neumann(config: Mapping[str, Any], directory: Path) -> bool:
+    """Whether PEFT takes the truncated series, which turns the other way than the exact transform.
+
+    Raises:
+        ConfigError: the adapter does not record it.
+    """
     if "use_cayley_neumann" not in config:
-        notices.append(
-            "The adapter does not record use_cayley_neumann; PEFT's default, the truncated "
-            "series, was assumed. It turns the other way than the exact transform."
+        raise ConfigError(
+            "the adapter does not record use_cayley_neumann, and nothing is assumed: the truncated "
+            "series turns the other way than the exact transform",
+            where=str(directory / CONFIG_NAME),
+            remedy='State in this file what it was trained with, "use_cayley_neumann": true or '
+            "false (the PEFT release that trained it knows its default).",
         )
-    return bool(config.get("use_cayley_neumann", True))
+    return bool(config["use_cayley_neumann"])
 
 
 def _series(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import struct
@@ -45,6 +46,8 @@ def load_torch(path: Path) -> Any:
                 raise
             import torch.distributed.tensor  # noqa: F401
 
+            # it warns that no process group exists: none is needed to read
+            logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
             return _loaded(path, zipped)
     except pickle.UnpicklingError as error:
         # torch's message advises to switch the protection off; ours must not
@@ -125,13 +128,7 @@ def theta_array(value: Any, where: str, ndim: int = 3) -> FloatArray:
         raise RotationError(
             f"theta is {type(value).__name__}, expected a float tensor [N, 8, 8]", where=where
         )
-    if hasattr(value, "_local_tensor"):
-        raise RotationError(
-            f"the file holds one rank's share of theta, {list(value._local_tensor.shape)} of "
-            f"{list(value.shape)}",
-            where=where,
-            remedy="Gather the state dict before saving: full_tensor(), or full_state_dict=True.",
-        )
+    require_whole(value, where)
     dense = value.layout is torch.strided and value.device.type == "cpu"
     if not dense or not value.is_floating_point() or value.ndim != ndim:
         raise RotationError(
@@ -144,12 +141,28 @@ def theta_array(value: Any, where: str, ndim: int = 3) -> FloatArray:
     return array
 
 
+def require_whole(value: torch.Tensor, where: str) -> None:
+    """Refuse a tensor of which the file holds only one rank's share.
+
+    Raises:
+        RotationError: it does.
+    """
+    local = getattr(value, "_local_tensor", None)
+    if local is not None:
+        raise RotationError(
+            f"the file holds one rank's share, {list(local.shape)} of {list(value.shape)}",
+            where=where,
+            remedy="Gather the state dict before saving: full_tensor(), or full_state_dict=True.",
+        )
+
+
 def require_own_memory(value: torch.Tensor, where: str) -> None:
     """Refuse a tensor that is larger than what is stored of it.
 
     Raises:
         RotationError: most of its elements share their memory.
     """
+    require_whole(value, where)
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise RotationError(
             f"the tensor is {list(value.shape)}, of which most elements share their memory",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.rotation_set import FloatArray, Target
@@ -28,6 +28,9 @@ class RawRotations:
         dtype: torch's name of the dtype that theta is stored in, "" if nobody needs to know.
         strength: s of a target whose gate computes x + s·R·x; a target without computes R·x.
         weights: name without wrapper levels → tensor, everything that lies beside the gates.
+        files: name → name of the file that a weight was read from.
+        settings: what the source says of an adapter beside the gates: ``adapter_config.json``, or
+            entries of a checkpoint that are called as its are.
     """
 
     theta: Mapping[Target, FloatArray]
@@ -42,3 +45,5 @@ class RawRotations:
     dtype: str = ""
     strength: Mapping[Target, float] = field(default_factory=dict)
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from so8tqc.rotations.polar import nearest_rotations
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.readings import require_reading
 from so8tqc.rotations.rotation_set import (
+    HEAD,
     FloatArray,
     RotationSet,
     Target,
@@ -89,6 +90,7 @@ class RotationSource:
         notices, theta, path = list(self.notices), dict(self.theta), Path(self.source)
         blocks = target_blocks(theta, self.parametrization, self.source)
         notices += coarse_notices(theta, blocks, self.parametrization, self.dtype)
+        notices += reflection_notices(blocks)
         if self.orthogonalize:
             blocks = _orthogonalized(blocks, notices, path)
         return RotationSet(
@@ -237,6 +239,18 @@ def _first_missing(wanted: tuple[range, ...], present: Collection[int]) -> str:
 def _check_shape(theta: FloatArray, where: str) -> None:
     if theta.ndim != 3 or theta.shape[1] != theta.shape[2] or 0 in theta.shape:
         raise RotationError(f"theta has shape {list(theta.shape)}, expected [N, b, b]", where=where)
+
+
+def reflection_notices(blocks: Mapping[Target, FloatArray]) -> list[str]:
+    """What to say of a matrix in front of the output head that mirrors; [] if none does."""
+    if HEAD not in blocks or not np.isfinite(blocks[HEAD]).all():
+        return []
+    if (np.linalg.det(blocks[HEAD]) >= 0).all():
+        return []
+    return [
+        "The matrix in front of the output head has the determinant −1: it is a reflection, no "
+        "rotation. It is folded as it is."
+    ]
 
 
 def _orthogonalized(

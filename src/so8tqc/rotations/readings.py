@@ -101,7 +101,8 @@ def rotation_set(raw: RawRotations, reading: Reading, source: str) -> RotationSe
         source: its name, for messages.
 
     Raises:
-        RotationError: theta is not finite, or too large; or what a ``RotationSet`` refuses.
+        RotationError: theta is not finite, or too large; or what a ``RotationSet`` refuses: a
+            Taylor series of a large theta is no rotation, so not every reading makes one.
     """
     from so8tqc.rotations.blocks import target_blocks
 
@@ -139,7 +140,7 @@ def unstated(raw: RawRotations, source: Path, base: Path | None = None) -> Confi
         for fact in missing:
             words = dict.fromkeys(getattr(reading, fact) for reading in possible)
             lines += [f"  --{fact} {word}: {MEANINGS[word]}" for word in words]
-    lines += _found_in_the_wild(raw)
+    lines += known_names(raw)
     command = shlex.join(["so8tqc", "identify", str(base) if base else "BASE", str(source)])
     lines.append(
         f"State {', '.join(f'--{fact}' for fact in missing)}, or measure which reading is the "
@@ -152,8 +153,8 @@ def unstated(raw: RawRotations, source: Path, base: Path | None = None) -> Confi
     )
 
 
-def _found_in_the_wild(raw: RawRotations) -> list[str]:
-    """What is known of files with such names, in words."""
+def known_names(raw: RawRotations) -> list[str]:
+    """What is known of files whose tensors have such names, in words."""
     if raw.recognised or not raw.keys:
         return []
     if all(key.endswith("rotation_gate.theta") for key in raw.keys.values()):

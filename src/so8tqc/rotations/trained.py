@@ -26,6 +26,7 @@ from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.layers import parse_layers
 from so8tqc.rotations.names import (
     gate_like,
+    is_certainly_a_gate,
     key_pattern,
     layer_of,
     looks_like_a_gate,
@@ -123,7 +124,7 @@ def read_trained(path: Path, options: RotationOptions) -> RawRotations:
     notices = list(_unread(found))
     strength, site = _strength(found, path)
     recognised = None if options.key else _recognise(found)
-    weights = _weights(found)
+    beside = _weights(found)
     _say_what(recognised, notices)
     theta = {t: _theta(t, value, f"{path}, {found.keys[t]}") for t, value in found.theta.items()}
     return RawRotations(
@@ -137,20 +138,22 @@ def read_trained(path: Path, options: RotationOptions) -> RawRotations:
         keys=found.names,
         dtype=_dtype(found.theta),
         strength=strength,
-        weights=weights,
+        weights={name: value for name, (_, value) in beside.items()},
+        files={name: content.file_of.get(key, "") for name, (key, _) in beside.items()},
+        settings=content.settings,
     )
 
 
 def gate_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Which keys of a checkpoint are the theta of a gate in a layer, by their names alone."""
-    names = unwrapped(keys)
-    return tuple(
-        key
-        for key in keys
-        if layer_of(names[key]) is not None
-        and names[key].rsplit(".", maxsplit=1)[-1] == "theta"
-        and not in_other_tower(names[key])
-    )
+    """Which keys of a checkpoint are a gate's, on the way to the logits, by their names alone.
+
+    A gate of a layer of the text; or, where a strength α lies beside it, one of no layer.
+    """
+    names = {key: name for key, name in unwrapped(keys).items() if not in_other_tower(name)}
+    gates = [key for key, name in names.items() if is_certainly_a_gate(name)]
+    layered = tuple(key for key in gates if layer_of(names[key]) is not None)
+    alphas = [n for n in names.values() if "alpha" in n.lower() and layer_of(n) is None]
+    return layered or (tuple(gates) if alphas else ())
 
 
 def _by_name(content: Content, path: Path) -> _Found:
@@ -392,9 +395,11 @@ def _kind(target: Target, name: str, found: _Found) -> _Recognised | None:
     placed = layer_of(name)
     if target.is_head or placed is None or placed[2].count(".") < 1:
         return None
-    gate = name.split(".")[-2]
-    if gate == "so8t_rotation_gate" and name.split(".")[-3].endswith("_proj"):
-        return _IN_PROJECTION
+    levels = name.split(".")
+    gate = levels[-2]
+    if "so8t_rotation_gate" in levels[1:-1]:  # perhaps with the name of PEFT's adapter below it
+        above = levels[levels.index("so8t_rotation_gate") - 1]
+        return _IN_PROJECTION if above.endswith("_proj") else None
     return _FAMILIES.get((gate, _wrapper(name, found)))
 
 
@@ -411,8 +416,8 @@ def _wrapper(name: str, found: _Found) -> str | None:
     return next(iter(first)) if len(first) == 1 and all(len(p) > 1 for p in levels) else None
 
 
-def _weights(found: _Found) -> dict[str, torch.Tensor]:
-    """What lies beside the gates, by names from which wrapper levels around gates are dropped."""
+def _weights(found: _Found) -> dict[str, tuple[str, torch.Tensor]]:
+    """What lies beside the gates, with its key, by names without the levels around gates."""
     import torch
 
     levels = {}
@@ -420,11 +425,11 @@ def _weights(found: _Found) -> dict[str, torch.Tensor]:
         if (wrapper := _wrapper(name, found)) is not None:
             parent = name.rsplit(".", 2)[0]
             levels[f"{parent}.{wrapper}."] = f"{parent}."
-    weights: dict[str, torch.Tensor] = {}
-    for name, (_, value) in found.beside.items():
+    weights: dict[str, tuple[str, torch.Tensor]] = {}
+    for name, (key, value) in found.beside.items():
         if isinstance(value, torch.Tensor):
             own = next((p for p in levels if name.startswith(p)), "")
-            weights[levels[own] + name[len(own) :] if own else name] = value
+            weights[levels[own] + name[len(own) :] if own else name] = (key, value)
     return weights
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,18 +33,20 @@ from so8tqc.config import BakeConfig
 from so8tqc.disk.atomic import atomic_directory, remove_leftovers, require_space
 from so8tqc.disk.digests import file_ref, hub_source, sha256_json
 from so8tqc.disk.locks import claim_output, exclusive
-from so8tqc.errors import ModelError
+from so8tqc.errors import ConfigError, ModelError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.bake import (
     BakeMetrics,
     FoldedLayer,
+    HowRead,
     LayerDrift,
     PlanMetrics,
     PlannedFold,
 )
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
-from so8tqc.rotations.read import open_rotations
+from so8tqc.rotations.read import open_raw
 from so8tqc.rotations.rotation_set import RotationSet, Target
+from so8tqc.services.trained_base import stray_gates, trained_base
 from so8tqc.services.weights.structure import (
     TargetAlgebra,
     algebra,
@@ -59,10 +62,12 @@ from so8tqc.sources.hub import with_local_paths
 class _Prepared:
     """A bake that has passed every check that needs no writing."""
 
+    config: BakeConfig
     checkpoint: Checkpoint
     reading: Future[RotationSet]
     planned: tuple[PlannedTensor, ...]
     size: int
+    recognised: str | None
 
     @property
     def rotations(self) -> RotationSet:
@@ -109,17 +114,20 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     The result appears at ``config.out`` complete or not at all. With ``config.verify`` it is read
     back from disk before and judged: structure, rotations, algebra.
 
+    A base whose own weights hold the gates needs no ``rotations``.
+
     Record metrics: :class:`so8tqc.record_kinds.bake.BakeMetrics`.
 
     Raises:
+        ConfigError: rotations that leave facts open; none, for a base without gates.
         InputError: base or rotations are malformed or do not fit each other.
         ModelError: the base was already baked (``force`` overrides).
         ToolError: the disk has no room.
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        return _bake(config, _prepare(config, reader), watch, progress)
+    with _prepared(config) as ready:
+        return _bake(ready.config, ready, watch, progress)
 
 
 def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Progress) -> Record:
@@ -150,6 +158,7 @@ def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Prog
             layers=_rows(summary.rows, proof.results, provenance),
             orthogonality=summary.drift,
             bytes_written=ready.size,
+            reading=_reading(ready),
         ).as_json(),
         notices=(*ready.rotations.notices, *left),
         inputs=_inputs(config, ready, provenance.base_fingerprint),
@@ -176,8 +185,12 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ready = _prepare(config, reader)
+    with _prepared(config) as ready:
+        return _plan(ready, watch, progress)
+
+
+def _plan(ready: _Prepared, watch: Stopwatch, progress: Progress) -> Record:
+    config = ready.config
     summary = _summary(ready.rotations)
     progress.message(f"{len(ready.planned)} tensors would be folded; nothing was written")
     return Record(
@@ -198,11 +211,12 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
             layers=list(summary.rows.values()),
             orthogonality=summary.drift,
             bytes_written=ready.size,
+            reading=_reading(ready),
             disk_free_bytes=shutil.disk_usage(_existing(config.out)).free,
             memory_bytes=memory_estimate(ready.planned),
         ).as_json(),
         notices=ready.rotations.notices,
-        inputs={"rotations": file_ref(config.rotations)},
+        inputs={"rotations": file_ref(_rotations(config))},
         config=config.model_dump(mode="json"),
         versions=versions_of(__name__),
         run=watch.info(),
@@ -211,25 +225,52 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
 
 def planned_bytes(config: BakeConfig) -> int:
     """Bytes that :func:`bake` would write; raises what that would raise before it writes."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ready = _prepare(config, reader)
-    ready.reading.result()
-    return ready.size
+    with _prepared(config) as ready:
+        ready.reading.result()
+        return ready.size
 
 
-def _prepare(config: BakeConfig, reader: ThreadPoolExecutor) -> _Prepared:
+@contextmanager
+def _prepared(config: BakeConfig) -> Iterator[_Prepared]:
     """Everything but the rotations' values, which are computed meanwhile: a plan needs none."""
-    checkpoint = open_checkpoint(config.base)
+    if not (config.base / "config.json").is_file():
+        open_checkpoint(config.base)  # says what is wrong with it
     _refuse_second_bake(config)
-    source = open_rotations(config.rotations, config)
-    reading = reader.submit(lambda: widened(source.rotations(), checkpoint))
-    planned = plan_bake(
-        checkpoint,
-        reading.result() if source.shared else source,
-        dtype=config.baked_dtype,
-        all_layers=config.layers is None,
-    )
-    return _Prepared(checkpoint, reading, planned, bytes_needed(checkpoint, planned))
+    with (
+        trained_base(config.base, config.rotations, config, config.out) as trained,
+        ThreadPoolExecutor(max_workers=1) as reader,
+    ):
+        checkpoint = open_checkpoint(trained.directory)
+        source = trained.source
+        if source is None or trained.rotations is None:
+            if stray_gates(config.base):
+                open_raw(config.base, config)  # says why they are none that could be baked
+            raise ConfigError(
+                "no rotations are given, and the model's own weights hold no gates",
+                where=str(config.base),
+                remedy=f"Give them: so8tqc bake {config.base} ROTATIONS --out {config.out}",
+            )
+        reading = reader.submit(lambda: widened(source.rotations(), checkpoint))
+        planned = plan_bake(
+            checkpoint,
+            reading.result() if source.shared else source,
+            dtype=config.baked_dtype,
+            all_layers=config.layers is None,
+            kept=trained.kept,
+        )
+        yield _Prepared(
+            config.model_copy(update={"rotations": trained.rotations}),
+            checkpoint,
+            reading,
+            planned,
+            bytes_needed(checkpoint, planned),
+            source.metadata.get("recognised"),
+        )
+
+
+def _rotations(config: BakeConfig) -> Path:
+    """Where the rotations come from, which a prepared bake knows."""
+    return config.rotations or config.base
 
 
 def _summary(rotations: RotationSet) -> _Summary:
@@ -242,10 +283,10 @@ def _summary(rotations: RotationSet) -> _Summary:
 
 def _inputs(config: BakeConfig, ready: _Prepared, fingerprint: str | None) -> dict[str, FileRef]:
     rotations = FileRef(
-        path=str(config.rotations),
+        path=str(_rotations(config)),
         sha256=ready.rotations.fingerprint,
-        bytes=file_ref(config.rotations).bytes,
-        source=hub_source(config.rotations),
+        bytes=file_ref(_rotations(config)).bytes,
+        source=hub_source(_rotations(config)),
     )
     if fingerprint is None:
         return {"rotations": rotations}
@@ -272,6 +313,16 @@ def _refuse_second_bake(config: BakeConfig) -> None:
             "the output may not be the base directory, lie in it, or contain it",
             where=str(config.out),
         )
+
+
+def _reading(ready: _Prepared) -> HowRead:
+    """How the rotations were read, and by which names that was recognised."""
+    return HowRead(
+        parametrization=str(ready.rotations.parametrization),
+        convention=str(ready.rotations.convention),
+        site=str(ready.rotations.site),
+        recognised=ready.recognised,
+    )
 
 
 def _existing(path: Path) -> Path:
@@ -341,11 +392,12 @@ def _provenance(
     return Provenance(
         base=hub_source(config.base) or str(config.base),
         base_fingerprint=fingerprint if config.verify else None,
-        rotations=hub_source(config.rotations) or str(config.rotations),
+        rotations=hub_source(_rotations(config)) or str(_rotations(config)),
         rotations_fingerprint=ready.rotations.fingerprint,
         convention=ready.rotations.convention,
         parametrization=ready.rotations.parametrization,
         site=ready.rotations.site,
+        recognised=ready.recognised,
         tensors=tuple(
             BakedTensor(
                 name=p.entry.name,

@@ -16,7 +16,7 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.capture import CaptureMetrics
 from so8tqc.records import FileRef, Record, Stopwatch, Verdict
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.qc.reference import reference_rotations
+from so8tqc.services.trained_base import TrainedBase, trained_base
 from so8tqc.sources.capture import (
     SOURCE_KEY,
     VOCABULARY_KEY,
@@ -50,11 +50,19 @@ def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
     config = with_local_paths(config, progress)
     if not is_capture(config.out):
         raise ConfigError("a capture's name ends in .safetensors", where=str(config.out))
-    rotations = reference_rotations(config.model, config.rotations, config.rotation_options)
-    tokenizer = load_tokenizer(config.tokenizer or config.model)
+    near = config.out.with_name(f"{config.out.name}.trained")
+    with trained_base(config.model, config.rotations, config.rotation_options, near) as trained:
+        return _capture(config, trained, watch, progress)
+
+
+def _capture(
+    config: CaptureConfig, trained: TrainedBase, watch: Stopwatch, progress: Progress
+) -> Record:
+    rotations = trained.rotation_set()
+    tokenizer = load_tokenizer(config.tokenizer or trained.directory)
     texts = encode(load_texts(config.data), tokenizer, config.max_tokens)
     inputs = _inputs(config)
-    source = _source(config, rotations)
+    source = _source(config, trained.directory, rotations)
     stored = _STORED[config.dtype]
     try:
         need = capture_bytes(texts, source.vocab_size, stored)
@@ -87,11 +95,11 @@ def capture(config: CaptureConfig, progress: Progress = SILENT) -> Record:
     )
 
 
-def _source(config: CaptureConfig, rotations: RotationSet | None) -> LogitSource:
+def _source(config: CaptureConfig, directory: Path, rotations: RotationSet | None) -> LogitSource:
     name = short_name(config.model)
     if is_gguf(config.model):
         return GGUFSource(config.model, name, threads=config.threads)
-    model = HFModel.load(config.model)
+    model = HFModel.load(directory)
     return GatedSource(model, rotations, name) if rotations else HFSource(model, name)
 
 

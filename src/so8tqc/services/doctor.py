@@ -19,8 +19,14 @@ from so8tqc.errors import InputError, So8tqcError
 from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 from so8tqc.llama.vendor import find_converter, is_vendored
-from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.blocks import target_blocks
+from so8tqc.rotations.names import looks_like_a_gate
+from so8tqc.rotations.raw import RawRotations
+from so8tqc.rotations.read import open_raw
+from so8tqc.rotations.readings import FACTS, known_names, missing_facts, readings
+from so8tqc.rotations.rotation_set import layers_of, orthogonality_error
 from so8tqc.services.export.provenance import says_baked
+from so8tqc.services.trained_base import is_trained_directory
 from so8tqc.sources.builtin import demo_gguf
 
 _PACKAGES = (
@@ -79,6 +85,8 @@ def describe(path: Path) -> list[Finding]:
     """
     if is_gguf(path):
         return _describe_gguf(path)
+    if is_trained_directory(path):
+        return _describe_rotations(path)
     if (path / "config.json").is_file():
         return _describe_model(path)
     if path.exists():
@@ -201,18 +209,66 @@ def _describe_model(path: Path) -> list[Finding]:
 
 
 def _describe_rotations(path: Path) -> list[Finding]:
-    rotations = read_rotations(path)
-    drift = max(float(errors.max()) for errors in rotations.drift.values())
-    shapes = sorted({str(list(rotations.blocks[t].shape)) for t in rotations})
+    """What a rotation source is, and what is missing to bake it: nothing is assumed here either."""
+    raw = open_raw(path)
+    layers, missing = layers_of(raw.theta), missing_facts(raw)
+    shapes = sorted({str(list(theta.shape)) for theta in raw.theta.values()})
+    facts = [f"{fact} {getattr(raw, fact)}" for fact in FACTS if fact not in missing]
+    where = f"layers {layers[0]} to {layers[-1]}" if layers else "in front of the output head"
+    findings = [Finding("kind", _kind(path, raw))]
+    if facts:
+        by = f", recognised by the names {raw.recognised}" if raw.recognised else ", as it states"
+        findings.append(Finding("reading", ", ".join(facts) + by, True))
+    findings.append(_missing(path, raw, missing))
+    findings += [Finding("names", "\n".join(known))] if (known := known_names(raw)) else []
+    findings.append(Finding("targets", f"{len(raw.theta)}, {where}, blocks {', '.join(shapes)}"))
+    if raw.parametrization is not None:
+        blocks = target_blocks(raw.theta, raw.parametrization, str(path))
+        drift = max(float(orthogonality_error(b).max()) for b in blocks.values())
+        findings.append(Finding("drift", f"largest ‖RᵀR − I‖ {drift:.1e}"))
+    if raw.strength:
+        strength = ", ".join(f"{value:.6g}" for value in raw.strength.values())
+        findings.append(Finding("strength", f"{strength}: the gate computes x + s·R·x"))
     return [
-        Finding("kind", f"rotations, {rotations.parametrization}, {rotations.convention}, "
-                f"{rotations.site}"),
-        Finding("targets", f"{len(rotations)}, layers {rotations.layers[0]} to "
-                f"{rotations.layers[-1]}, blocks {', '.join(shapes)}"),
-        Finding("drift", f"largest ‖RᵀR − I‖ {drift:.1e}"),
-        *(Finding(k, _shorten(v)) for k, v in sorted(rotations.metadata.items())),
-        *(Finding("assumed", notice) for notice in rotations.notices),
+        *findings,
+        *(Finding(k, _shorten(v)) for k, v in sorted(raw.metadata.items()) if k != "recognised"),
+        *(Finding("note", notice) for notice in raw.notices if not raw.recognised
+          or not notice.startswith("Recognised")),
     ]  # fmt: skip
+
+
+def _kind(path: Path, raw: RawRotations) -> str:
+    """What a rotation source is, in one line."""
+    gates = f"{len(raw.theta)} gate{'s' if len(raw.theta) > 1 else ''}"
+    if not raw.keys:
+        return f"rotations, {raw.parametrization}, {raw.convention}, {raw.site}"
+    stored = f" in {raw.dtype}" if raw.dtype else ""
+    kind = "trained model directory" if path.is_dir() else "training checkpoint"
+    if path.is_dir() and not (path / "config.json").is_file():
+        kind = "PEFT adapter directory"
+    lora = sum(".lora_A." in name for name in raw.weights)
+    others = sum(not looks_like_a_gate(name) and ".lora_" not in name for name in raw.weights)
+    beside = [f"{lora} LoRA branches"] if lora else []
+    beside += [f"{others} weights"] if others else []
+    return f"{kind}, {gates}{stored}" + (f" beside {' and '.join(beside)}" if beside else "")
+
+
+def _missing(path: Path, raw: RawRotations, missing: tuple[str, ...]) -> Finding:
+    """What must be known before it can be baked."""
+    if any(".lora_A." in name for name in raw.weights) and "lora_alpha" not in raw.settings:
+        missing = (*missing, "α of the LoRA branches (--lora-alpha)")
+    if not missing:
+        own = is_trained_directory(path)
+        command = f"so8tqc bake {path} --out DIR" if own else f"so8tqc bake BASE {path} --out DIR"
+        return Finding("missing", f"nothing: {command}", True)
+    if not missing_facts(raw):
+        return Finding("missing", ", ".join(missing), False)
+    return Finding(
+        "missing",
+        f"{', '.join(missing)}: {len(readings(raw))} readings are possible, and none is assumed",
+        False,
+        f"so8tqc identify BASE {path}",
+    )
 
 
 def _shorten(text: str) -> str:

@@ -37,13 +37,20 @@ class FoldedSource:
         self.model = model
         self.name = name
         self.vocab_size = model.vocab_size
+        self._before_head = rotations.site is Site.HEAD
         self._folded = list(_fold_all(model, rotations, storage))
 
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         with replaced(self._folded):
-            hidden = self.model.hidden(tokens)
-        yield from head_blocks(self.model, hidden[first:], rows)
+            hidden = self.model.hidden(tokens)[first:]
+        if not self._before_head:
+            yield from head_blocks(self.model, hidden, rows)
+            return
+        for start in range(0, hidden.shape[0], rows):
+            with replaced(self._folded):  # other sources share the head between two blocks
+                block = self.model.head(hidden[start : start + rows])
+            yield block
 
     def close(self) -> None:
         """Release the model."""

@@ -40,8 +40,11 @@ class GatedSource:
 
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
-        with _installed(self._gates, self.rotations.site):
+        before_head = self.rotations.site is Site.HEAD
+        with _installed([] if before_head else self._gates, self.rotations.site):
             hidden = self.model.hidden(tokens)
+        for _, blocks in self._gates if before_head else ():
+            hidden = apply_blocks(hidden, blocks)
         yield from head_blocks(self.model, hidden[first:], rows)
 
     def close(self) -> None:
@@ -96,6 +99,8 @@ def projection(model: HFModel, target: Target) -> Any:
     Raises:
         RotationError: it does not exist.
     """
+    if target.is_head:
+        return model.module.get_output_embeddings()
     layers = decoder_layers(model)
     name = target.module or architecture(model.config.model_type).attention_output
     if target.layer >= len(layers):

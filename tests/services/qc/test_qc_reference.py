@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from so8tqc.services.qc.reference import reference_rotations
 
 from so8tqc.errors import InputError, RotationError
 from so8tqc.rotations.enums import Convention
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
-from so8tqc.services.qc.reference import reference_rotations
 from tiny_gguf import write_llama
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import psutil
 from so8tqc.config import ChooseConfig, QCConfig
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
-from so8tqc.services.qc.models import BASE, REFERENCE, reference_sources, rotations_of, texts_of
+from so8tqc.services.qc.models import BASE, REFERENCE, opened_reference, reference_sources, texts_of
 from so8tqc.sources.capture import capture_if_one
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import open_together
@@ -52,10 +53,14 @@ class Evaluation:
         reference = config.reference or config.gguf
         capture = capture_if_one(reference)
         qc = _as_qc(config, reference)
-        rotations = rotations_of(qc, capture)
-        self.texts = texts_of(qc, capture)
-        self._reference: list[LogitSource] = reference_sources(qc, capture, rotations)
-        self.has_base = rotations is not None
+        with ExitStack() as stack:
+            opened = stack.enter_context(opened_reference(qc, capture))
+            self.texts = texts_of(opened.config, capture)
+            self._reference: list[LogitSource] = reference_sources(
+                opened.config, capture, opened.rotations
+            )
+            self.has_base = opened.rotations is not None
+            self._open = stack.pop_all()
 
     @property
     def sample(self) -> TokenIds:
@@ -98,6 +103,7 @@ class Evaluation:
         """Release the reference."""
         for source in self._reference:
             source.close()
+        self._open.close()
 
 
 def _as_qc(config: ChooseConfig, reference: Path) -> QCConfig:

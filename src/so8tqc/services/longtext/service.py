@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.checkpoints.plan import widened
-from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.closure import versions_of
 from so8tqc.config import LongTextConfig
 from so8tqc.disk.atomic import remove_leftovers
@@ -25,7 +23,6 @@ from so8tqc.records import (
     Stopwatch,
     overall,
 )
-from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.longtext.generation import generate, prompt_of, repetition_checks
 from so8tqc.services.longtext.judging import (
@@ -45,6 +42,7 @@ from so8tqc.services.longtext.series import (
     spectrum_arrays,
     write_series,
 )
+from so8tqc.services.trained_base import TrainedBase, trained_base
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
@@ -81,9 +79,21 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
+    if config.rotations is not None and config.reference is None:
+        raise InputError("rotations need the base model they are applied to: give --reference")
+    if config.reference is None:
+        return _longtext(config, None, watch, progress)
+    near = config.out / "trained"
+    with trained_base(config.reference, config.rotations, config.rotation_options, near) as trained:
+        return _longtext(config, trained, watch, progress)
+
+
+def _longtext(
+    config: LongTextConfig, trained: TrainedBase | None, watch: Stopwatch, progress: Progress
+) -> Record:
     texts = load_texts(config.data)
     cases = _encode(config, texts)
-    models = _load(config)
+    models = _load(config, trained)
     notices = list(models.rotations.notices) if models.rotations else []
     try:
         _check_contexts(models, cases, config)
@@ -137,9 +147,7 @@ def _encode(config: LongTextConfig, texts: Sequence[Text]) -> list[Case]:
     return [Case(item) for item in encoded]
 
 
-def _load(config: LongTextConfig) -> _Models:
-    if config.rotations is not None and config.reference is None:
-        raise InputError("rotations need the base model they are applied to: give --reference")
+def _load(config: LongTextConfig, trained: TrainedBase | None) -> _Models:
     candidate: HFModel | GGUFSource
     if is_gguf(config.model):
         candidate = GGUFSource(
@@ -147,14 +155,10 @@ def _load(config: LongTextConfig) -> _Models:
         )
     else:
         candidate = HFModel.load(config.model)
-    rotations = None
-    if config.rotations is not None and config.reference is not None:
-        rotations = widened(
-            read_rotations(config.rotations, config.rotation_options),
-            open_checkpoint(config.reference),
-        )
-    base = HFModel.load(config.reference) if config.reference is not None else None
-    return _Models(candidate, base, rotations)
+    if trained is None:
+        return _Models(candidate, None, None)
+    rotations = trained.rotation_set()
+    return _Models(candidate, HFModel.load(trained.directory), rotations)
 
 
 def _check_contexts(models: _Models, cases: Sequence[Case], config: LongTextConfig) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,8 @@ from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
-from so8tqc.services.qc.reference import reference_rotations
 from so8tqc.services.qc.texts import evaluation_texts
+from so8tqc.services.trained_base import trained_base
 from so8tqc.sources.capture import (
     Capture,
     CaptureSource,
@@ -203,11 +204,27 @@ def _check_tokens(config: QCConfig, reference: LogitSource, files: Iterable[GGUF
         require_same_tokens(source.path, source.pieces(), known, whose)
 
 
-def rotations_of(config: QCConfig, capture: Capture | None) -> RotationSet | None:
-    """The rotations of the reference, None without any.
+@dataclass(frozen=True)
+class Reference:
+    """What the reference is made of.
+
+    Attributes:
+        config: of the ``qc``, its base a plain model directory (``services.trained_base``).
+        rotations: of the reference, None without any.
+        kept: tensor → dtype that a bake stores it in, where the directory has another.
+    """
+
+    config: QCConfig
+    rotations: RotationSet | None
+    kept: Mapping[str, str]
+
+
+@contextmanager
+def opened_reference(config: QCConfig, capture: Capture | None) -> Iterator[Reference]:
+    """The reference's model directory and rotations, for as long as it is used.
 
     Raises:
-        ConfigError: a base without a capture and rotations.
+        ConfigError: a base without a capture and rotations; rotations that leave facts open.
         InputError: rotations for a capture without a base, or unusable ones.
     """
     if config.base is not None and (capture is None or config.rotations is None):
@@ -218,7 +235,11 @@ def rotations_of(config: QCConfig, capture: Capture | None) -> RotationSet | Non
             where=str(config.reference),
             remedy="Give that directory too: --base MODEL.",
         )
-    return reference_rotations(base_of(config), config.rotations, config.rotation_options)
+    near = config.out / "trained"
+    with trained_base(base_of(config), config.rotations, config.rotation_options, near) as trained:
+        field = "reference" if config.base is None else "base"
+        update = {field: trained.directory, "rotations": trained.rotations}
+        yield Reference(config.model_copy(update=update), trained.rotation_set(), trained.kept)
 
 
 def reference_sources(

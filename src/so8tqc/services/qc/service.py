@@ -53,10 +53,11 @@ from so8tqc.services.qc.models import (
     GATED,
     REFERENCE,
     Comparison,
+    Reference,
     base_of,
     decoder,
     names_of,
-    rotations_of,
+    opened_reference,
     run_models,
 )
 from so8tqc.services.qc.pairwise import compare_candidates
@@ -154,19 +155,10 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     config = with_local_paths(config, progress)
     profile = load_profile(config.profile)
-    names = names_of(config.candidates)
     capture = capture_if_one(config.reference)
-    if capture is None or config.base is not None:
-        require_same_architecture(base_of(config), config.candidates)
-    rotations = rotations_of(config, capture)
-    found = _Findings(notices=list(rotations.notices) if rotations else [])
-    dtypes: dict[str, str] = {}
-    if rotations is not None:
-        dtypes = _judge_files(config, names, rotations, found, progress)
-    if config.save_recovered is not None:
-        _save_recovered(config, names, rotations, found)
-    if config.level == "full":
-        _judge_logits(config, names, rotations, capture, profile, dtypes, found, progress)
+    with opened_reference(config, capture) as reference:
+        config = config.model_copy(update={"rotations": reference.config.rotations})
+        found = _judged(reference, capture, profile, progress)
     if not found.checks:
         raise InputError(
             "nothing can be judged from files alone without rotations",
@@ -188,8 +180,27 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     )
 
 
+def _judged(
+    reference: Reference, capture: Capture | None, profile: Profile, progress: Progress
+) -> _Findings:
+    """Everything that is found about the candidates."""
+    config, rotations = reference.config, reference.rotations
+    names = names_of(config.candidates)
+    if capture is None or config.base is not None:
+        require_same_architecture(base_of(config), config.candidates)
+    found = _Findings(notices=list(rotations.notices) if rotations else [])
+    dtypes: dict[str, str] = {}
+    if rotations is not None:
+        dtypes = _judge_files(reference, names, rotations, found, progress)
+    if config.save_recovered is not None:
+        _save_recovered(config, names, rotations, found)
+    if config.level == "full":
+        _judge_logits(config, names, rotations, capture, profile, dtypes, found, progress)
+    return found
+
+
 def _judge_files(
-    config: QCConfig,
+    reference: Reference,
     names: Mapping[str, Path],
     rotations: RotationSet,
     found: _Findings,
@@ -200,9 +211,13 @@ def _judge_files(
     Returns:
         Model directory among the candidates → torch name of the dtype it stores the fold in.
     """
-    base = open_checkpoint(base_of(config))
+    base = open_checkpoint(base_of(reference.config))
     planned = plan_bake(
-        base, rotations, dtype="keep", all_layers=config.rotation_options.layers is None
+        base,
+        rotations,
+        dtype="keep",
+        all_layers=reference.config.rotation_options.layers is None,
+        kept=reference.kept,
     )
     found.checks += rotation_checks(rotations)
     dtypes: dict[str, str] = {}

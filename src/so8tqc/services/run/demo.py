@@ -11,6 +11,8 @@ from so8tqc.config import (
     QuantizeOptions,
     RunConfig,
 )
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.options import RotationOptions
 from so8tqc.sources.builtin import DEMO_MODEL, DEMO_ROTATIONS
 
 DEMO_OUT = Path("out/demo")
@@ -22,6 +24,9 @@ def demo_config(out: Path | None = None) -> RunConfig:
         name="smollm2-135m",
         base=DEMO_MODEL,
         rotations=DEMO_ROTATIONS,
+        rotation_options=RotationOptions(
+            parametrization=Parametrization.EXP, convention=Convention.COLUMN, site=Site.INPUT
+        ),
         out=out or DEMO_OUT,
         quantize=QuantizeOptions(types=("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")),
         calibrate_type="Q5_K_M",

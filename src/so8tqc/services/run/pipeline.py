@@ -163,7 +163,7 @@ def prepare(
     if only is None or only in _NEED_LIBLLAMA:
         library()
     base = resolve_model(config.base, progress)
-    rotations = resolve_rotations(config.rotations, progress)
+    rotations = base if config.rotations is None else resolve_rotations(config.rotations, progress)
     converter: tuple[Path, ...] = ()
     if only is None or only == "export":
         if config.llama_cpp is None and not is_vendored():

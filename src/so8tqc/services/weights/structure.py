@@ -21,7 +21,9 @@ from so8tqc.rotations.algebra import FoldComparison, compare_fold
 from so8tqc.rotations.fold import orient
 from so8tqc.rotations.rotation_set import (
     ORTHOGONALITY_LIMIT,
+    FloatArray,
     RotationSet,
+    Target,
     rotation_angles,
 )
 from so8tqc.threads import WORKERS, one_torch_thread
@@ -36,7 +38,7 @@ WORST_BLOCKS = 3
 """Blocks that the orthogonality check names."""
 
 _IGNORED_CONFIG = frozenset({"_name_or_path", "transformers_version"})
-_GATE_WORDS = ("rotation_gate", "oft_r", ".theta")
+_GATE_WORDS = ("rotation_gate", "oft_r", ".theta", "so8")
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def rotation_checks(rotations: RotationSet) -> list[Check]:
         ((float(error), f"{t}, block {k}") for t in rotations for k, error in enumerate(drift[t])),
         reverse=True,
     )[:WORST_BLOCKS]
-    determinants = np.concatenate([np.linalg.det(rotations.blocks[t]) for t in rotations])
+    determinants = np.concatenate([_determinants(rotations, t) for t in rotations])
     return [
         judge(
             "rotation.orthogonality",
@@ -193,6 +195,12 @@ def rotation_checks(rotations: RotationSet) -> list[Check]:
     ]
 
 
+def _determinants(rotations: RotationSet, target: Target) -> FloatArray:
+    """Of each block; in front of the output head a reflection is allowed, and counts as +1."""
+    found: FloatArray = np.linalg.det(rotations.blocks[target])
+    return np.abs(found) if target.is_head else found
+
+
 def rotation_rows(rotations: RotationSet) -> list[LayerDrift]:
     """One row per target: drift and angles (radians) of its blocks, and of each block."""
     rows: list[LayerDrift] = []
@@ -202,7 +210,7 @@ def rotation_rows(rotations: RotationSet) -> list[LayerDrift]:
         rows.append(
             LayerDrift(
                 layer=target.layer,
-                target=target.module or "attention output",
+                target="output head" if target.is_head else target.module or "attention output",
                 blocks=blocks.shape[0],
                 orthogonality_max=float(errors.max()),
                 orthogonality_mean=float(errors.mean()),
