@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.trained_forms import thetas, trained_directory, wrapped_state
 
 from so8tqc.cli.main import run as run_main
+from trained_forms import thetas, trained_directory, wrapped_state
 
 Capture = pytest.CaptureFixture[str]
 

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tests.trained_forms import rotation, thetas
 
 from so8tqc.errors import ConfigError, ExitCode, RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
@@ -23,6 +22,7 @@ from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.read import open_raw, read_rotations
 from so8tqc.rotations.readings import Reading, readings, rotation_set
 from so8tqc.rotations.rotation_set import HEAD, Target
+from trained_forms import rotation, thetas
 
 STATED = RotationOptions(
     parametrization=Parametrization.EXP, convention=Convention.ROW, site=Site.INPUT

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.trained_forms import (
+
+from so8tqc.checkpoints.provenance import read_provenance
+from so8tqc.config import BakeConfig, QCConfig
+from so8tqc.errors import ConfigError, ExitCode, ModelError, RotationError
+from so8tqc.records import Record, Verdict
+from so8tqc.services.bake import bake
+from so8tqc.services.capture import capture
+from so8tqc.services.longtext.service import longtext
+from so8tqc.services.qc.service import qc
+from trained_forms import (
     State,
     base_state,
     divergence,
@@ -25,15 +34,6 @@ from tests.trained_forms import (
     with_lora,
     wrapped_state,
 )
-
-from so8tqc.checkpoints.provenance import read_provenance
-from so8tqc.config import BakeConfig, QCConfig
-from so8tqc.errors import ConfigError, ExitCode, ModelError, RotationError
-from so8tqc.records import Record, Verdict
-from so8tqc.services.bake import bake
-from so8tqc.services.capture import capture
-from so8tqc.services.longtext.service import longtext
-from so8tqc.services.qc.service import qc
 
 EXACT = 1e-10
 """KL of a right bake in float32 storage."""

@@ -7,13 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from so8tqc.services.qc.reference import reference_rotations
 
 from so8tqc.errors import InputError, RotationError
 from so8tqc.rotations.enums import Convention
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.trained_base import trained_base
 from tiny_gguf import write_llama
+
+
+def reference_rotations(
+    base: Path, rotations: Path | None, options: RotationOptions, near: Path | None = None
+) -> RotationSet | None:
+    """The rotations of a base that needs no restoring."""
+    with trained_base(base, rotations, options, near or base / "never") as trained:
+        assert trained.directory == base
+        return trained.rotation_set()
 
 
 def test_without_rotations_the_base_is_the_reference(llama: Path) -> None:
