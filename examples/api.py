@@ -16,7 +16,8 @@ SMALL = {"max_tokens": 64, "resamples": 500}  # quick; leave it out for numbers 
 # %% [markdown]
 # ## The gates
 # The file states what they are; of one that does not, say it (`parametrization="cayley",
-# convention="row", site="output"`): nothing is assumed. Every block is a rotation of eight features. `blocks` maps a target to its [N, 8, 8] matrices.
+# convention="row", site="output"`): nothing is assumed. Every block is a rotation of eight
+# features. `blocks` maps a target to its [N, 8, 8] matrices.
 
 # %%
 rotations = so8tqc.read_rotations(GATES)
