@@ -49,7 +49,8 @@ def draw_pages(
     """Draw the pages that a stage of this kind has of its own, beside its record.
 
     Args:
-        record: of a stage; kinds without pages of their own get none.
+        record: of a stage; kinds without pages of their own, and records that
+            measured nothing, get none.
         out: its directory, where its other files are.
         language: of the pages.
         progress: told about the plots, and that there are no images where no Chrome starts.
@@ -60,9 +61,9 @@ def draw_pages(
     """
     with spoken(language):
         match record.kind:
-            case "calibrate":
+            case "calibrate" if "reliability" in record.metrics:
                 return _calibration(record, out, progress)
-            case "longtext":
+            case "longtext" if SERIES_FILE in record.outputs:
                 return _long_texts(record, out, progress)
             case _:
                 return Pages()
