@@ -76,10 +76,15 @@ def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a sentencepiece tokenizer that transformers and the converter both read."""
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def train_tokenizer(directory: Path) -> Path:
+    """Train that tokenizer on the built-in English texts."""
     import sentencepiece
     from transformers import LlamaTokenizer
 
-    directory = tmp_path_factory.mktemp("tokenizer")
+    directory.mkdir(exist_ok=True)
     root = Path(__file__).parent.parent / "data"
     texts = json.loads((root / "validation_en.json").read_text(encoding="utf-8"))["texts"]
     (directory / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")

@@ -34,6 +34,7 @@ __all__ = [
     "capture",
     "compare",
     "export",
+    "identify",
     "load_record",
     "longtext",
     "qc",

@@ -8,6 +8,7 @@ exception: look at ``record.verdict``. What is wrong with the inputs is a ``So8t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -17,6 +18,7 @@ from so8tqc.config import (
     CalibrateConfig,
     CaptureConfig,
     ExportConfig,
+    IdentifyConfig,
     LongTextConfig,
     QCConfig,
     QuantizeConfig,
@@ -157,6 +159,39 @@ def qc(
     several = [candidates] if isinstance(candidates, (str, PathLike)) else list(candidates)
     config = _config(QCConfig, options, reference=reference, candidates=several, out=out)
     return _stage(service, config, progress, write_stage_reports)
+
+
+def identify(
+    base: StrPath,
+    rotations: StrPath,
+    out: StrPath | None = None,
+    *,
+    progress: Progress = SILENT,
+    **options: object,
+) -> Record:
+    """Find out which reading of a gate file was trained, as ``so8tqc identify``.
+
+    Args:
+        base: the base model.
+        rotations: the gate file.
+        out: gate file to write, with the facts stated; its record lies beside.
+        progress: told about the texts.
+        options: ``capture``, ``data``, ``rotation_options`` (what is known), ``report``
+            (a directory) and so on.
+    """
+    from so8tqc.services.identify.service import identify as service
+    from so8tqc.services.report import write_stage_reports
+
+    config = _config(IdentifyConfig, options, base=base, rotations=rotations, out=out)
+    with claim_output(config.out) if config.out else nullcontext():
+        record = service(config, progress)
+        if config.out is not None:
+            write_record(record_beside(config.out), record)
+    if config.report is not None:
+        with claim_folder(config.report):
+            write_stage_reports(record, config.report)
+            write_record(config.report / "record.json", record)
+    return record
 
 
 def longtext(

@@ -59,6 +59,12 @@ class Note(NamedTuple):
 
 REBAKE = "Bake again from the base model: so8tqc bake BASE ROTATIONS --out DIR"
 
+AS_TRAINED = "Bake again as in training:"
+JUDGE_AGAIN = "Judge again with the reading of the training:"
+SEE_READINGS = "Give the base and the rotations that were recorded. What these give, each reading:"
+BEFORE_COMMANDS = (AS_TRAINED, JUDGE_AGAIN, SEE_READINGS)
+"""Remedies that a command line follows, which states parametrization, convention and site."""
+
 _COPY = "Copy it from the base model, or bake again: so8tqc bake BASE ROTATIONS --out DIR"
 _TRAIN = (
     "Look for the blocks that drifted in the training, or fold the nearest rotations: "
@@ -479,6 +485,14 @@ GUIDE: dict[str, Guide] = {
         "The gates do not show what their PET record promises: check that the right file was "
         "baked, or train with a stronger penalty.",
     ),
+    # which reading of a gate file was trained
+    "identify.reading": Guide(
+        "One reading",
+        "How many readings of the gates the recorded logits, or the text, support.",
+        "no reading agrees, or more than one does",
+        "Give logits that the training recorded: so8tqc identify BASE ROTATIONS --capture FILE. "
+        "Or state what is known of the gates: --parametrization, --convention, --site.",
+    ),
     # how the verdict was asked for
     "profile.fail_on": Guide(
         "Idle patterns",
@@ -566,8 +580,7 @@ DIAGNOSES: dict[str, Fault] = {
     "transposed": Fault(
         "The transposed rotation was folded",
         "Rᵀ explains the stored weight, R does not: column and row were mistaken for one another.",
-        "Bake again with the convention of the training: so8tqc bake BASE ROTATIONS --out DIR "
-        "--convention column (or row).",
+        AS_TRAINED,
     ),
     "double_baked": Fault(
         "The rotation was folded twice",
@@ -577,8 +590,7 @@ DIAGNOSES: dict[str, Fault] = {
     "wrong_parametrization": Fault(
         "The rotation was made from theta by another parametrization",
         "What another parametrization makes of the same theta explains the stored weight.",
-        "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --parametrization exp "
-        "(or cayley, legacy-taylor).",
+        AS_TRAINED,
     ),
     "layers_permuted": Fault(
         "Layers were interchanged",
@@ -594,7 +606,7 @@ DIAGNOSES: dict[str, Fault] = {
         "The rotation was folded on the other side of the projection",
         "The rotation explains the stored weight as a gate behind the projection where it belongs "
         "before it, or the other way round.",
-        "Bake again as in training: so8tqc bake BASE ROTATIONS --out DIR --site input (or output).",
+        AS_TRAINED,
     ),
     "foreign_edit": Fault(
         "Something else was changed",
@@ -611,6 +623,12 @@ DIAGNOSES: dict[str, Fault] = {
         "What was folded is no rotation",
         "Matrices that scale or shear explain the stored weight, and no rotation does.",
         REBAKE + " (--orthogonalize polar if the trained matrices themselves have drifted).",
+    ),
+    "misread": Fault(
+        "The rotations are read otherwise than they were trained",
+        "Recorded logits agree with another reading of the gate file than the one in use, or with "
+        "none: parametrization, convention or site was stated wrongly.",
+        AS_TRAINED,
     ),
     "storage_rounding": Fault(
         "The right rotation, with more rounding than it bears",

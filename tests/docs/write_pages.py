@@ -57,6 +57,7 @@ _GROUPS = {
     "phase": "Attention over long text",
     "oscillation": "Oscillation and repetition",
     "pet": "Hidden states",
+    "identify": "Which reading was trained",
     "profile": "The verdict itself",
 }
 

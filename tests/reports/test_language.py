@@ -16,7 +16,7 @@ from jinja2 import Environment, nodes
 from rich.cells import cell_len
 
 import so8tqc
-from so8tqc.check_guide import DIAGNOSES, EXIT_CODES, FILE_TYPE, GUIDE, PROFILES
+from so8tqc.check_guide import BEFORE_COMMANDS, DIAGNOSES, EXIT_CODES, FILE_TYPE, GUIDE, PROFILES
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import RunConfig
 from so8tqc.languages import Language
@@ -27,6 +27,7 @@ from so8tqc.reports.kinds.bake import layer_table
 from so8tqc.reports.kinds.qc import worst_token_tables
 from so8tqc.reports.language import catalogue, current, say, spoken
 from so8tqc.reports.sections import stage_tables
+from so8tqc.services.qc import misread
 from so8tqc.services.report import read_stages, report
 from so8tqc.services.run.pipeline import run as run_pipeline
 from so8tqc.services.weights import diagnose
@@ -58,6 +59,8 @@ def said_of_checks_and_diagnoses() -> set[str]:
     guide = {text for table in tables for entry in table.values() for text in entry}
     return guide | {
         FILE_TYPE,
+        *BEFORE_COMMANDS,
+        misread.NOT_THESE,
         diagnose._TOO_SMALL,
         diagnose.EXPORT,
         diagnose._FINER,

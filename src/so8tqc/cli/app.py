@@ -15,6 +15,7 @@ from so8tqc.cli.demo import demo
 from so8tqc.cli.doctor import doctor
 from so8tqc.cli.explain import explain
 from so8tqc.cli.export import export
+from so8tqc.cli.identify import identify
 from so8tqc.cli.longtext import longtext
 from so8tqc.cli.qc import qc
 from so8tqc.cli.quantize import quantize
@@ -48,8 +49,8 @@ def _root(
 
 
 for command in (
-    run, demo, bake, export, quantize, calibrate, capture, qc, choose, longtext, report, attest,
-    verify, explain, doctor, vendor, data,
+    run, demo, identify, bake, export, quantize, calibrate, capture, qc, choose, longtext, report,
+    attest, verify, explain, doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

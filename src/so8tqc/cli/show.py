@@ -18,11 +18,12 @@ from so8tqc.record_kinds.run import RunMetrics, StageRow
 from so8tqc.records import Record, Verdict
 from so8tqc.reports import format as fmt
 from so8tqc.reports.checks import explained_by
-from so8tqc.reports.diagnoses import finding
+from so8tqc.reports.diagnoses import finding, remedy
 from so8tqc.reports.kinds.batch import batch_tables
 from so8tqc.reports.kinds.choose import terminal_tables
 from so8tqc.reports.kinds.comparison import comparison_tables
 from so8tqc.reports.kinds.comparison import sentence as comparison_sentence
+from so8tqc.reports.kinds.identify import sentence as identify_sentence
 from so8tqc.reports.kinds.verify import link_tables
 from so8tqc.reports.language import message, say
 from so8tqc.reports.tables import Table as ReportTable
@@ -62,6 +63,8 @@ def show(record: Record, path: Path | None = None) -> None:
 def _show(console: Console, record: Record, path: Path | None) -> None:
     if record.kind == "comparison":
         console.print(escape(comparison_sentence(record)))
+    if record.kind == "identify" and record.verdict is Verdict.PASS:  # else the check tells it
+        console.print(escape(identify_sentence(record)))
     stages = RunMetrics.of(record).stages if record.kind in _OF_STAGES else {}
     if stages:
         _show_stages(console, stages)
@@ -80,7 +83,7 @@ def _show(console: Console, record: Record, path: Path | None) -> None:
         console.print(f"\n[bold red]{say(diagnosis.code)}[/]  {escape(finding(diagnosis))}")
         if diagnosis.layers:
             console.print("  " + say("layers {layers}", layers=fmt.ranges(diagnosis.layers)))
-        console.print(f"  [bold]{escape(say(diagnosis.remedy))}[/]")
+        console.print(f"  [bold]{escape(remedy(diagnosis))}[/]")
     if command := explained_by(record):
         console.print("\n" + say("What this means: {command}", command=escape(command)))
     for name, output in record.outputs.items():

@@ -17,6 +17,7 @@ from so8tqc.progress import SILENT
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from so8tqc.config import IdentifyConfig
     from so8tqc.progress import Progress
     from so8tqc.records import Record
 
@@ -59,8 +60,11 @@ def run_stage(
     from so8tqc.services.pages import draw_pages
 
     path = config.out / "record.json"
+    told = cast("BaseModel", config)  # a protocol cannot ask for a base class
     with claim_folder(config.out):
-        record = _recorded(service, config, output, path, draw_pages)
+        record = _recorded(
+            lambda progress: service(config, progress), told, output, path, draw_pages
+        )
     finish(record, output, path)
 
 
@@ -68,18 +72,25 @@ def run_single_output(
     service: Callable[[_StageConfig, Progress], Record], config: _StageConfig, output: Output
 ) -> None:
     """As :func:`run_stage`, for a service that makes one file, or one directory, as a whole."""
+    told = cast("BaseModel", config)  # a protocol cannot ask for a base class
+    _run_beside(lambda progress: service(config, progress), told, config.out, output)
+
+
+def _run_beside(
+    service: Callable[[Progress], Record], config: BaseModel, out: Path, output: Output
+) -> None:
     from so8tqc.disk.locks import claim_output
     from so8tqc.record_files import record_beside
 
-    path = record_beside(config.out)
-    with claim_output(config.out):
+    path = record_beside(out)
+    with claim_output(out):
         record = _recorded(service, config, output, path)
     finish(record, output, path)
 
 
 def _recorded(
-    service: Callable[[_StageConfig, Progress], Record],
-    config: _StageConfig,
+    service: Callable[[Progress], Record],
+    config: BaseModel,
     output: Output,
     path: Path,
     tell: _Tell | None = None,
@@ -88,14 +99,13 @@ def _recorded(
     from so8tqc.record_files import write_record
 
     def recorded(progress: Progress) -> Record:
-        record = service(config, progress)
+        record = service(progress)
         write_record(path, record)
         if tell is not None:
             tell(record, path.parent, Language.ENGLISH, progress)
         return record
 
-    told = cast("BaseModel", config)  # a protocol cannot ask for a base class
-    return work(recorded, told, path, output)
+    return work(recorded, config, path, output)
 
 
 def work(
@@ -125,8 +135,8 @@ def work(
 
 
 def run_reported_stage(
-    service: Callable[[_StageConfig, Progress], Record],
-    config: _StageConfig,
+    service: Callable[[_Config, Progress], Record],
+    config: _Config,
     out: Path,
     output: Output,
     shown: str,
@@ -151,11 +161,30 @@ def run_reported_stage(
         return
     with claim_folder(out):
         remove_leftovers(out)
-        record = _recorded(service, config, output, out / "record.json", write_stage_reports)
+        path = out / "record.json"
+        record = _recorded(
+            lambda progress: service(config, progress), config, output, path, write_stage_reports
+        )
     add_to_step_summary(out / "report.md")
     present(record, output, out / shown)
     ranks.wait_for_all()  # a launcher ends all of them as soon as one says that a verdict failed
     exit_by(record)
+
+
+def run_identify(config: IdentifyConfig, output: Output) -> None:
+    """Run ``identify``: its report goes to a directory, its record beside the gate file, or it is
+    only shown."""
+    from so8tqc.cli.progress import terminal_progress
+    from so8tqc.services.identify.service import identify
+
+    if config.report is not None:
+        run_reported_stage(identify, config, config.report, output, "report.html")
+    elif config.out is not None:
+        _run_beside(lambda progress: identify(config, progress), config, config.out, output)
+    else:
+        with terminal_progress(quiet=output.quiet) as progress:
+            record = identify(config, progress)
+        finish(record, output)
 
 
 def add_to_step_summary(report: Path) -> None:

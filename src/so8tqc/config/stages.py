@@ -283,6 +283,39 @@ class CaptureConfig(CaptureOptions):
     out: Path
 
 
+class IdentifyConfig(Options):
+    """Finding out which reading of a gate file is the trained one."""
+
+    base: Path = Field(description="Model directory, or builtin:smollm2-135m.")
+    rotations: Path = Field(description="Gate file, checkpoint or adapter, or builtin:NAME.")
+    rotation_options: RotationOptions = Field(
+        RotationOptions(), description="What is known of them: only readings that fit are run."
+    )
+    capture: Path | None = Field(None, description="Logits that the trained model gave.")
+    data: tuple[str, ...] = Field(
+        (QUALITY_TEXTS,), description="Text of the training; not needed with a capture."
+    )
+    tokenizer: Path | None = None
+    ctx: Annotated[int, Field(ge=8)] = Field(
+        256, description="Texts are cut into windows of so many tokens."
+    )
+    windows: Annotated[int, Field(ge=1)] = Field(
+        32, description="Windows that are run, evenly spread over the text."
+    )
+    seed: int = 0
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
+        None, description="What transformers computes in; default float32, on a GPU bfloat16."
+    )
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: spread the model over GPUs, memory and disk with accelerate."
+    )
+    out: Path | None = Field(
+        None, description="Gate file to write, with the facts that were found stated."
+    )
+    report: Path | None = Field(None, description="Directory for record and reports.")
+
+
 class VerdictOptions(Options):
     """The limits that a candidate is judged by, and which checks count for the verdict."""
 
@@ -410,6 +443,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "choose": ChooseConfig,
     "calibrate": CalibrateConfig,
     "capture": CaptureConfig,
+    "identify": IdentifyConfig,
     "qc": QCConfig,
     "longtext": LongTextConfig,
     "attest": AttestConfig,

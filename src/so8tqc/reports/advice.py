@@ -13,7 +13,7 @@ from so8tqc.record_kinds.quantize import QuantizedFile, QuantizeMetrics
 from so8tqc.records import Check, Diagnosis, Record, Verdict
 from so8tqc.reports import commands
 from so8tqc.reports import format as fmt
-from so8tqc.reports.diagnoses import finding
+from so8tqc.reports.diagnoses import divided, finding
 from so8tqc.reports.language import message, say
 
 _COARSE_TO_FINE = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
@@ -70,7 +70,10 @@ def _is_loss(diagnosis: Diagnosis, stage: str, records: Mapping[str, Record]) ->
 
 def _mend(diagnosis: Diagnosis, records: Mapping[str, Record]) -> NextStep:
     """A diagnosis with its remedy; what is wrong in the weights is mended by another bake."""
-    text = say(" ").join((finding(diagnosis), say(diagnosis.remedy)))
+    words, made = divided(diagnosis.remedy)
+    text = say(" ").join((finding(diagnosis), say(words)))
+    if made:
+        return NextStep(text, made)
     in_weights = diagnosis.layers or diagnosis.code in _WEIGHT_CODES
     in_weights = in_weights and "so8tqc export" not in diagnosis.remedy  # the bake may be right
     extra = _BAKE_FLAGS.get(diagnosis.code, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from so8tqc.check_guide import BEFORE_COMMANDS
 from so8tqc.records import Diagnosis
 from so8tqc.reports.language import message, say
 
@@ -18,6 +19,7 @@ CODES = (
     message("non_finite"),
     message("non_orthogonal"),
     message("storage_rounding"),
+    message("misread"),
 )
 
 
@@ -25,3 +27,17 @@ def finding(diagnosis: Diagnosis) -> str:
     """Its text: a record writes ``what is wrong: what was measured``; the first is a message."""
     head, colon, measured = diagnosis.text.partition(": ")
     return f"{say(head)}{colon}{measured}" if colon else say(head)
+
+
+def remedy(diagnosis: Diagnosis) -> str:
+    """What to do: one message, or one that a command line follows."""
+    head, command = divided(diagnosis.remedy)
+    return f"{say(head)} {command}" if command else say(diagnosis.remedy)
+
+
+def divided(text: str) -> tuple[str, str]:
+    """A remedy's words, and the command line that was made for it; "" if there is none."""
+    for head in BEFORE_COMMANDS:
+        if text.startswith(f"{head} "):
+            return head, text.removeprefix(f"{head} ")
+    return text, ""

@@ -57,6 +57,7 @@ class Section:
 
 
 _TITLES = {
+    "identify": message("Which reading was trained"),
     "bake": message("Bake"),
     "export": message("Export"),
     "quantize": message("Quantization"),
@@ -65,7 +66,7 @@ _TITLES = {
     "qc": message("Quality control"),
     "longtext": message("Long text"),
 }
-_ORDER = ("bake", "export", "qc", "quantize", "choose", "calibrate", "longtext")
+_ORDER = ("identify", "bake", "export", "qc", "quantize", "choose", "calibrate", "longtext")
 """What is asked first stands first: is the bake right, which file, how does it behave."""
 
 

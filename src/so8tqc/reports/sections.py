@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from so8tqc.records import Record
 from so8tqc.reports.html import Plot, Section
-from so8tqc.reports.kinds import bake, calibrate, choose, qc
+from so8tqc.reports.kinds import bake, calibrate, choose, identify, qc
 from so8tqc.reports.kinds.export import export_table
 from so8tqc.reports.kinds.longtext import case_table
 from so8tqc.reports.kinds.quantize import file_table
@@ -17,6 +17,7 @@ from so8tqc.reports.tables import Table, generic_tables
 _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
     "bake": lambda _: [],
     "export": lambda record: [export_table(record)],
+    "identify": lambda record: [identify.reading_table(record)],
     "quantize": lambda record: [file_table(record)],
     "calibrate": calibrate.tables,
     "qc": qc.tables,
@@ -24,6 +25,14 @@ _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
     "longtext": lambda record: [case_table(record)],
 }
 """Stages that have tables of their own; others are shown by ``tables.generic_tables``."""
+
+_PLOTS: Mapping[str, Callable[[Record], list[Plot]]] = {
+    "bake": bake.plots,
+    "calibrate": calibrate.plots,
+    "choose": choose.plots,
+    "identify": identify.plots,
+}
+"""Stages whose plots need their own record alone."""
 
 _SHOWN = {"qc": 2, "choose": 4}
 """How many tables are a stage's result, if not the first alone; the others are detail."""
@@ -66,19 +75,14 @@ def section(
 
 def _plots(name: str, record: Record, records: Mapping[str, Record]) -> list[Plot]:
     match name:
-        case "bake":
-            return bake.plots(record)
-        case "calibrate":
-            return calibrate.plots(record)
         case "qc":
             sizes = [] if "quantize" in records else qc.size_plots(records)
             return [*qc.kl_plots(record), *sizes]
         case "quantize" if "choose" not in records:
             return qc.size_plots(records)
-        case "choose":
-            return choose.plots(record)
         case _:
-            return []
+            draw = _PLOTS.get(name)
+            return draw(record) if draw else []
 
 
 def _links(folder: Path, prefix: str) -> list[tuple[str, str]]:

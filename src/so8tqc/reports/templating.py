@@ -59,6 +59,7 @@ def _environment() -> Environment:
         "check_meaning": checks.meaning,
         "explained_by": checks.explained_by,
         "finding": diagnoses.finding,
+        "remedy": diagnoses.remedy,
     }
     return environment
 

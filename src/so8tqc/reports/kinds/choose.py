@@ -17,6 +17,7 @@ from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
 from so8tqc.reports.html import Plot, drawn
 from so8tqc.reports.kinds.calibrate import held_out_table
+from so8tqc.reports.kinds.identify import reading_table
 from so8tqc.reports.kinds.quantize import table_of
 from so8tqc.reports.language import message, say
 from so8tqc.reports.pairs import narrow_pairs, pair_table
@@ -153,6 +154,8 @@ def terminal_tables(record: Record) -> list[Table]:
     """The tables that a terminal shows, too: narrow ones."""
     if record.kind == "qc":
         return [table for table in (narrow_pairs(record),) if table is not None]
+    if record.kind == "identify":
+        return [table for table in (reading_table(record, narrow=True),) if table is not None]
     if record.kind == "calibrate":
         return [table for table in (held_out_table(record),) if table is not None]
     if record.kind != "choose":

@@ -68,11 +68,22 @@ def capture_notices(to_gated: TokenTable | None, floor: TokenTable | None) -> li
             "The reference is a capture, so that no noise floor was measured: targets are the "
             "limits. Give --base and --rotations to have it measured, and the files checked."
         ]
-    distance = float(to_gated.columns["kl"].mean())
-    noise = 0.0 if floor is None else float(floor.columns["kl"].mean())
-    if distance <= max(SMALLEST_EFFECT, EFFECT_FACTOR * noise):
+    if not disagrees(to_gated, floor):
         return []
+    distance = float(to_gated.columns["kl"].mean())
     return [
         f"Base and rotations, as read here, are {distance:.3g} nats from the capture: what was "
         "recorded had another convention, parametrization, site or weights, or computed in 16 bits."
     ]
+
+
+def disagrees(to_gated: TokenTable, floor: TokenTable | None) -> bool:
+    """Whether base plus rotations are farther from the recorded logits than noise explains.
+
+    Args:
+        to_gated: base plus rotations against the capture.
+        floor: the candidates' noise floor, None without any.
+    """
+    distance = float(to_gated.columns["kl"].mean())
+    noise = 0.0 if floor is None else float(floor.columns["kl"].mean())
+    return distance > max(SMALLEST_EFFECT, EFFECT_FACTOR * noise)

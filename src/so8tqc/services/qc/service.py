@@ -38,6 +38,7 @@ from so8tqc.records import (
     skipped,
 )
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.identify.answer import Answer
 from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.qc.compatibility import require_same_architecture
 from so8tqc.services.qc.judging import (
@@ -48,6 +49,7 @@ from so8tqc.services.qc.judging import (
     kl_histogram,
     survival_check,
 )
+from so8tqc.services.qc.misread import diagnose_reading, read_anew, reading_of, with_commands
 from so8tqc.services.qc.models import (
     BASE,
     GATED,
@@ -80,6 +82,9 @@ from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.protocol import EncodedText
 from so8tqc.sources.texts import data_paths
 
+FIDELITY = ("kl.mean", "kl.top1", "logits.max_abs", "logits.mean_abs", "logits.rms")
+"""Checks of a candidate's logits against the reference's."""
+
 _UNRUNNABLE = (
     "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
 )  # fmt: skip
@@ -111,6 +116,8 @@ class _Findings:
     notices: list[str] = field(default_factory=list)
     named: set[str] = field(default_factory=set)
     """Candidates that have a diagnosis from their files."""
+    answer: Answer | None = None
+    """What a capture says of the rotations' readings, where it disagrees with the one in use."""
     unrunnable: dict[str, str] = field(default_factory=dict)
     """Candidates whose logits would mean nothing, and why."""
 
@@ -159,6 +166,8 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     with opened_reference(config, capture) as reference:
         config = config.model_copy(update={"rotations": reference.config.rotations})
         found = _judged(reference, capture, profile, progress)
+        if reference.rotations is not None:
+            _name_the_reading(found, config, reference.rotations)
     if not found.checks:
         raise InputError(
             "nothing can be judged from files alone without rotations",
@@ -195,8 +204,26 @@ def _judged(
     if config.save_recovered is not None:
         _save_recovered(config, names, rotations, found)
     if config.level == "full":
-        _judge_logits(config, names, rotations, capture, profile, dtypes, found, progress)
+        _judge_logits(reference, names, capture, profile, dtypes, found, progress)
     return found
+
+
+def _name_the_reading(found: _Findings, config: QCConfig, rotations: RotationSet) -> None:
+    """Say which reading the capture confirms, and bake commands by that one.
+
+    Args:
+        found: what was found; its diagnoses are completed.
+        config: as the user gave it.
+        rotations: as they were read.
+    """
+    reading, names = reading_of(rotations), names_of(config.candidates)
+    if found.answer is not None:
+        wrong = [str(path) for name, path in names.items() if found.failed(name, *FIDELITY)]
+        if told := diagnose_reading(found.answer, config, rotations, wrong):
+            found.diagnosis.insert(0, told)  # the others take the wrong reading for granted
+        if found.answer.identified is not None:
+            reading = found.answer.identified.reading
+    found.diagnosis = with_commands(found.diagnosis, config, reading, names)
 
 
 def _judge_files(
@@ -266,9 +293,8 @@ def _save_recovered(
 
 
 def _judge_logits(
-    config: QCConfig,
+    reference: Reference,
     names: Mapping[str, Path],
-    rotations: RotationSet | None,
     capture: Capture | None,
     profile: Profile,
     dtypes: Mapping[str, str],
@@ -276,6 +302,7 @@ def _judge_logits(
     progress: Progress,
 ) -> None:
     """Everything that needs the models to be run, once over the texts."""
+    config, rotations = reference.config, reference.rotations
     for name, why in found.unrunnable.items():
         reason = f"Not run, since {why} failed."
         found.checks.append(skipped("logits.run", reason, subject=name))
@@ -304,7 +331,9 @@ def _judge_logits(
         comparisons=compare_candidates(tables, bootstrap),
     )
     if capture is not None:
-        found.notices += capture_notices(ran.tables.get((REFERENCE, GATED)), ran.worst_floor)
+        to_gated, floor = ran.tables.get((REFERENCE, GATED)), ran.worst_floor
+        found.notices += capture_notices(to_gated, floor)
+        found.answer = read_anew(reference, capture, to_gated, floor, progress)
     found.diagnosis += diagnose_logits(found.checks, found.named)
     if ranks.is_first():
         write_tokens(config.out / TOKENS_FILE, tables)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
 from so8tqc.rotations.algebra import ulp
-from so8tqc.rotations.enums import Convention, Site
+from so8tqc.rotations.enums import Parametrization, Site
 from so8tqc.rotations.fold import orient, rounded_product
 from so8tqc.rotations.hypotheses import (
     PRECISIONS,
@@ -23,6 +23,7 @@ from so8tqc.rotations.hypotheses import (
     nearest_hypotheses,
     relative_error,
 )
+from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.recover import (
     LinearMaps,
     distances,
@@ -178,9 +179,7 @@ def _examine_site(
     base = tensor_view(plan.entry)
     if base.ndim != 2:
         return None
-    column = rotations.column_blocks(plan.site.target)
-    for convention in Convention:
-        blocks = column if convention is Convention.COLUMN else column.transpose(0, 2, 1)
+    for made, blocks in _read_anew(plan.site.target, rotations):
         matrix, b = orient(base, blocks, other, transposed=plan.site.transposed)
         candidate, _ = orient(stored, blocks, other, transposed=plan.site.transposed)
         room = matrix.shape[1] // b.shape[1]
@@ -189,9 +188,27 @@ def _examine_site(
         folded = Hypothesis("wrong_site", "", matrix, b[:room])
         nearer = relative_error(candidate, folded) < rival / 2
         if nearer and arithmetic_of(candidate, folded):
-            note = f"the rotation was multiplied at the {other} side"
+            note = f"the rotation was multiplied at the {other} side{made}"
             return Finding(plan.site.target.layer, "wrong_site", note)
     return None
+
+
+def _read_anew(target: Target, rotations: RotationSet) -> Iterator[tuple[str, FloatArray]]:
+    """A target's rotation as it is read, then by the other parametrizations, each of them in both
+    conventions; first what is to be said of it."""
+    theta = rotations.theta.get(target)
+    blocks = [("", rotations.blocks[target])]
+    if theta is not None:
+        others = set(Parametrization) - {rotations.parametrization, Parametrization.MATRIX}
+        blocks += [
+            (f", R made by {other}", rotation_blocks(theta, other))
+            for other in Parametrization
+            if other in others
+        ]
+    for made, r in blocks:
+        if np.isfinite(r).all():
+            yield made, r
+            yield made, r.transpose(0, 2, 1)
 
 
 def _examine_map(case: Case, known: Hypothesis, layer: int) -> Finding | None:
