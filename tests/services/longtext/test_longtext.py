@@ -183,16 +183,14 @@ def test_files_are_named_after_cases_and_notices_of_the_gates_are_kept(
     texts.write_text("\n".join(json.dumps({"id": i, "text": words}) for i in ids))
     gates = tmp_path / "gates.pt"
     generator = np.random.default_rng(0)
-    theta = {
-        f"layers.{i}.rotation_gate.theta": torch.from_numpy(generator.normal(size=(8, 8, 8)))
-        for i in range(3)
-    }
+    key = "layers.{}.self_attn.o_proj.so8t_rotation_gate.theta"
+    theta = {key.format(i): torch.from_numpy(generator.normal(size=(8, 8, 8))) for i in range(3)}
     torch.save(theta, gates)
     out = tmp_path / "out"
     out.mkdir()
     (out / "older_entropy.html").write_text("of another run")
     record = run(llama, llama, gates, texts, out, min_tokens=64, max_new_tokens=0)
-    assert any("column" in notice for notice in record.notices)
+    assert any("Recognised" in notice for notice in record.notices)
     assert list(record.outputs) == ["series.npz"]
     drawn = draw_pages(record, out)
     assert sorted(path.name for path in drawn.files) == sorted(
