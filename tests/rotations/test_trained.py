@@ -105,6 +105,13 @@ def test_names_of_a_class_that_holds_the_model_and_of_peft() -> None:
     assert list(unwrapped(peft).values()) == ["model.embed_tokens.weight", "lm_head.weight"]
 
 
+def test_a_module_beside_a_layers_own_gate_is_no_wrapper(tmp_path: Path) -> None:
+    state = layered("model.layers.{}.rotation_gate.theta")
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3)]
+    state |= {name: torch.eye(16) for name in names}
+    assert sorted(open_raw(saved(tmp_path / "g.pt", state), STATED).weights) == names
+
+
 def test_a_tensor_without_a_name_needs_its_layers(tmp_path: Path) -> None:
     one = saved(tmp_path / "one.pt", GATES[0])
     with pytest.raises(ConfigError, match=r"names no layer.*--layers") as caught:

@@ -403,10 +403,15 @@ def _kind(target: Target, name: str, found: _Found) -> _Recognised | None:
     return _FAMILIES.get((gate, _wrapper(name, found)))
 
 
+_INSIDE_A_MODULE = 2
+"""Dots below the layer in the name of a gate that stands inside a module of the layer. Beside one
+that stands in the layer itself are the layer's own modules, which wrap nothing."""
+
+
 def _wrapper(name: str, found: _Found) -> str | None:
     """The only level beside a gate, if there is only one: what wraps the module it was put on."""
     placed = layer_of(name)
-    if placed is None or placed[2].count(".") < 1:
+    if placed is None or placed[2].count(".") < _INSIDE_A_MODULE:
         return None
     parent = name.rsplit(".", 2)[0] + "."
     levels = {
