@@ -11,6 +11,10 @@ text layers), each in a process of its own and ended by `sync`:
 * PEFT's `merge_and_unload` and `save_pretrained`, in the dtype of the checkpoint and, on machines
   without fast 16-bit matrix products, in float32.
 
+and, with a LoRA of rank 16 on all seven projections of the text layers, the bake and PEFT's merge
+again; on SmolLM2 also how far each lies from the exact weights, in ulps, and its KL from the
+unmerged model in float64.
+
 The time is that of the work, after imports; memory is the peak of the process above what it holds
 after `import torch`. `qwen2-vl-2b` is a synthetic bfloat16 checkpoint with the shapes of
 Qwen2-VL-2B (28 text layers of width 1536, the vision tower of 32 blocks; 4.4 GB), filled with
@@ -40,7 +44,10 @@ from process_memory import peak_bytes
 SHARD_BYTES = 2 << 30
 METHODS = (
     "copy", "bake", "bake, base hashed", "bake, verified", "PEFT, stored dtype", "PEFT, float32",
+    "LoRA, bake", "LoRA, bake, verified", "LoRA, PEFT, stored dtype", "LoRA, PEFT, float32",
 )  # fmt: skip
+LORA = "LoRA, "
+"""Methods that merge a rank-16 LoRA on all seven projections of every text layer."""
 
 
 class Run(NamedTuple):
@@ -132,12 +139,42 @@ def write_adapter(base: Path, directory: Path) -> None:
     save_file(tensors, str(directory / "adapter_model.safetensors"))
 
 
+def write_lora(base: Path, directory: Path) -> None:
+    """A trained-looking LoRA of rank 16 on all seven projections of the text layers."""
+    import re
+
+    import peft
+    from safetensors.torch import save_file
+
+    from so8tqc.checkpoints.safetensors_index import open_checkpoint
+
+    generator = torch.Generator().manual_seed(0)
+    projections = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    pattern = re.compile(rf"layers\.\d+\.(self_attn|mlp)\.({projections})\.weight$")
+    tensors = {}
+    for name, entry in open_checkpoint(base).tensors.items():
+        if pattern.search(name) and "visual" not in name:
+            out, into = entry.shape
+            key = f"base_model.model.{name.removesuffix('.weight')}"
+            a = torch.randn(16, into, generator=generator) * into**-0.5
+            tensors[f"{key}.lora_A.weight"] = a
+            tensors[f"{key}.lora_B.weight"] = torch.randn(out, 16, generator=generator) * 0.002
+    config = peft.LoraConfig(
+        r=16, lora_alpha=32, target_modules=rf".*layers\.\d+\.(self_attn|mlp)\.({projections})"
+    )
+    config.inference_mode = True
+    directory.mkdir()
+    config.save_pretrained(str(directory))
+    save_file(tensors, str(directory / "adapter_model.safetensors"))
+
+
 # --- the methods, each run in a process of its own ----------------------------------------------
 
 
 def work(method: str, base: Path, adapter: Path, out: Path) -> Run:
     """Import what the method needs, then do it and flush it to disk."""
     idle = resident()
+    method = method.removeprefix(LORA)
     if method.startswith("bake"):
         from so8tqc.config import BakeConfig
         from so8tqc.services import bake as service
@@ -171,13 +208,49 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def in_a_process(method: str, base: Path, adapter: Path, out: Path) -> Run:
+def in_a_process(method: str, base: Path, adapter: Path, out: Path, *, keep: bool = False) -> Run:
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
     command = [sys.executable, __file__, "--work", method, str(base), str(adapter), str(out)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    shutil.rmtree(out, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(out, ignore_errors=True)
     return Run(*json.loads(done.stdout.splitlines()[-1]))
+
+
+# --- what a merge costs -------------------------------------------------------------------------
+
+
+def accuracy(base: Path, lora: Path, root: Path, tokens: int = 128) -> None:
+    """Largest distance from the exact W' in ulps, and KL from the unmerged float64 forward."""
+    import numpy as np
+
+    from so8tqc.adapters.plan import plan_adapters
+    from so8tqc.checkpoints.safetensors_index import open_checkpoint
+    from so8tqc.services.weights.adapters import adapter_algebra
+    from so8tqc.sources.hf import HFModel
+    from so8tqc.sources.unmerged import load_unmerged
+
+    plan = plan_adapters(open_checkpoint(base), [lora], None, dtype="keep")
+    reference = load_unmerged(base, [lora], dtype="float64")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, reference.vocab_size, tokens)
+
+    def log_probabilities(model: HFModel) -> torch.Tensor:
+        return torch.log_softmax(model.head(model.hidden(ids)).double(), dim=-1).clone()
+
+    expected = log_probabilities(reference)
+    print(f"{'':26}{'ulp':>9}{'not exact':>12}{'KL, nats':>12}")
+    for method in ("LoRA, bake", "LoRA, PEFT, stored dtype", "LoRA, PEFT, float32"):
+        out = root / "accuracy"
+        in_a_process(method, base, lora, out, keep=True)
+        results = adapter_algebra(open_checkpoint(out), plan)
+        ulp = max(r.comparison.max_ulp for r in results)
+        wrong = sum(r.comparison.max_ulp > 0.5 for r in results)
+        got = log_probabilities(HFModel.load(out, dtype="float64"))
+        kl = float((expected.exp() * (expected - got)).sum(dim=-1).mean())
+        print(f"{method:26}{ulp:9.3f}{wrong:8}/{len(results)}{kl:12.3e}")
+        shutil.rmtree(out, ignore_errors=True)
 
 
 # --- the comparison -----------------------------------------------------------------------------
@@ -185,24 +258,31 @@ def in_a_process(method: str, base: Path, adapter: Path, out: Path) -> Run:
 
 def compare(name: str, root: Path, repeats: int, methods: list[str]) -> None:
     base = MODELS[name](root)
-    adapter = root / f"{name}-adapter"
+    adapter, lora = root / f"{name}-adapter", root / f"{name}-lora"
     write_adapter(base, adapter)
+    write_lora(base, lora)
     runs: dict[str, list[Run]] = {method: [] for method in methods}
     for i in range(repeats):
         for method in methods:
-            if i == 0 or not method.startswith("PEFT"):  # once: it is slow, and needs no median
-                runs[method].append(in_a_process(method, base, adapter, root / "out"))
+            if i == 0 or "PEFT" not in method:  # once: it is slow, and needs no median
+                trained = lora if method.startswith(LORA) else adapter
+                runs[method].append(in_a_process(method, base, trained, root / "out"))
     seconds = {m: statistics.median(r.seconds for r in runs[m]) for m in methods}
     memory = {m: max(r.bytes for r in runs[m]) for m in methods}
     size = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 1e9
+    against = "bake" if "bake" in methods else "copy"
     print(f"\n{name}: {size:.2f} GB, median of {repeats} (PEFT: 1), {os.cpu_count()} cores")
-    print(f"{'':20}{'seconds':>9}{'× copy':>9}{'× bake':>9}{'MiB':>9}{'× bake':>9}")
+    print(f"{'':26}{'seconds':>9}{'× copy':>9}{f'× {against}':>9}{'MiB':>9}{f'× {against}':>9}")
     for m in methods:
         print(
-            f"{m:20}{seconds[m]:9.2f}{seconds[m] / seconds['copy']:9.2f}"
-            f"{seconds[m] / seconds['bake']:9.2f}{memory[m] / 2**20:9.0f}"
-            f"{memory[m] / memory['bake']:9.1f}"
+            f"{m:26}{seconds[m]:9.2f}{seconds[m] / seconds['copy']:9.2f}"
+            f"{seconds[m] / seconds[against]:9.2f}{memory[m] / 2**20:9.0f}"
+            f"{memory[m] / memory[against]:9.1f}"
         )
+    if name == "smollm2":
+        accuracy(base, lora, root)
+    if not {"bake", "bake, base hashed", "bake, verified"} <= set(methods):
+        return
     hashing = seconds["bake, base hashed"] - seconds["bake"]
     checking = seconds["bake, verified"] - seconds["bake, base hashed"]
     print(f"hashing the base costs {hashing / seconds['bake']:.2f} × the bake, "
@@ -224,7 +304,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as own:
         for name in arguments.models.split(","):
             root = arguments.scratch or Path(own)
-            shutil.rmtree(root / f"{name}-adapter", ignore_errors=True)
+            for kind in ("adapter", "lora"):
+                shutil.rmtree(root / f"{name}-{kind}", ignore_errors=True)
             compare(name, root, arguments.repeats, arguments.methods.split(";"))
 
 

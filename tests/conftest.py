@@ -40,6 +40,8 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     # heads × head_dim differs from hidden_size in these two
     "qwen3": {"head_dim": 32},
     "gemma3_text": {"head_dim": 32, "sliding_window": 64, "query_pre_attn_scalar": 32},
+    # experts, which transformers runs as one 3D parameter and stores one by one
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_vl": {
         "text_config": {
             **_COMMON,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, PlannedTensor
@@ -14,7 +16,7 @@ from so8tqc.checkpoints.safetensors_index import (
     torch_dtype,
 )
 from so8tqc.errors import So8tqcError
-from so8tqc.progress import Task
+from so8tqc.progress import Progress, Task
 from so8tqc.rotations.fold import blocks_along_rows, fold, orient
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet
 
@@ -89,3 +91,19 @@ def sha256_tensor(entry: TensorEntry) -> str:
     for count in read_pieces(entry, view):
         digest.update(view[:count])
     return digest.hexdigest()
+
+
+def hash_tensors(entries: list[TensorEntry], progress: Progress) -> dict[str, str]:
+    """SHA-256 of each tensor as it is on the disk, on all cores."""
+    total = sum(entry.end - entry.start for entry in entries)
+    with (
+        progress.task("hashing", total=total, unit="bytes") as task,
+        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+    ):
+
+        def digest(entry: TensorEntry) -> str:
+            value = sha256_tensor(entry)
+            task.advance(entry.end - entry.start, item=entry.name)
+            return value
+
+        return dict(zip((e.name for e in entries), pool.map(digest, entries), strict=True))

@@ -17,17 +17,31 @@ PROVENANCE_NAME = "so8tqc.json"
 
 
 class BakedTensor(Frozen):
-    """One tensor that the bake changed: SHA-256 of its bytes before and after."""
+    """One tensor that the bake changed: SHA-256 of its bytes before and after.
+
+    ``layer`` is None for a tensor that belongs to none: embedding, head, final norm.
+    """
 
     name: str
-    layer: int
+    layer: int | None
     dtype: str
     sha256_before: str
     sha256_after: str
 
 
+class BakedAdapter(Frozen):
+    """An adapter that the bake applied: where it was, its method, SHA-256 of its files."""
+
+    path: str
+    kind: str
+    sha256: str
+
+
 class Provenance(Frozen):
     """What a baked directory says about itself.
+
+    ``adapters`` are in the order in which they were applied; convention, parametrization and site
+    are those of the gates, None without any (``rotations`` is then the first adapter).
 
     ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors; None where the
     bake did not read them all, because it was not to be verified. ``recognised`` is by which names
@@ -39,9 +53,10 @@ class Provenance(Frozen):
     base_fingerprint: str | None
     rotations: str
     rotations_fingerprint: str
-    convention: Convention
-    parametrization: Parametrization
-    site: Site
+    convention: Convention | None
+    parametrization: Parametrization | None
+    site: Site | None
+    adapters: tuple[BakedAdapter, ...] = ()
     recognised: str | None = None
     tensors: tuple[BakedTensor, ...]
     versions: dict[str, str]

@@ -29,7 +29,7 @@ def bake(
     rotations: Annotated[
         Path | None,
         typer.Argument(
-            help="Gate file, checkpoint, or adapter; none: the model's own weights hold the gates.",
+            help="Gate file, checkpoint, PEFT adapter; none: the model's weights hold the gates.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,7 @@ def bake(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fold rotations into a checkpoint: W' = W·R; then re-read it and prove it.
+    """Fold rotations and adapters into a checkpoint: W' = (W + s·B·A)·R; re-read it, prove it.
 
     The directory appears complete or not at all; only the rotated tensors change.
 
@@ -69,6 +69,10 @@ def bake(
         so8tqc bake model/ gates.pt --out baked/ --parametrization exp --convention row --site input
 
         so8tqc bake model/ oft-adapter/ --out baked/ --baked-dtype float32
+
+        so8tqc bake model/ lora-adapter/ --out baked/
+
+        so8tqc bake model/ gates.safetensors --adapter lora-adapter/ --out baked/
 
         so8tqc bake org/name@revision gates.safetensors --out baked/
 

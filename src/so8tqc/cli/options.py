@@ -59,6 +59,14 @@ _Layers = Annotated[
     str | None,
     typer.Option(help="Layers that carry a gate, e.g. 0-11,13.", show_default=False),
 ]
+_Adapters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        help="PEFT adapter directory; repeatable, in order. Gates are in front of all of them.",
+        show_default=False,
+    ),
+]
 _Orthogonalize = Annotated[
     str | None,
     typer.Option(help="as-trained (default), or polar: the nearest rotation.", show_default=False),
@@ -211,6 +219,7 @@ reads_rotations = in_place_of(
         "key": _Key,
         "lora_alpha": _LoraAlpha,
         "layers": _Layers,
+        "adapters": _Adapters,
         "orthogonalize": _Orthogonalize,
     },
 )

@@ -83,6 +83,14 @@ def qc(
         Path | None,
         typer.Option(help="Write the rotations recovered from the candidate as a gate file."),
     ] = None,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="nf4|fp4|int8|DIR",
+            help="Quantized base that the adapters were trained on: the reference runs on it.",
+            show_default=False,
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -97,6 +105,8 @@ def qc(
 
         so8tqc qc --reference model/ --rotations gates.safetensors --candidate baked/
           --candidate model-Q5_K_M.gguf --data texts.jsonl --out qc/
+
+        so8tqc qc --reference model/ --rotations lora/ --candidate merged/ --out qc/
 
         so8tqc qc --reference ref.safetensors --candidate model-Q5_K_M.gguf --out qc/
 
@@ -117,6 +127,7 @@ def qc(
         data=data, tokenizer=tokenizer, profile=profile, level=level, protocol=protocol, ctx=ctx,
         stride=stride, max_tokens=max_tokens, threads=threads, fail_on=fail_on, allow=allow,
         compute_dtype=compute_dtype, device_map=device_map, save_recovered=save_recovered,
+        trained_on=trained_on,
     )  # fmt: skip
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

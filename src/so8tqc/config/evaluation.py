@@ -48,5 +48,10 @@ class ReferenceOptions(Options):
     )
     rotations: Path | None = None
     rotation_options: RotationOptions = RotationOptions()
+    trained_on: str | None = Field(
+        None,
+        description="The quantized base that the adapters were trained on: nf4, fp4, int8 "
+        "(bitsandbytes, quantized again), or a directory of FP8 weights. The reference runs on it.",
+    )
     data: tuple[str, ...] = (QUALITY_TEXTS,)
     tokenizer: Path | None = None

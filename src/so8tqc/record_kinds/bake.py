@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from so8tqc.record_kinds.base import Entry, Metrics
 
 
 class LayerDrift(Entry):
     """The blocks of one target: ‖RᵀR − I‖_F and rotation angles (radians)."""
 
-    layer: int
+    layer: int | None
     target: str | None
     blocks: int | None
     orthogonality_max: float | None
@@ -44,6 +46,13 @@ class HowRead(Entry):
     recognised: str | None
 
 
+class AppliedAdapter(Entry):
+    """An adapter: its method (``peft_type``), and how many modules it changes."""
+
+    kind: str
+    modules: int
+
+
 class BakeMetrics(Metrics):
     """Of kind ``bake``.
 
@@ -52,12 +61,14 @@ class BakeMetrics(Metrics):
         orthogonality: ‖RᵀR − I‖_F, targets × blocks.
         bytes_written: of the baked model.
         reading: how the rotations were read.
+        adapters: that were merged, in order.
     """
 
     layers: list[FoldedLayer]
     orthogonality: list[list[float]]
     bytes_written: int | None
     reading: HowRead | None = None
+    adapters: list[AppliedAdapter] = Field(default_factory=list)
 
 
 class PlannedFold(Entry):

@@ -121,7 +121,7 @@ def fold(
         _refuse_non_finite(m, element)
     reach = norm * float(b.norm(dim=1).max())  # no element of the product is larger
     product = blockwise_product(m, blocks)
-    folded, suspects = _rounded(product, _error_bound(reach, b.shape[1]), dtype)
+    folded, suspects = rounded_suspects(product, _error_bound(reach, b.shape[1]), dtype)
     if suspects.shape[0]:
         _decide(folded, product, m, b, suspects)
     if reach >= torch.finfo(dtype).max:
@@ -211,7 +211,7 @@ def _error_bound(absolute_sum: Number, terms: int) -> Number:
     return gamma * absolute_sum + n * _SMALLEST_FLOAT64
 
 
-def _rounded(
+def rounded_suspects(
     product: torch.Tensor, bound: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The product as torch rounds it, and the elements that may not be the exact one rounded.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -39,6 +40,11 @@ class RotationOptions(Options):
         None,
         description="Layers that carry a gate, e.g. 0-11,13; default all layers of the model.",
         pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$",
+    )
+    adapters: tuple[Path, ...] = Field(
+        (),
+        description="PEFT adapters beside the rotations, in the order in which they apply; gates "
+        "are in front of base and adapters.",
     )
     orthogonalize: Literal["as-trained", "polar"] = Field(
         "as-trained", description="Bake the trained matrix, or the rotation nearest to it."

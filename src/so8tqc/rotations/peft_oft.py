@@ -26,9 +26,15 @@ from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.peft_config import CONFIG_NAME, number, read_config
 from so8tqc.rotations.raw import RawRotations
-from so8tqc.rotations.rotation_set import FloatArray, Target, orthogonality_error
+from so8tqc.rotations.rotation_set import (
+    ORTHOGONALITY_LIMIT,
+    FloatArray,
+    Target,
+    orthogonality_error,
+)
 from so8tqc.rotations.towers import in_other_tower
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -87,6 +93,31 @@ def read_oft(directory: Path) -> RawRotations:
         metadata={"source": "PEFT OFT", "peft_version": str(config.get("peft_version", "unknown"))},
         notices=tuple(notices),
     )
+
+
+def oft_blocks(
+    config: Mapping[str, Any], vector: FloatArray, directory: Path, where: str
+) -> FloatArray:
+    """R of one module as PEFT's forward computes it, [N, b, b]; orthogonal or not.
+
+    Args:
+        config: the adapter's.
+        vector: [N, b(b−1)/2], ``oft_R`` of the module.
+        directory: the adapter's, for messages.
+        where: the module, for messages.
+
+    Raises:
+        RotationError: a shape that is no triangle, or settings that are no numbers.
+    """
+    target = Target(0, where)
+    skew = {target: _skew(vector, where)}
+    if config.get("coft"):
+        eps = number(config, "eps", _DEFAULT_EPS, directory)
+        skew = {target: _constrained(skew[target], eps)}
+    if _neumann(config, directory):
+        return _series(config, skew, [], directory)[target]
+    theta = -2.0 * np.triu(skew[target], 1)
+    return rotation_blocks(theta, Parametrization.CAYLEY)
 
 
 def neumann_series(q: FloatArray, terms: int, last_term_halved: bool) -> FloatArray:
@@ -237,4 +268,20 @@ def _last_term_halved(config: Mapping[str, Any]) -> tuple[bool, str]:
     return halved, (
         f"Trained with PEFT {recorded}: its Cayley–Neumann series ends with "
         f"{'the last power once' if halved else 'twice the last power'}."
+    )
+
+
+def within_orthogonality(directory: Path) -> bool:
+    """Whether an OFT adapter's own R is orthogonal to the limit of a rotation, in every block.
+
+    True as well where it cannot be read as OFT: reading it says why.
+    """
+    try:
+        raw = read_oft(directory)
+    except RotationError:
+        return True
+    if raw.parametrization is not Parametrization.MATRIX:
+        return True
+    return all(
+        float(orthogonality_error(b).max()) <= ORTHOGONALITY_LIMIT for b in raw.theta.values()
     )

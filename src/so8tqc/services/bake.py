@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from so8tqc.checkpoints.baking import TensorFold, sha256_tensor
+from so8tqc.adapters.trained import trained
+from so8tqc.checkpoints.baking import TensorFold, hash_tensors
 from so8tqc.checkpoints.copy import companion_files
 from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.plan import (
@@ -27,7 +27,8 @@ from so8tqc.checkpoints.provenance import (
     read_provenance,
     write_provenance,
 )
-from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
+from so8tqc.checkpoints.quantized import require_unquantized
+from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.closure import versions_of
 from so8tqc.config import BakeConfig
 from so8tqc.disk.atomic import atomic_directory, remove_leftovers, require_space
@@ -46,7 +47,15 @@ from so8tqc.record_kinds.bake import (
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.rotations.read import open_raw
 from so8tqc.rotations.rotation_set import RotationSet, Target
+from so8tqc.services.adapter_bake import (
+    PreparedAdapters,
+    adapter_inputs,
+    bake_adapters,
+    memory_needed,
+    prepare_adapters,
+)
 from so8tqc.services.trained_base import stray_gates, trained_base
+from so8tqc.services.weights.adapters import adapter_checks
 from so8tqc.services.weights.structure import (
     TargetAlgebra,
     algebra,
@@ -126,6 +135,10 @@ def bake(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
+    if trained(config.rotations, config).adapters:
+        _refuse_second_bake(config)
+        with trained_base(config.base, config.rotations, config, config.out) as base:
+            return bake_adapters(config, prepare_adapters(config, base), base, watch, progress)
     with _prepared(config) as ready:
         return _bake(ready.config, ready, watch, progress)
 
@@ -143,7 +156,7 @@ def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Prog
         baked = open_checkpoint(directory)
         with ThreadPoolExecutor(max_workers=1) as pool:
             folded = [baked.tensors[p.entry.name] for p in ready.planned]
-            hashing = pool.submit(_hashes, folded, SILENT)
+            hashing = pool.submit(hash_tensors, folded, SILENT)
             proof = _prove(ready, baked, progress) if config.verify else _Proof()
             after = hashing.result()
         provenance = _provenance(config, ready, before, after)
@@ -185,6 +198,10 @@ def plan(config: BakeConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
+    if trained(config.rotations, config).adapters:
+        _refuse_second_bake(config)
+        with trained_base(config.base, config.rotations, config, config.out) as base:
+            return _plan_adapters(config, prepare_adapters(config, base), watch, progress)
     with _prepared(config) as ready:
         return _plan(ready, watch, progress)
 
@@ -223,8 +240,46 @@ def _plan(ready: _Prepared, watch: Stopwatch, progress: Progress) -> Record:
     )
 
 
+def _plan_adapters(
+    config: BakeConfig, ready: PreparedAdapters, watch: Stopwatch, progress: Progress
+) -> Record:
+    """What a bake of adapters would do; metrics as :func:`plan`."""
+    checks = adapter_checks(ready.plan)
+    progress.message(f"{len(ready.plan.changed)} tensors would change; nothing was written")
+    return Record(
+        kind="bake-plan",
+        verdict=overall(checks),
+        checks=tuple(checks),
+        metrics=PlanMetrics(
+            tensors=[
+                PlannedFold(
+                    name=c.entry.name,
+                    shape=list(c.entry.shape),
+                    dtype=c.entry.dtype,
+                    baked_dtype=c.dtype,
+                    bytes=c.entry.end - c.entry.start,
+                )
+                for c in ready.plan.changed
+            ],
+            layers=[],
+            orthogonality=[drift.tolist() for drift in ready.plan.drift.values()],
+            bytes_written=ready.size,
+            disk_free_bytes=shutil.disk_usage(_existing(config.out)).free,
+            memory_bytes=memory_needed(ready.plan),
+        ).as_json(),
+        notices=ready.plan.notices,
+        inputs=adapter_inputs(config),
+        config=config.model_dump(mode="json"),
+        versions=versions_of(__name__),
+        run=watch.info(),
+    )
+
+
 def planned_bytes(config: BakeConfig) -> int:
     """Bytes that :func:`bake` would write; raises what that would raise before it writes."""
+    if trained(config.rotations, config).adapters:
+        with trained_base(config.base, config.rotations, config, config.out) as base:
+            return prepare_adapters(config, base).size
     with _prepared(config) as ready:
         ready.reading.result()
         return ready.size
@@ -237,12 +292,13 @@ def _prepared(config: BakeConfig) -> Iterator[_Prepared]:
         open_checkpoint(config.base)  # says what is wrong with it
     _refuse_second_bake(config)
     with (
-        trained_base(config.base, config.rotations, config, config.out) as trained,
+        trained_base(config.base, config.rotations, config, config.out) as base,
         ThreadPoolExecutor(max_workers=1) as reader,
     ):
-        checkpoint = open_checkpoint(trained.directory)
-        source = trained.source
-        if source is None or trained.rotations is None:
+        checkpoint = open_checkpoint(base.directory)
+        require_unquantized(checkpoint)
+        source = base.source
+        if source is None or base.rotations is None:
             if stray_gates(config.base):
                 open_raw(config.base, config)  # says why they are none that could be baked
             raise ConfigError(
@@ -256,10 +312,10 @@ def _prepared(config: BakeConfig) -> Iterator[_Prepared]:
             reading.result() if source.shared else source,
             dtype=config.baked_dtype,
             all_layers=config.layers is None,
-            kept=trained.kept,
+            kept=base.kept,
         )
         yield _Prepared(
-            config.model_copy(update={"rotations": trained.rotations}),
+            config.model_copy(update={"rotations": base.rotations}),
             checkpoint,
             reading,
             planned,
@@ -365,24 +421,8 @@ def _hashed(config: BakeConfig, ready: _Prepared, progress: Progress) -> dict[st
     """SHA-256 of the whole base for a bake that reads everything back, else of what is folded."""
     ready.reading.result()  # of what cannot be baked nothing needs to be hashed
     if config.verify:
-        return _hashes(list(ready.checkpoint.tensors.values()), progress)
-    return _hashes([p.entry for p in ready.planned], progress)
-
-
-def _hashes(entries: list[TensorEntry], progress: Progress) -> dict[str, str]:
-    """SHA-256 of each tensor as it is on the disk, on all cores."""
-    total = sum(entry.end - entry.start for entry in entries)
-    with (
-        progress.task("hashing", total=total, unit="bytes") as task,
-        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
-    ):
-
-        def digest(entry: TensorEntry) -> str:
-            value = sha256_tensor(entry)
-            task.advance(entry.end - entry.start, item=entry.name)
-            return value
-
-        return dict(zip((e.name for e in entries), pool.map(digest, entries), strict=True))
+        return hash_tensors(list(ready.checkpoint.tensors.values()), progress)
+    return hash_tensors([p.entry for p in ready.planned], progress)
 
 
 def _provenance(

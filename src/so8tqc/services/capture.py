@@ -30,6 +30,7 @@ from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.unmerged import load_unmerged, unmerged_source
 
 _STORED = {"float32": "F32", "float16": "F16"}
 
@@ -62,7 +63,7 @@ def _capture(
     tokenizer = load_tokenizer(config.tokenizer or trained.directory)
     texts = encode(load_texts(config.data), tokenizer, config.max_tokens)
     inputs = _inputs(config)
-    source = _source(config, trained.directory, rotations)
+    source = _source(config, trained, rotations)
     stored = _STORED[config.dtype]
     try:
         need = capture_bytes(texts, source.vocab_size, stored)
@@ -95,11 +96,15 @@ def _capture(
     )
 
 
-def _source(config: CaptureConfig, directory: Path, rotations: RotationSet | None) -> LogitSource:
+def _source(
+    config: CaptureConfig, trained: TrainedBase, rotations: RotationSet | None
+) -> LogitSource:
     name = short_name(config.model)
     if is_gguf(config.model):
         return GGUFSource(config.model, name, threads=config.threads)
-    model = HFModel.load(directory)
+    if trained.adapters:
+        return unmerged_source(load_unmerged(trained.directory, trained.adapters), rotations, name)
+    model = HFModel.load(trained.directory)
     return GatedSource(model, rotations, name) if rotations else HFSource(model, name)
 
 
@@ -107,4 +112,6 @@ def _inputs(config: CaptureConfig) -> dict[str, FileRef]:
     inputs = {"model": file_ref(config.model)}
     if config.rotations is not None:
         inputs["rotations"] = file_ref(config.rotations)
+    for i, path in enumerate(config.rotation_options.adapters):
+        inputs[f"adapter_{i + 1}"] = file_ref(path)
     return inputs

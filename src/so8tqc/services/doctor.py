@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from so8tqc.checkpoints.provenance import read_provenance
+from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.sites import text_layers
 from so8tqc.errors import InputError, So8tqcError
@@ -202,10 +202,17 @@ def _describe_model(path: Path) -> list[Finding]:
         findings.append(Finding("baked", "no so8tqc.json: not baked by so8tqc"))
     else:
         findings.append(
-            Finding("baked", f"from {provenance.rotations}, {provenance.parametrization}, "
-                    f"{provenance.convention}, {len(provenance.tensors)} tensors")
+            Finding("baked", f"from {provenance.rotations}, {_how(provenance)}, "
+                    f"{len(provenance.tensors)} tensors")
         )  # fmt: skip
     return findings
+
+
+def _how(provenance: Provenance) -> str:
+    """Gates by parametrization and convention, adapters by their methods."""
+    gates = (provenance.parametrization, provenance.convention)
+    words = [str(word) for word in gates if word is not None]
+    return ", ".join([*words, *(adapter.kind for adapter in provenance.adapters)])
 
 
 def _describe_rotations(path: Path) -> list[Finding]:

@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from so8tqc.adapters.plan import AdapterPlan, plan_adapters
+from so8tqc.adapters.trained import trained
 from so8tqc.checkpoints.beside import Beside, beside_gates
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import widened
+from so8tqc.checkpoints.quantized import require_unquantized
 from so8tqc.checkpoints.restored import (
     Piece,
     base_pieces,
@@ -61,6 +64,22 @@ class TrainedBase:
     rotations: Path | None = None
     kept: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    adapters: tuple[Path, ...] = ()
+    """PEFT adapters beside the rotations, in the order in which they apply."""
+
+    def adapter_plan(self, dtype: str = "keep") -> AdapterPlan | None:
+        """What the adapters, and the gates in front, make of the base; None without adapters.
+
+        Raises:
+            InputError: they are malformed or do not fit the base.
+        """
+        if not self.adapters:
+            return None
+        checkpoint = open_checkpoint(self.directory)
+        require_unquantized(checkpoint)
+        return plan_adapters(
+            checkpoint, self.adapters, self.rotation_set(), dtype=dtype, kept=self.kept
+        )
 
     def rotation_set(self) -> RotationSet | None:
         """The rotations, shared blocks widened to the model; the notices are theirs, too.
@@ -108,12 +127,18 @@ def trained_base(
         ConfigError: rotations that leave facts open.
         ToolError: the disk has no room.
     """
+    found = trained(rotations, options)
     if is_gguf(base):
-        if rotations is not None:
+        if rotations is not None or found.adapters:
             raise InputError(
                 "rotations are applied to a model directory, not to a GGUF file", where=str(base)
             )
         yield TrainedBase(base)
+        return
+    if found.adapters:
+        alone = options.model_copy(update={"adapters": ()})
+        with trained_base(base, found.gates, alone, near) as made:
+            yield dataclasses.replace(made, adapters=found.adapters)
         return
     same = rotations is not None and rotations.resolve() == base.resolve()
     named = rotations is None and (options.key is not None or options.site is Site.HEAD)

@@ -25,7 +25,7 @@ _FILE_ENDINGS = (
     ".safetensors", ".gguf", ".pt", ".pth", ".bin", ".json", ".jsonl", ".txt", ".yaml", ".yml",
 )  # fmt: skip
 _MODEL_FIELDS = ("base", "model", "reference", "candidates", "tokenizer")
-_ROTATION_FIELDS = ("rotations",)
+_ROTATION_FIELDS = ("rotations", "adapters")
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
 """Weights, config, tokenizer. No pickles, no code."""
@@ -75,6 +75,9 @@ def with_local_paths(config: _Config, progress: Progress = SILENT) -> _Config:
         found = tuple(find(path, progress) for path in paths)
         if found != paths:
             changes[field] = found if isinstance(value, tuple) else found[0]
+    inner = getattr(config, "rotation_options", None)
+    if isinstance(inner, BaseModel) and (told := with_local_paths(inner, progress)) is not inner:
+        changes["rotation_options"] = told
     return config.model_copy(update=changes) if changes else config
 
 

@@ -132,6 +132,11 @@ def _bake(directory: Path, record: Record, _: list[Link]) -> list[Link]:
             where=str(model),
             remedy="Bake again without --no-verify.",
         )
+    if provenance.adapters:
+        raise InputError(
+            "a bake of PEFT adapters has no statement: a link names one set of rotations",
+            where=str(model),
+        )
     files = sorted(path for path in model.rglob("*") if path.is_file())
     return [
         Link(

@@ -57,9 +57,9 @@ class Evaluation:
             opened = stack.enter_context(opened_reference(qc, capture))
             self.texts = texts_of(opened.config, capture)
             self._reference: list[LogitSource] = reference_sources(
-                opened.config, capture, opened.rotations
+                opened.config, capture, opened.rotations, opened.adapters
             )
-            self.has_base = opened.rotations is not None
+            self.has_base = len(self._reference) > 1
             self._open = stack.pop_all()
 
     @property

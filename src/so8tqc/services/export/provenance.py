@@ -15,12 +15,14 @@ def provenance_keys(provenance: Provenance) -> dict[str, Value]:
     """The keys of a baked model; the base's fingerprint is absent where the bake has none."""
     keys: dict[str, Value] = {
         BAKED_KEY: True,
-        "so8t.convention": str(provenance.convention),
-        "so8t.parametrization": str(provenance.parametrization),
-        "so8t.site": str(provenance.site),
         "so8t.rotations.fingerprint": provenance.rotations_fingerprint,
         "so8t.version": provenance.versions.get("so8tqc", ""),
     }
+    for name in ("convention", "parametrization", "site"):
+        if (value := getattr(provenance, name)) is not None:
+            keys[f"so8t.{name}"] = str(value)
+    if provenance.adapters:
+        keys["so8t.adapters"] = ", ".join(adapter.kind for adapter in provenance.adapters)
     if provenance.base_fingerprint is not None:
         keys["so8t.base.fingerprint"] = provenance.base_fingerprint
     return keys

@@ -50,6 +50,7 @@ from so8tqc.sources.hub import with_local_paths
 from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
+from so8tqc.sources.unmerged import load_unmerged
 
 
 @dataclass
@@ -59,6 +60,18 @@ class _Models:
     candidate: HFModel | GGUFSource
     base: HFModel | None
     rotations: RotationSet | None
+    unmerged: HFModel | None = None
+    """The reference, where it is base and adapters; else it is the base (with the gates)."""
+
+    @property
+    def reference(self) -> HFModel | None:
+        """What the candidate is compared with."""
+        return self.unmerged or self.base
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the reference is more than its base."""
+        return self.rotations is not None or self.unmerged is not None
 
 
 @exclusive(claim_folder)
@@ -79,7 +92,8 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
-    if config.rotations is not None and config.reference is None:
+    given = config.rotations is not None or bool(config.rotation_options.adapters)
+    if given and config.reference is None:
         raise InputError("rotations need the base model they are applied to: give --reference")
     if config.reference is None:
         return _longtext(config, None, watch, progress)
@@ -116,6 +130,8 @@ def _longtext(
     for name in ("reference", "rotations"):
         if (path := getattr(config, name)) is not None:
             inputs[name] = file_ref(path)
+    for i, path in enumerate(config.rotation_options.adapters):
+        inputs[f"adapter_{i + 1}"] = file_ref(path)
     return Record(
         kind="longtext",
         verdict=overall(checks),
@@ -158,7 +174,9 @@ def _load(config: LongTextConfig, trained: TrainedBase | None) -> _Models:
     if trained is None:
         return _Models(candidate, None, None)
     rotations = trained.rotation_set()
-    return _Models(candidate, HFModel.load(trained.directory), rotations)
+    adapters = trained.adapters
+    unmerged = load_unmerged(trained.directory, adapters) if adapters else None
+    return _Models(candidate, HFModel.load(trained.directory), rotations, unmerged)
 
 
 def _check_contexts(models: _Models, cases: Sequence[Case], config: LongTextConfig) -> None:
@@ -193,21 +211,22 @@ def _writers(models: _Models) -> list[tuple[str, HFModel | GGUFSource, RotationS
     writers: list[tuple[str, HFModel | GGUFSource, RotationSet | None]] = [
         (CANDIDATE, models.candidate, None)
     ]
-    if models.base is not None:
-        writers.append((REFERENCE, models.base, models.rotations))
+    if models.reference is not None:
+        writers.append((REFERENCE, models.reference, models.rotations))
     return writers
 
 
 def _close(models: _Models) -> None:
     models.candidate.close()
-    if models.base is not None:
-        models.base.close()
+    for model in (models.base, models.unmerged):
+        if model is not None:
+            model.close()
 
 
 def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Progress) -> None:
     """One forward pass of each model, then the logits of both in step, and what compares runs."""
     tokens = case.encoded.tokens
-    runs = 1 + (models.base is not None) * (1 + (models.rotations is not None))
+    runs = 1 + (models.base is not None) * (1 + models.is_trained)
     sources: list[LogitSource] = []
     with progress.task(
         f"{case.encoded.id}: forward passes", total=runs * tokens.size, unit="tokens"
@@ -220,13 +239,13 @@ def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Prog
         else:
             sources.append(models.candidate)
         task.advance(tokens.size, item=CANDIDATE)
-        if models.base is not None:
-            if models.rotations is not None:
+        if models.base is not None and models.reference is not None:
+            if models.is_trained:
                 case.base = probe(models.base, tokens)
                 task.advance(tokens.size, item=BASE)
-            case.reference = probe(models.base, tokens, models.rotations)
+            case.reference = probe(models.reference, tokens, models.rotations)
             task.advance(tokens.size, item=REFERENCE)
-            source = ProbedSource(models.base, REFERENCE)
+            source = ProbedSource(models.reference, REFERENCE)
             source.hidden = case.reference.hidden
             sources.append(source)
     pair = (REFERENCE if len(sources) > 1 else CANDIDATE, CANDIDATE)

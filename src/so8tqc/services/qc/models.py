@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from so8tqc.adapters.plan import AdapterPlan
+from so8tqc.checkpoints.plan import DTYPE_NAMES
 from so8tqc.config import QCConfig
 from so8tqc.disk.digests import short_name
 from so8tqc.errors import ConfigError, InputError
@@ -15,8 +18,10 @@ from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.adapter_bake import write_adapted
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
 from so8tqc.services.qc.texts import evaluation_texts
+from so8tqc.services.qc.trained_on import base_of_training
 from so8tqc.services.trained_base import trained_base
 from so8tqc.sources.capture import (
     Capture,
@@ -33,6 +38,7 @@ from so8tqc.sources.gguf import GGUFSource, open_together
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.unmerged import load_unmerged, require_peft, unmerged_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +93,7 @@ def run_models(
     capture: Capture | None,
     dtypes: Mapping[str, str],
     progress: Progress,
+    plan: AdapterPlan | None = None,
 ) -> Comparison:
     """Run every model once over the texts.
 
@@ -97,18 +104,21 @@ def run_models(
         capture: the reference, if it was recorded.
         dtypes: model directory among the candidates → dtype it stores the fold in.
         progress: told about the texts.
+        plan: what adapters make of the base, if the reference has some.
 
     Raises:
         InputError: texts, tokenizer or models are unusable or do not belong together.
         ConfigError: a protocol that a capture cannot serve.
     """
     texts = texts_of(config, capture)
-    sources, pairs = _sources(config, names, rotations, capture, dtypes)
-    try:
-        tables = compare(sources, pairs, texts, progress, "comparing logits")
-    finally:
-        for source in sources:
-            source.close()
+    adapters = () if plan is None else tuple(files.directory for files in plan.adapters)
+    with _floors(plan, dtypes, progress) as floors:
+        sources, pairs = _sources(config, names, rotations, capture, dtypes, adapters, floors)
+        try:
+            tables = compare(sources, pairs, texts, progress, "comparing logits")
+        finally:
+            for source in sources:
+                source.close()
     return Comparison(
         tables=tables,
         file_types={s.name: s.file_type for s in sources if isinstance(s, GGUFSource)},
@@ -157,11 +167,24 @@ def _sources(
     rotations: RotationSet | None,
     capture: Capture | None,
     dtypes: Mapping[str, str],
+    adapters: Sequence[Path],
+    floors: Mapping[str, Path],
 ) -> tuple[list[LogitSource], list[Pair]]:
     """All sources of the pass, and which are compared with which."""
-    sources = reference_sources(config, capture, rotations)
+    sources = reference_sources(config, capture, rotations, adapters)
     pairs: list[Pair] = []
-    if rotations is not None and isinstance(base := sources[-1], HFSource):
+    if adapters:
+        witness = REFERENCE
+        if capture is not None:
+            witness = GATED
+            unmerged = _unmerged(config, rotations, adapters, witness)
+            sources.insert(1, RoundedSource(unmerged, capture.dtype))
+            pairs.append((REFERENCE, witness))
+        pairs.append((BASE, REFERENCE))
+        for name, folder in floors.items():
+            sources.append(HFSource(load_model(config, folder), name))
+            pairs.append((witness, name))
+    elif rotations is not None and isinstance(base := sources[-1], HFSource):
         model, witness = base.model, REFERENCE
         if capture is not None:
             witness = GATED
@@ -180,12 +203,47 @@ def _sources(
     for name, path in names.items():
         if name in opened:
             sources.append(opened[name])
-            if rotations is not None:
+            if rotations is not None or adapters:
                 pairs.append((BASE, name))
         else:
             sources.append(HFSource(load_model(config, path), name))
         pairs.append((REFERENCE, name))
     return sources, pairs
+
+
+@contextmanager
+def _floors(
+    plan: AdapterPlan | None, dtypes: Mapping[str, str], progress: Progress
+) -> Iterator[Mapping[str, Path]]:
+    """Our own exact bakes of adapters, as directories that last as long as the comparison.
+
+    One for each dtype that a candidate stores, which is its noise floor, and one in float32, which
+    rounds nothing that float32 arithmetic does not. None without adapters.
+    """
+    if plan is None:
+        yield {}
+        return
+    wanted = {_floor(dtype): dtype for dtype in dict.fromkeys(dtypes.values())}
+    with TemporaryDirectory(prefix="so8tqc-floor-") as root:
+        folders = {}
+        for name, dtype in (wanted | {ARITHMETIC: "float32"}).items():
+            folders[name] = Path(root) / name.replace(" ", "-")
+            folders[name].mkdir()
+            changed = tuple(replace(c, dtype=DTYPE_NAMES[dtype]) for c in plan.changed)
+            rounded = replace(plan, changed=changed)
+            write_adapted(plan.checkpoint, rounded, folders[name], progress)
+        yield folders
+
+
+def _unmerged(
+    config: QCConfig, rotations: RotationSet | None, adapters: Sequence[Path], name: str
+) -> HFSource | GatedSource:
+    """Base and adapters, run by PEFT, with the gates in front."""
+    with base_of_training(base_of(config), config.trained_on) as base:
+        model = load_unmerged(
+            base, adapters, dtype=config.compute_dtype, device_map=config.device_map
+        )
+    return unmerged_source(model, rotations, name)
 
 
 def _check_tokens(config: QCConfig, reference: LogitSource, files: Iterable[GGUFSource]) -> None:
@@ -217,6 +275,9 @@ class Reference:
     config: QCConfig
     rotations: RotationSet | None
     kept: Mapping[str, str]
+    plan: AdapterPlan | None = None
+    """What adapters make of the base, if the reference has some: it then runs unmerged."""
+    adapters: tuple[Path, ...] = ()
 
 
 @contextmanager
@@ -227,9 +288,10 @@ def opened_reference(config: QCConfig, capture: Capture | None) -> Iterator[Refe
         ConfigError: a base without a capture and rotations; rotations that leave facts open.
         InputError: rotations for a capture without a base, or unusable ones.
     """
-    if config.base is not None and (capture is None or config.rotations is None):
+    given = config.rotations is not None or bool(config.rotation_options.adapters)
+    if config.base is not None and (capture is None or not given):
         raise ConfigError("base is for a capture as reference, together with rotations")
-    if config.base is None and capture is not None and config.rotations is not None:
+    if config.base is None and capture is not None and given:
         raise InputError(
             "rotations are applied to a model directory, not to a capture",
             where=str(config.reference),
@@ -238,17 +300,32 @@ def opened_reference(config: QCConfig, capture: Capture | None) -> Iterator[Refe
     near = config.out / "trained"
     with trained_base(base_of(config), config.rotations, config.rotation_options, near) as trained:
         field = "reference" if config.base is None else "base"
-        update = {field: trained.directory, "rotations": trained.rotations}
-        yield Reference(config.model_copy(update=update), trained.rotation_set(), trained.kept)
+        rotations = config.rotations if trained.adapters else trained.rotations
+        update = {field: trained.directory, "rotations": rotations}
+        if trained.adapters:
+            require_peft()
+        yield Reference(
+            config.model_copy(update=update),
+            trained.rotation_set(),
+            trained.kept,
+            trained.adapter_plan(),
+            trained.adapters,
+        )
 
 
 def reference_sources(
-    config: QCConfig, capture: Capture | None, rotations: RotationSet | None
+    config: QCConfig,
+    capture: Capture | None,
+    rotations: RotationSet | None,
+    adapters: Sequence[Path] = (),
 ) -> list[LogitSource]:
     """The reference, then with rotations the base that they are applied to."""
     if capture is None and is_gguf(config.reference):
         return [GGUFSource(config.reference, REFERENCE, threads=config.threads)]
     recorded = None if capture is None else CaptureSource(capture, REFERENCE)
+    if adapters:
+        trained = recorded or _unmerged(config, rotations, adapters, REFERENCE)
+        return [trained, HFSource(load_model(config, base_of(config)), BASE)]
     if rotations is None:
         return [recorded or HFSource(load_model(config, config.reference), REFERENCE)]
     model = load_model(config, base_of(config))

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
+from so8tqc.adapters.plan import AdapterPlan
+from so8tqc.checkpoints.plan import plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.closure import versions_of
 from so8tqc.config import QCConfig
@@ -67,10 +68,13 @@ from so8tqc.services.qc.profiles import Profile, load_profile
 from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.qc.worst_tokens import worst_tokens
+from so8tqc.services.weights.adapters import adapter_algebra, adapter_checks
 from so8tqc.services.weights.diagnose import diagnose, diagnose_logits, diagnose_structure
 from so8tqc.services.weights.gguf import judge_gguf
+from so8tqc.services.weights.merges import diagnose_merge
 from so8tqc.services.weights.recover import recover
 from so8tqc.services.weights.structure import (
+    HasEntry,
     algebra,
     algebra_checks,
     rotation_checks,
@@ -114,6 +118,8 @@ class _Findings:
     recovered: dict[str, RecoveredLayer] = field(default_factory=dict)
     logits: _Logits = _Logits()
     notices: list[str] = field(default_factory=list)
+    coarse: set[str] = field(default_factory=set)
+    """Candidates that were merged in 16-bit arithmetic."""
     named: set[str] = field(default_factory=set)
     """Candidates that have a diagnosis from their files."""
     answer: Answer | None = None
@@ -166,7 +172,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     with opened_reference(config, capture) as reference:
         config = config.model_copy(update={"rotations": reference.config.rotations})
         found = _judged(reference, capture, profile, progress)
-        if reference.rotations is not None:
+        if reference.rotations is not None and reference.plan is None:
             _name_the_reading(found, config, reference.rotations)
     if not found.checks:
         raise InputError(
@@ -199,7 +205,13 @@ def _judged(
         require_same_architecture(base_of(config), config.candidates)
     found = _Findings(notices=list(rotations.notices) if rotations else [])
     dtypes: dict[str, str] = {}
-    if rotations is not None:
+    plan = reference.plan
+    if plan is None and config.trained_on is not None:
+        raise ConfigError("trained_on is for adapters", where="trained_on")
+    if plan is not None:
+        found.notices += plan.notices
+        dtypes = _judge_adapted(names, plan, found, progress)
+    elif rotations is not None:
         dtypes = _judge_files(reference, names, rotations, found, progress)
     if config.save_recovered is not None:
         _save_recovered(config, names, rotations, found)
@@ -274,6 +286,42 @@ def _judge_files(
     return dtypes
 
 
+def _judge_adapted(
+    names: Mapping[str, Path], plan: AdapterPlan, found: _Findings, progress: Progress
+) -> dict[str, str]:
+    """Everything that needs no forward pass, where the reference has adapters; see above."""
+    if plan.gates is not None:
+        found.checks += rotation_checks(plan.gates)
+    found.checks += adapter_checks(plan)
+    dtypes: dict[str, str] = {}
+    for name, path in names.items():
+        if is_gguf(path):
+            found.checks.append(
+                skipped(
+                    "algebra.nearest",
+                    "Of a reference with adapters a GGUF file is judged by its logits.",
+                    subject=name,
+                )
+            )
+            continue
+        baked = open_checkpoint(path)
+        dtypes[name] = _storage_dtype(baked, plan.changed)
+        found.checks += structure_checks(plan.checkpoint, baked, plan.changed, name)
+        results = adapter_algebra(baked, plan, progress)
+        found.checks += algebra_checks(results, name)
+        told = diagnose_merge(results, baked, plan, name)
+        found.coarse |= {name} if any(d.code == "coarse_merge" for d in told) else set()
+        found.name(name, told)
+        found.name(name, diagnose_structure(found.failed(name), name))
+        if broken := found.failed(name, *_UNRUNNABLE):
+            found.unrunnable[name] = ", ".join(check.id for check in broken)
+        errors = [r.comparison.relative_error for r in results]
+        found.split[name] = Split(
+            algebra_relative_error=max(errors, default=None), storage=dtypes[name]
+        )
+    return dtypes
+
+
 def _save_recovered(
     config: QCConfig,
     names: Mapping[str, Path],
@@ -312,13 +360,17 @@ def _judge_logits(
         return
     if capture is not None:
         found.checks += vocabulary_checks(capture, names)
-    ran = run_models(config, names, rotations, capture, dtypes, progress)
+    ran = run_models(config, names, rotations, capture, dtypes, progress, reference.plan)
     bootstrap = Bootstrap(config.resamples, config.seed)
-    if rotations is not None:
+    if rotations is not None or reference.plan is not None:
         effect = ran.tables[(BASE, REFERENCE)]
         found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
     for name in names:
         found.checks += _candidate_checks(name, ran, profile, bootstrap)
+        if name in found.coarse and (floor := ran.floor(name)) is not None:
+            found.notices.append(_cost(name, ran.tables[(REFERENCE, name)], floor))
+    if config.trained_on is not None and ran.arithmetic is not None:
+        found.notices.append(_moved(config.trained_on, ran.arithmetic))
     tables = {name: ran.tables[(REFERENCE, name)] for name in names}
     found.logits = _Logits(
         candidates=_candidates(tables, ran.texts, decoder(config)),
@@ -333,10 +385,30 @@ def _judge_logits(
     if capture is not None:
         to_gated, floor = ran.tables.get((REFERENCE, GATED)), ran.worst_floor
         found.notices += capture_notices(to_gated, floor)
+    if capture is not None and reference.plan is None:
         found.answer = read_anew(reference, capture, to_gated, floor, progress)
     found.diagnosis += diagnose_logits(found.checks, found.named)
     if ranks.is_first():
         write_tokens(config.out / TOKENS_FILE, tables)
+
+
+def _moved(trained_on: str, table: TokenTable) -> str:
+    """What merging into the full-precision base changes, if another was trained on."""
+    mean = float(table.columns["kl"].mean())
+    return (
+        f"The adapter was trained on a quantized base ({trained_on}). Merging it exactly into the "
+        f"full-precision base changes the model by a mean KL of {mean:.2e} nats per token; that "
+        "change is part of every merge, so the noise floors here contain it."
+    )
+
+
+def _cost(name: str, table: TokenTable, floor: TokenTable) -> str:
+    """What merging in 16-bit arithmetic cost, beside an exact merge of the same storage dtype."""
+    theirs, ours = (float(t.columns["kl"].mean()) for t in (table, floor))
+    return (
+        f"{name} was merged in 16-bit arithmetic: mean KL {theirs:.2e} nats per token from the "
+        f"unmerged model; an exact merge, rounded once to the same dtype, has {ours:.2e}."
+    )
 
 
 def _candidate_checks(
@@ -391,7 +463,7 @@ def _candidates(
     }
 
 
-def _storage_dtype(baked: Checkpoint, planned: Sequence[PlannedTensor]) -> str:
+def _storage_dtype(baked: Checkpoint, planned: Sequence[HasEntry]) -> str:
     """torch name of the dtype the folded weights are stored in."""
     for plan in planned:
         if plan.entry.name in baked.tensors:
@@ -411,6 +483,8 @@ def _inputs(config: QCConfig, capture: Capture | None) -> dict[str, FileRef]:
         inputs["base"] = file_ref(config.base)
     if config.rotations is not None:
         inputs["rotations"] = file_ref(config.rotations)
+    for i, path in enumerate(config.rotation_options.adapters):
+        inputs[f"adapter_{i + 1}"] = file_ref(path)
     for i, path in enumerate(config.candidates):
         inputs[f"candidate_{i + 1}"] = file_ref(path)
     if config.level == "full" and capture is None:

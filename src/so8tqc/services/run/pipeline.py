@@ -212,7 +212,7 @@ def _stages(
         **config.longtext.model_dump(),
     )  # fmt: skip
     return (
-        Stage("bake", bake_config, (base, rotations), (baked,),
+        Stage("bake", bake_config, (base, rotations, *trained.adapters), (baked,),
                lambda p: bake(bake_config, p), reports=True),
         Stage("export", export_config, (baked, *converter),
                (exported,), lambda p: export(export_config, p)),
@@ -221,12 +221,13 @@ def _stages(
         Stage("calibrate", calibrate_config, (calibrate_config.gguf, exported, baked, *data),
                (out / "calibrate" / "temperature_config.json",),
                lambda p: calibrate(calibrate_config, p)),
-        Stage("qc", qc_config, (base, rotations, profile, *qc_config.candidates, *data),
+        Stage("qc", qc_config, (base, rotations, *trained.adapters, profile,
+                             *qc_config.candidates, *data),
                (out / "qc" / TOKENS_FILE,), lambda p: qc(qc_config, p), reports=True),
         Stage("choose", choose_config,
                (exported, *quantized.values(), out / "qc" / TOKENS_FILE), (),
                lambda p: choose_among(choose_config, p), reports=True, after=("quantize", "qc")),
-        Stage("longtext", long_config, (base, rotations, baked, *long_data),
+        Stage("longtext", long_config, (base, rotations, *trained.adapters, baked, *long_data),
                (out / "longtext" / "series.npz",),
                lambda p: longtext(long_config, p), reports=True),
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +42,30 @@ _IGNORED_CONFIG = frozenset({"_name_or_path", "transformers_version"})
 _GATE_WORDS = ("rotation_gate", "oft_r", ".theta", "so8")
 
 
+class HasEntry(Protocol):
+    """A tensor that a bake changes."""
+
+    @property
+    def entry(self) -> TensorEntry:
+        """Where it is in the base."""
+
+
+class JudgedTensor(Protocol):
+    """A changed tensor that was compared with its exact value."""
+
+    @property
+    def comparison(self) -> FoldComparison:
+        """How far it is."""
+
+    @property
+    def non_finite(self) -> tuple[int, ...] | None:
+        """Where its first NaN or infinity is."""
+
+    @property
+    def place(self) -> str:
+        """Its name, for people."""
+
+
 @dataclass(frozen=True)
 class TargetAlgebra:
     """The comparison of one folded tensor, and where its first NaN or infinity is."""
@@ -49,9 +74,14 @@ class TargetAlgebra:
     comparison: FoldComparison
     non_finite: tuple[int, ...] | None = None
 
+    @property
+    def place(self) -> str:
+        """Layer and name."""
+        return f"layer {self.planned.site.target.layer} ({self.planned.entry.name})"
+
 
 def structure_checks(
-    base: Checkpoint, baked: Checkpoint, planned: Sequence[PlannedTensor], subject: str = ""
+    base: Checkpoint, baked: Checkpoint, planned: Sequence[HasEntry], subject: str = ""
 ) -> list[Check]:
     """Same tensors, shapes and dtypes; everything but the targets bit-identical; no gates left.
 
@@ -121,7 +151,7 @@ def algebra(
         return list(pool.map(lambda pair: compare(*pair), there))
 
 
-def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[Check]:
+def algebra_checks(results: Sequence[JudgedTensor], subject: str = "") -> list[Check]:
     """``algebra.exact``, ``algebra.effect`` and ``algebra.finite`` of the compared tensors."""
     if not results:
         return []
@@ -131,7 +161,7 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
     share = effect_share(weak.comparison)
     expected = (
         f"Share of the expected change ‖W·R − W‖ that the bake really made, smallest in "
-        f"{_place(weak)}: changed {weak.comparison.effect:.2e} of the norm, expected "
+        f"{weak.place}: changed {weak.comparison.effect:.2e} of the norm, expected "
         f"{weak.comparison.expected_effect:.2e}."
     )
     if all(r.comparison.expected_effect == 0 for r in results):
@@ -145,7 +175,7 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
             unit="ulp",
             subject=subject,
             detail=f"{len(results) - wrong} of {len(results)} tensors hold the exact fold rounded "
-            f"once; the largest distance is in {_place(worst)}.",
+            f"once; the largest distance is in {worst.place}.",
         ),
         judge(
             "algebra.effect",
@@ -162,7 +192,7 @@ def algebra_checks(results: Sequence[TargetAlgebra], subject: str = "") -> list[
             subject=subject,
             detail="No folded element is NaN or infinite."
             if not bad
-            else f"Non-finite elements, first in {_place(bad[0])} at "
+            else f"Non-finite elements, first in {bad[0].place} at "
             f"{list(bad[0].non_finite or ())}.",
         ),
     ]
@@ -226,10 +256,6 @@ def effect_share(comparison: FoldComparison) -> float:
     if comparison.expected_effect == 0:
         return 1.0 if comparison.effect == 0 else float("inf")
     return comparison.effect / comparison.expected_effect
-
-
-def _place(result: TargetAlgebra) -> str:
-    return f"layer {result.planned.site.target.layer} ({result.planned.entry.name})"
 
 
 def _none(check_id: str, names: Sequence[str], what: str, subject: str) -> Check:

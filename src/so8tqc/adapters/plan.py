@@ -1,0 +1,640 @@
+"""All tensors that adapters, and gates in front of them, change in a checkpoint.
+
+Order. Adapters apply in the order given, the later one to what the earlier made; adapters of one
+method that follow one another apply as PEFT's forward applies adapters that are active together
+(``methods`` says how: of OFT the *last* is the first step). SO8T gates are in front of the base
+layer and of every branch beside it, so they are the last step at the input site, and likewise at
+the output site: (W + s·B·A)·R, C·(W + s·B·A).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from so8tqc.adapters.files import AdapterFiles, read_files
+from so8tqc.adapters.methods import (
+    ModuleSteps,
+    Shape,
+    expert_steps,
+    module_steps,
+    vera_projections,
+)
+from so8tqc.adapters.names import EXPERT_PARAMETERS, ExpertSlice, StoredNames, layer_of
+from so8tqc.adapters.rounding import rounded
+from so8tqc.adapters.settings import require_understood, setting_notices
+from so8tqc.adapters.steps import AddLowRank, BlockColumns, BlockRows, Step, Steps
+from so8tqc.checkpoints.patch import tensor_view
+from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, DTYPE_NAMES
+from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, torch_dtype
+from so8tqc.checkpoints.sites import locate
+from so8tqc.errors import RotationError, ShapeError, So8tqcError
+from so8tqc.progress import Task
+from so8tqc.rotations.enums import Site
+from so8tqc.rotations.fold import to_storage
+from so8tqc.rotations.rotation_set import FloatArray, RotationSet, orthogonality_error
+
+_COMPARED = (
+    "model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """A logical weight [out, in] inside a stored tensor.
+
+    Attributes:
+        steps: what makes W' of it.
+        expert: index along the first axis of a 3D tensor; None: the tensor is the weight.
+        transposed: stored [in, out].
+    """
+
+    steps: tuple[Step, ...]
+    expert: int | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Changed:
+    """One stored tensor that the adapters change.
+
+    Attributes:
+        entry: the tensor in the base.
+        dtype: safetensors name of the dtype it will be stored in.
+        parts: the logical weights in it that have steps; the others stay as they are.
+        source: what stands in the place of the stored values (a saved module); None: they do.
+    """
+
+    entry: TensorEntry
+    dtype: str
+    parts: tuple[Part, ...]
+    source: torch.Tensor | None = None
+
+    @property
+    def layer(self) -> int | None:
+        """Its layer, if its name says one."""
+        return layer_of(self.entry.name)
+
+    def values(self, stored: torch.Tensor | None = None) -> torch.Tensor:
+        """The stored values, or what stands in their place."""
+        if self.source is not None:
+            return self.source
+        return tensor_view(self.entry) if stored is None else stored
+
+    def chunks(
+        self, base: torch.Tensor, stored: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, float, torch.Tensor, torch.Tensor]]:
+        """(W' in float64, bound on its error, stored base, ``stored``), some rows at a time.
+
+        Args:
+            base: the tensor as the base stores it.
+            stored: a candidate's, of the same shape.
+        """
+        values = self.values(base)
+        known = {part.expert: part for part in self.parts}
+        experts = range(values.shape[0]) if values.ndim == 3 else (None,)
+        for expert in experts:
+            part = known.get(expert, Part((), expert))
+            steps = Steps(part.steps)
+            weight, before, here = (logical(t, part) for t in (values, base, stored))
+            for rows in row_chunks(weight, steps):
+                done = steps.apply(rows, weight)
+                yield done.value, done.error, before[rows].to(torch.float64), here[rows]
+
+    def whole_in_float64(self) -> torch.Tensor:
+        """W' in float64, unrounded, in the stored layout."""
+        out = self.values().to(torch.float64).clone()
+        for part in self.parts:
+            weight = logical(self.values(), part)
+            value = Steps(part.steps).apply(slice(0, weight.shape[0]), weight)
+            logical(out, part).copy_(value.value)
+        return out
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What a bake of adapters writes.
+
+    Attributes:
+        checkpoint: the base.
+        adapters: in order.
+        changed: every tensor that changes, by name.
+        notices: for the user.
+        drift: module → ‖RᵀR − I‖_F of each block, of OFT adapters' own training.
+        gates: the rotations in front, if any.
+    """
+
+    checkpoint: Checkpoint
+    adapters: tuple[AdapterFiles, ...]
+    changed: tuple[Changed, ...]
+    notices: tuple[str, ...]
+    drift: Mapping[str, FloatArray] = field(default_factory=dict)
+    gates: RotationSet | None = None
+
+
+class AdapterPatch:
+    """The new value of one tensor; a ``checkpoints.patch.Patch``."""
+
+    def __init__(self, changed: Changed, task: Task | None = None) -> None:
+        self.dtype = changed.dtype
+        self._changed = changed
+        self._task = task
+
+    def pieces(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
+        """W', some stored rows at a time; a transposed weight at once.
+
+        Raises:
+            ModelError: the base tensor holds a NaN or an infinity.
+            RotationError: a value overflows the storage dtype, or a norm is zero.
+        """
+        entry = self._changed.entry
+        try:
+            for piece in self._pieces(self._changed.values(stored)):
+                if self._task is not None:
+                    self._task.advance(piece.numel() * piece.element_size(), item=entry.name)
+                yield piece.contiguous()
+        except So8tqcError as error:
+            if error.where is not None:
+                raise
+            where = f"{entry.file}, {entry.name}"
+            raise type(error)(error.what, where=where, remedy=error.remedy) from None
+
+    def _pieces(self, values: torch.Tensor) -> Iterator[torch.Tensor]:
+        dtype = torch_dtype(self.dtype)
+        if values.ndim == 3:
+            known = {part.expert: part for part in self._changed.parts}
+            for expert in range(values.shape[0]):
+                part = known.get(expert)
+                if part is None:
+                    yield _copied(values[expert], dtype)
+                else:
+                    yield from _piecewise(values[expert], part, dtype)
+        elif self._changed.parts:
+            (part,) = self._changed.parts
+            yield from _piecewise(values, part, dtype)
+        else:
+            yield _copied(values, dtype)
+
+
+def _piecewise(values: torch.Tensor, part: Part, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    weight = values.T if part.transposed else values
+    if values.ndim == 1:
+        weight = values[:, None]
+    steps = Steps(part.steps)
+    chunks = (rounded(steps, weight, rows, dtype) for rows in row_chunks(weight, steps))
+    if part.transposed:
+        yield torch.cat(list(chunks)).T
+    elif values.ndim == 1:
+        yield torch.cat(list(chunks))[:, 0]
+    else:
+        yield from chunks
+
+
+def row_chunks(weight: torch.Tensor, steps: Steps) -> Iterator[slice]:
+    """Rows of a logical weight that are processed together: whole groups of the steps.
+
+    Raises:
+        ShapeError: the rows are not whole groups.
+    """
+    multiple, rows = steps.row_multiple, weight.shape[0]
+    if rows % multiple:
+        raise ShapeError(f"{rows} rows are no multiple of {multiple}")
+    step = multiple * max(1, CHUNK_ELEMENTS // (multiple * max(1, weight.shape[1])))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))
+
+
+def _copied(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return values.clone() if values.dtype == dtype else to_storage(values.double(), dtype)
+
+
+def logical(values: torch.Tensor, part: Part) -> torch.Tensor:
+    """The logical weight [out, in] (a bias: [out, 1]) in a stored tensor; a view."""
+    one = values if part.expert is None else values[part.expert]
+    if one.ndim == 1:
+        return one[:, None]
+    return one.T if part.transposed else one
+
+
+def plan_adapters(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    gates: RotationSet | None,
+    *,
+    dtype: str,
+    kept: Mapping[str, str] | None = None,
+) -> AdapterPlan:
+    """Every tensor that the adapters change, with shapes checked.
+
+    Args:
+        checkpoint: the base model's weights.
+        paths: adapter directories, in the order in which they apply.
+        gates: rotations in front of them, widened; None: none.
+        dtype: ``keep`` or a torch dtype name for the changed tensors.
+        kept: tensor → dtype that ``keep`` means, where the base has another for the bake.
+
+    Raises:
+        RotationError: an adapter is malformed, of another base, untrained, or changes what the base
+            does not have or cannot hold.
+        ShapeError: shapes disagree.
+        ModelError: a tensor is stored in a dtype that cannot be baked.
+    """
+    builder = _Builder(checkpoint, dtype, kept or {})
+    read = [read_files(path) for path in paths]
+    for files in read:
+        require_understood(files)
+        _require_same_base(files, checkpoint)
+        builder.notices += [*files.notices, *setting_notices(files)]
+    for group in _groups(read):
+        builder.add_group(group)
+    builder.add_gates(gates)
+    return AdapterPlan(
+        checkpoint=checkpoint,
+        adapters=tuple(read),
+        changed=builder.changed(),
+        notices=tuple(dict.fromkeys(builder.notices)),
+        drift=builder.drift,
+        gates=gates,
+    )
+
+
+def _groups(adapters: Sequence[AdapterFiles]) -> Iterator[list[AdapterFiles]]:
+    """Neighbours of one method, in the order of their steps."""
+    group: list[AdapterFiles] = []
+    for files in adapters:
+        if group and group[0].kind != files.kind:
+            yield _ordered(group)
+            group = []
+        group.append(files)
+    if group:
+        yield _ordered(group)
+
+
+def _ordered(group: list[AdapterFiles]) -> list[AdapterFiles]:
+    return group[::-1] if group[0].kind == "OFT" else group
+
+
+class _Builder:
+    """Collects steps tensor by tensor."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str, kept: Mapping[str, str]) -> None:
+        self._kept = kept
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._names = StoredNames(checkpoint)
+        self._parts: dict[str, dict[int | None, Part]] = {}
+        self._sources: dict[str, tuple[torch.Tensor, str]] = {}
+        self._owner: dict[tuple[int, str], str] = {}
+        self.notices: list[str] = []
+        self.drift: dict[str, FloatArray] = {}
+
+    def changed(self) -> tuple[Changed, ...]:
+        """Everything, in the order of the files."""
+        touched = self._parts.keys() | self._sources.keys()
+        found = []
+        for name, entry in self._checkpoint.tensors.items():
+            if name not in touched:
+                continue
+            torch_dtype(entry.dtype)
+            source = self._sources.get(name)
+            found.append(
+                Changed(
+                    entry,
+                    DTYPE_NAMES.get(self._dtype, self._kept.get(name, entry.dtype)),
+                    tuple(self._parts.get(name, {}).values()),
+                    None if source is None else source[0],
+                )
+            )
+        return tuple(found)
+
+    def add_group(self, group: list[AdapterFiles]) -> None:
+        """Adapters of one method."""
+        if group[0].kind == "OFT" and len(group) > 1:
+            self.notices.append(
+                "Two OFT adapters apply as PEFT's forward does, x·R_1·R_2: W·R_2ᵀ·R_1ᵀ. Its "
+                "merge_and_unload multiplies in the other order and gives another model."
+            )
+        for files in group:
+            self._replace(files)
+            zero = self._add(files)
+            if zero and len(zero) == len(files.parts) and not files.whole:
+                raise RotationError(
+                    f"the adapter is untrained: its effect is zero in all {len(zero)} modules, "
+                    f"first {zero[0]} (B is zero, or R the identity)",
+                    where=str(files.directory),
+                    remedy="Give the adapter that was saved after the training.",
+                )
+            if zero:
+                self.notices.append(
+                    f"{len(zero)} of {len(files.parts)} modules of {files.directory.name} have no "
+                    f"effect (untrained), first {zero[0]}."
+                )
+
+    def _add(self, files: AdapterFiles) -> list[str]:
+        """Add an adapter's steps; the modules in which it has no effect."""
+        zero = []
+        files = self._with_projections(files)
+        for module, parts in files.parts.items():
+            if container := _expert_container(module, files):
+                self._add_experts(files, module, container, parts)
+                if not parts["lora_B.weight"].any():
+                    zero.append(module)
+                continue
+            found = self._add_module(files, module, parts)
+            if found.zero:
+                zero.append(module)
+        return zero
+
+    def _with_projections(self, files: AdapterFiles) -> AdapterFiles:
+        if files.kind != "VERA" or files.shared:
+            return files
+        entries = [self._entry(files, module) for module in files.parts]
+        stored = torch_dtype(entries[0].dtype)
+        drawn = vera_projections(files, [self._shape(entry) for entry in entries])
+        # PEFT moves what it has drawn to the dtype of the base, and computes with that
+        a, b = (projection.to(stored).float() for projection in drawn)
+        self.notices.append(
+            "VeRA's projections were not saved; they were drawn again from projection_prng_key, "
+            "as PEFT does."
+        )
+        return replace(files, shared={"vera_A": a, "vera_B": b})
+
+    def _entry(self, files: AdapterFiles, module: str) -> TensorEntry:
+        return self._names.weight(module, str(files.directory))
+
+    def _shape(self, entry: TensorEntry) -> Shape:
+        if len(entry.shape) != 2:
+            raise ShapeError(
+                f"{entry.name} has shape {list(entry.shape)}, expected a matrix",
+                where=str(entry.file),
+                remedy="Adapters of convolutions cannot be baked.",
+            )
+        rows, columns = entry.shape
+        transposed = self._names.transposed(entry)
+        return Shape(columns, rows) if transposed else Shape(rows, columns)
+
+    def _add_module(
+        self, files: AdapterFiles, module: str, parts: Mapping[str, torch.Tensor]
+    ) -> ModuleSteps:
+        entry = self._entry(files, module)
+        self._tell_tied(files, module, entry)
+        self._own(files, entry.name, module)
+        transposed = self._names.transposed(entry)
+        embedding = any(name.startswith("lora_embedding") for name in parts)
+
+        def weight() -> torch.Tensor:
+            stored = self._sources[entry.name][0] if entry.name in self._sources else None
+            values = tensor_view(entry) if stored is None else stored
+            return values.T if transposed else values
+
+        shape = self._shape(entry)
+        found = module_steps(files, module, parts, shape, weight, embedding=embedding)
+        if files.kind == "OFT":
+            step = found.steps[0]
+            assert isinstance(step, BlockColumns)
+            self.drift[module] = orthogonality_error(step.blocks)
+        self._append(entry, found.steps, transposed=transposed or found.columnwise)
+        bias = self._names.find(f"{module}.bias")
+        if found.mix is not None and bias is not None:
+            self._append(bias, (found.mix,))
+        if found.bias is not None:
+            if bias is None:
+                raise RotationError(
+                    f"the adapter adds a bias (lora_bias), but the base has no {module}.bias",
+                    where=str(files.directory),
+                    remedy="No weight can hold it: train without lora_bias.",
+                )
+            self._append(bias, (AddLowRank(found.bias[:, None], np.ones((1, 1))),))
+        return found
+
+    def _add_experts(
+        self, files: AdapterFiles, module: str, container: str, parts: Mapping[str, torch.Tensor]
+    ) -> None:
+        parameter = self._expert_parameter(files, module, container, parts)
+        source = str(files.directory)
+        slices = self._names.experts(container, parameter, source)
+        experts = _expert_count(slices)
+        full = f"{container}.{parameter}"
+        for one in slices:
+            steps = expert_steps(files, full, parts, experts, one.rows)
+            numbers = range(experts) if one.expert is None else (one.expert,)
+            for e in numbers:
+                shape = one.entry.shape if one.expert is not None else one.entry.shape[1:]
+                size = shape[::-1] if one.transposed else shape
+                got = steps[e].shape
+                if got != tuple(size):
+                    raise ShapeError(
+                        f"{full}: lora_B·lora_A is {got[0]} × {got[1]}, the weight "
+                        f"{size[0]} × {size[1]} ({one.entry.name}, {list(one.entry.shape)})",
+                        where=source,
+                    )
+                self._append(
+                    one.entry,
+                    (steps[e],),
+                    expert=e if one.expert is None else None,
+                    transposed=one.transposed,
+                )
+
+    def _expert_parameter(
+        self, files: AdapterFiles, module: str, container: str, parts: Mapping[str, torch.Tensor]
+    ) -> str:
+        """Which parameter a nested wrapper adapts: PEFT wraps in the order of definition, so the
+        innermost (most ``base_layer``) is the first of those that are targeted."""
+        targets = [str(t) for t in files.config.get("target_parameters") or ()]
+        named = [p for p in EXPERT_PARAMETERS if any(t.rsplit(".", 1)[-1] == p for t in targets)]
+        depth = module.split(".").count("base_layer")
+        nested = sorted(
+            (m.split(".").count("base_layer") for m in files.parts if _bare(m) == container),
+            reverse=True,
+        )
+        place = nested.index(depth)
+        if len(named) == len(nested):
+            return named[place]
+        a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+        raise RotationError(
+            f"which parameter of {container} this is cannot be told: {len(nested)} wrappers, "
+            f"target_parameters {targets}; lora_A {list(a.shape)}, lora_B {list(b.shape)}",
+            where=str(files.directory),
+        )
+
+    def _append(
+        self,
+        entry: TensorEntry,
+        steps: tuple[Step, ...],
+        *,
+        expert: int | None = None,
+        transposed: bool = False,
+    ) -> None:
+        known = self._parts.setdefault(entry.name, {})
+        part = known.get(expert, Part((), expert, transposed))
+        if part.transposed != transposed:
+            raise RotationError(
+                f"steps along the rows and along the columns of {entry.name} cannot be combined"
+            )
+        known[expert] = replace(part, steps=part.steps + steps)
+
+    def _own(self, files: AdapterFiles, name: str, module: str) -> None:
+        """One module of an adapter for one tensor."""
+        key = (id(files), name)
+        other = self._owner.setdefault(key, module)
+        if other != module:
+            raise RotationError(
+                f"{other} and {module} are one stored weight ({name}) that the adapter changes in "
+                "two ways, which no single weight can hold",
+                where=str(files.directory),
+                remedy="Layers that share a block must be trained with one adapter for all.",
+            )
+
+    def _tell_tied(self, files: AdapterFiles, module: str, entry: TensorEntry) -> None:
+        tied = self._names.ties_embeddings and entry == self._names.embedding()
+        if tied and (self._names.is_head(module) or self._names.is_embedding(module)):
+            where = "head" if self._names.is_head(module) else "embedding"
+            self.notices.append(
+                f"{files.directory.name} changes {module}, but the base ties head and embedding: "
+                f"one stored tensor, {entry.name}, is both. The bake changes both; in the training "
+                f"the adapter changed the {where} alone (unless ensure_weight_tying was set)."
+            )
+
+    def _replace(self, files: AdapterFiles) -> None:
+        """Saved modules and biases, and wrapped modules' own weights, in place of the base's."""
+        for name, tensor in files.whole.items():
+            entry = self._names.find(name)
+            if entry is None and self._is_tied_head(name, tensor):
+                continue
+            if entry is None:
+                tied = self._names.is_head(name.removesuffix(".weight"))
+                raise RotationError(
+                    f"the adapter saves {name}, which the base does not have",
+                    where=str(files.directory),
+                    remedy="The base ties its head to the embedding, and the training untied them: "
+                    "save the base with tie_word_embeddings false first."
+                    if tied and self._names.ties_embeddings
+                    else "The adapter belongs to another base model.",
+                )
+            if tuple(tensor.shape) != entry.shape:
+                raise ShapeError(
+                    f"the adapter saves {name} with shape {list(tensor.shape)}, the base has "
+                    f"{list(entry.shape)}",
+                    where=str(files.directory),
+                    remedy="The training resized the vocabulary, or the base is another one.",
+                )
+            stored = tensor_view(entry)
+            if torch.equal(stored.double(), tensor.double()):
+                continue
+            if entry.name in self._sources:
+                raise RotationError(
+                    f"two adapters save {name}; PEFT allows one",
+                    where=f"{self._sources[entry.name][1]} and {files.directory}",
+                )
+            if name.endswith(".weight"):
+                self._tell_tied(files, name.removesuffix(".weight"), entry)
+            self._sources[entry.name] = (tensor, str(files.directory))
+
+    def _is_tied_head(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether this is the head's own weight, unchanged, which the base keeps as embedding."""
+        module, _, leaf = name.rpartition(".")
+        entry = self._names.embedding()
+        if leaf != "weight" or not self._names.is_head(module) or entry is None:
+            return False
+        if not self._names.ties_embeddings or tuple(tensor.shape) != entry.shape:
+            return False
+        return torch.equal(tensor_view(entry).double(), tensor.double())
+
+    def add_gates(self, gates: RotationSet | None) -> None:
+        """Rotations in front of (or behind) base and branches."""
+        if gates is None:
+            return
+        names = self._checkpoint.tensors.keys()
+        for site in locate(tuple(gates), names, self._checkpoint.model_type):
+            blocks = gates.column_blocks(site.target)
+            weight = self._checkpoint.tensors[site.weight]
+            shape = self._shape(weight)
+            width = shape.into if gates.site is Site.INPUT else shape.out
+            if blocks.shape[0] * blocks.shape[1] != width:
+                raise ShapeError(
+                    f"{site.target}: {blocks.shape[0]} blocks of {blocks.shape[1]} do not cover "
+                    f"{width} features",
+                    where=gates.source,
+                )
+            if gates.site is Site.INPUT:
+                self._append(weight, (BlockColumns(blocks),), transposed=site.transposed)
+                continue
+            self._append(weight, (BlockRows(blocks),), transposed=site.transposed)
+            if site.bias is not None:
+                self._append(self._checkpoint.tensors[site.bias], (BlockRows(blocks),))
+
+
+def _bare(module: str) -> str:
+    return ".".join(word for word in module.split(".") if word != "base_layer")
+
+
+def _expert_container(module: str, files: AdapterFiles) -> str | None:
+    """The module of a 3D parameter's wrapper, None for an ordinary module."""
+    bare = _bare(module)
+    targets = files.config.get("target_parameters") or ()
+    for target in targets:
+        container, _, parameter = str(target).rpartition(".")
+        if parameter in EXPERT_PARAMETERS and bare.endswith(container):
+            return bare
+    return None
+
+
+def _expert_count(slices: Sequence[ExpertSlice]) -> int:
+    if slices[0].expert is None:
+        return slices[0].entry.shape[0]
+    return 1 + max(one.expert for one in slices if one.expert is not None)
+
+
+def _require_same_base(files: AdapterFiles, checkpoint: Checkpoint) -> None:
+    """Compare what the adapter says of its own base with this one.
+
+    Raises:
+        RotationError: it names another architecture, or a directory with other sizes.
+    """
+    where = str(files.directory)
+    mapping = files.config.get("auto_mapping")
+    library = mapping.get("parent_library", "") if isinstance(mapping, dict) else ""
+    family = str(library).split("transformers.models.")
+    types = {str(checkpoint.config.get("model_type", "")), checkpoint.model_type}
+    name = family[1].split(".")[0] if len(family) == 2 else ""
+    if name and any(types) and name not in types | {t.removesuffix("_text") for t in types}:
+        raise RotationError(
+            f"the adapter was trained on a {name} model, the base is {', '.join(sorted(types))}",
+            where=where,
+            remedy="Give the base that the adapter was trained on.",
+        )
+    named = files.config.get("base_model_name_or_path")
+    if isinstance(named, str) and named and (Path(named) / "config.json").is_file():
+        theirs = _sizes(_read_config(Path(named)))
+        ours = _sizes(checkpoint.config)
+        different = [k for k in _COMPARED if theirs.get(k) != ours.get(k)]
+        if different:
+            listed = ", ".join(f"{k} {theirs.get(k)} there, {ours.get(k)} here" for k in different)
+            raise RotationError(
+                f"the adapter names {named} as its base, which is another model: {listed}",
+                where=where,
+                remedy="Give the base that the adapter was trained on.",
+            )
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    import json
+
+    from so8tqc.disk.foreign import read_whole
+
+    try:
+        value = json.loads(read_whole(directory / "config.json", RotationError).decode("utf-8"))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else {}
+    return {key: inner.get(key, config.get(key)) for key in _COMPARED}

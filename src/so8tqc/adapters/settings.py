@@ -1,0 +1,89 @@
+"""Which settings of ``adapter_config.json`` are understood, for each method; the rest is refused.
+
+An entry that is not listed may change what the adapter computes: it is refused by name unless it is
+empty or off. Entries of ``_NEUTRAL`` say where an adapter came from, on which modules it was put
+(its tensors say that, too), or how it was trained and initialised.
+"""
+
+from __future__ import annotations
+
+from so8tqc.adapters.files import AdapterFiles
+from so8tqc.errors import RotationError
+from so8tqc.rotations.peft_config import CONFIG_NAME
+
+_NEUTRAL = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode",
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "init_weights", "peft_type", "peft_version", "fan_in_fan_out", "bias", "modules_to_save",
+    }
+)  # fmt: skip
+_UNDERSTOOD = {
+    "LORA": frozenset(
+        {
+            "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+            "lora_bias", "target_parameters", "lora_dropout", "init_lora_weights", "loftq_config",
+            "eva_config", "corda_config", "lora_ga_config", "megatron_core", "qalora_group_size",
+            "runtime_config", "ensure_weight_tying", "target_modules_to_tie",
+        }
+    ),
+    "OFT": frozenset(
+        {
+            "r", "oft_block_size", "coft", "eps", "block_share", "use_cayley_neumann",
+            "num_cayley_neumann_terms", "module_dropout",
+        }
+    ),
+    "BOFT": frozenset(
+        {"boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"}
+    ),
+    "HRA": frozenset({"r", "apply_GS"}),
+    "PSOFT": frozenset(
+        {
+            "r", "psoft_alpha", "psoft_dropout", "ab_svd_init", "psoft_svd",
+            "psoft_svd_lowrank_niter", "random_seed", "psoft_orth", "psoft_mag_b", "psoft_mag_a",
+            "use_cayley_neumann", "num_cayley_neumann_terms", "cayley_neumann_eps",
+        }
+    ),
+    "ROAD": frozenset({"variant", "group_size"}),
+    "VERA": frozenset(
+        {"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"}
+    ),
+}  # fmt: skip
+
+_INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+
+def require_understood(files: AdapterFiles) -> None:
+    """Refuse a method that has no fold here, and settings that are not understood.
+
+    Raises:
+        RotationError: naming them.
+    """
+    where = str(files.directory / CONFIG_NAME)
+    if files.kind not in _UNDERSTOOD:
+        raise RotationError(
+            f"the adapter is {files.config.get('peft_type')!r}, which cannot be baked",
+            where=where,
+            remedy=f"Those that can: {', '.join(_UNDERSTOOD)}. Merge others with PEFT first.",
+        )
+    known = _UNDERSTOOD[files.kind] | _NEUTRAL
+    unknown = sorted(key for key in files.config.keys() - known if files.config[key])
+    if unknown:
+        raise RotationError(
+            "the adapter has settings that are not understood: "
+            + ", ".join(f"{key}={files.config[key]!r}" for key in unknown),
+            where=where,
+            remedy="They may change what the adapter computes: merge it with PEFT instead.",
+        )
+
+
+def setting_notices(files: AdapterFiles) -> list[str]:
+    """What a user should know of how the adapter was made."""
+    init = str(files.config.get("init_lora_weights", ""))
+    if not init.startswith(_INITS_THAT_CHANGE_THE_BASE):
+        return []
+    return [
+        f"The adapter was initialised by {init}, which also changes the base weights of the "
+        "training: give the residual base that was saved beside it, or an adapter that PEFT "
+        "converted with path_initial_model_for_weight_conversion."
+    ]

@@ -1,0 +1,58 @@
+"""What makes a base the trained model: gates, adapters, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from so8tqc.adapters.files import adapter_directory, adapter_kind, read_json
+from so8tqc.rotations.options import RotationOptions
+from so8tqc.rotations.peft_oft import is_adapter, within_orthogonality
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was trained beside a base.
+
+    Attributes:
+        gates: a gate file, checkpoint, or an OFT adapter that is rotations and nothing else.
+        adapters: PEFT adapter directories, in the order in which they apply.
+    """
+
+    gates: Path | None
+    adapters: tuple[Path, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*((self.gates,) if self.gates else ()), *self.adapters)
+
+
+def trained(rotations: Path | None, options: RotationOptions) -> Trained:
+    """Sort what ``rotations`` and ``--adapter`` name.
+
+    An OFT adapter alone is a set of rotations, judged as such, unless it trains other things too
+    (biases, whole modules) or its own training left SO(n) (the truncated series): then it is baked
+    as any adapter, as it was trained.
+
+    Raises:
+        RotationError: an adapter directory cannot be read.
+    """
+    beside = tuple(options.adapters)
+    kind = None if rotations is None else adapter_kind(rotations)
+    if rotations is None or kind is None:
+        return Trained(rotations, beside)
+    if kind == "OFT" and not beside and _only_rotations(rotations, options):
+        return Trained(rotations, ())
+    return Trained(None, (rotations, *beside))
+
+
+def _only_rotations(path: Path, options: RotationOptions) -> bool:
+    if not is_adapter(path):  # in a sub-folder, or as adapter_model.bin
+        return False
+    config = read_json(adapter_directory(path))
+    plain = config.get("bias", "none") == "none" and not config.get("modules_to_save")
+    asked = options.model_fields_set & {"convention", "parametrization", "site", "layers"}
+    if asked or options.orthogonalize == "polar" or not plain:
+        return True  # what cannot be done to it is said where rotations are read
+    return within_orthogonality(path)

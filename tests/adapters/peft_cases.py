@@ -1,0 +1,131 @@
+"""Adapters of every method, trained-looking, on tiny models, and what PEFT's own forward makes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "Lora", "r": 4, "lora_alpha": 12},
+    "lora-patterns": {
+        "kind": "Lora", "r": 4, "lora_alpha": 12, "use_rslora": True,
+        "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"layers.1.self_attn.o_proj": 3},
+    },
+    "dora": {"kind": "Lora", "r": 4, "lora_alpha": 12, "use_dora": True},
+    "oft": {"kind": "OFT", "r": 0, "oft_block_size": 8},
+    "oft-exact": {"kind": "OFT", "r": 0, "oft_block_size": 8, "use_cayley_neumann": False},
+    "boft": {"kind": "BOFT", "boft_block_size": 4},
+    "hra": {"kind": "HRA", "r": 4},
+    "hra-gs": {"kind": "HRA", "r": 3, "apply_GS": True},
+    "psoft": {"kind": "Psoft", "r": 4, "psoft_alpha": 8},
+    "psoft-series": {
+        "kind": "Psoft", "r": 4, "psoft_alpha": 8, "use_cayley_neumann": True,
+        "ab_svd_init": "pissa_init", "cayley_neumann_eps": 0.5,
+    },
+    "road": {"kind": "Road", "group_size": 8},
+    "road-4": {"kind": "Road", "group_size": 16, "variant": "road_4"},
+    "vera": {"kind": "Vera", "r": 6},
+    "vera-drawn": {"kind": "Vera", "r": 6, "save_projection": False},
+}  # fmt: skip
+
+TARGETS = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+}
+_USUAL = ["q_proj", "o_proj", "down_proj"]
+_TRAINED = (
+    "lora_", "oft_R", "boft_", "hra_u", "psoft_R", "road_", "vera_lambda", "modules_to_save",
+)  # fmt: skip
+
+
+def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(str(model))
+    vision = hasattr(config, "vision_config")
+    auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    # transformers' other implementations of experts know no float64
+    return auto.from_pretrained(str(model), dtype=dtype, experts_implementation="eager").eval()
+
+
+def text_only(names: list[str], model: Any) -> str | list[str]:
+    """target_modules that leave vision towers alone."""
+    if not hasattr(model.config, "vision_config"):
+        return names
+    return rf".*language_model.*\.({'|'.join(names)})"
+
+
+def adapter(model: Path, directory: Path, method: str, *, seed: int = 0, **options: Any) -> Path:
+    """Make and save an adapter whose every part has moved from its start."""
+    import peft
+
+    base = load(model)
+    settings = METHODS[method] | options
+    kind = settings.pop("kind")
+    targets = TARGETS.get(base.config.model_type, _USUAL)
+    if method.startswith("lora") and base.config.model_type == "mixtral":
+        settings["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    settings.setdefault("target_modules", text_only(targets, base))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        live = peft.get_peft_model(base, getattr(peft, f"{kind}Config")(**settings))
+        shake(live, seed)
+        live.save_pretrained(str(directory))
+    return directory
+
+
+def shake(live: Any, seed: int, size: float = 0.05) -> None:
+    """Move every trained parameter; float32, as PEFT keeps them."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in live.named_parameters():
+        if parameter.requires_grad or any(part in name for part in _TRAINED):
+            noise = torch.randn(parameter.shape, generator=generator) * size
+            parameter.data = (parameter.data.float() + noise).to(parameter.dtype)
+
+
+def unmerged(model: Path, adapters: list[Path], load_dtype: torch.dtype) -> Any:
+    """Base and adapters, unmerged, run by PEFT in float64.
+
+    The base is loaded in the dtype that PEFT accepts (PSOFT takes its SVD then), and all parameters
+    become float64 afterwards, which changes none of them.
+    """
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base = load(model, load_dtype)
+        live = peft.PeftModel.from_pretrained(base, str(adapters[0]), adapter_name="a0")
+        for i, path in enumerate(adapters[1:], start=1):
+            live.load_adapter(str(path), adapter_name=f"a{i}")
+        if len(adapters) > 1:
+            live.base_model.set_adapter([f"a{i}" for i in range(len(adapters))])
+    live = live.double().eval()
+    for module in live.modules():  # buffers that PEFT keeps apart
+        for cache in ("_psoft_A_cache", "_psoft_B_cache", "vera_A", "vera_B"):
+            held = getattr(module, cache, None)
+            if held is not None:
+                for key in list(held.keys()):
+                    held[key] = held[key].double()
+    return live
+
+
+def logits(live: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = live(input_ids=ids).logits
+    return result
+
+
+def effective(module: Any, width: int) -> torch.Tensor:
+    """[out, in] float64: what an unmerged module multiplies its input by."""
+    with torch.no_grad():
+        one = torch.eye(width, dtype=torch.float64)
+        none = torch.zeros(1, width, dtype=torch.float64)
+        result: torch.Tensor = (module(one) - module(none)).T
+    return result
+
+
+Maker = Callable[..., Path]

@@ -1,0 +1,342 @@
+"""Adapter directories that cannot be baked, each refused with what, where and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft_cases import adapter, load, shake
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from so8tqc.adapters.files import read_files
+from so8tqc.adapters.plan import plan_adapters
+from so8tqc.checkpoints.quantized import quantization_name
+from so8tqc.checkpoints.safetensors_index import open_checkpoint
+from so8tqc.cli.app import app
+from so8tqc.config import BakeConfig
+from so8tqc.errors import ExitCode, InputError, ModelError, So8tqcError
+from so8tqc.records import Verdict
+from so8tqc.services.bake import bake, plan
+
+Tensors = dict[str, torch.Tensor]
+_Q = "base_model.model.model.layers.1.self_attn.q_proj"
+
+
+def changed(
+    directory: Path,
+    tensors: Callable[[Tensors], None] | None = None,
+    config: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    file = directory / "adapter_model.safetensors"
+    if tensors is not None:
+        held = load_file(str(file))
+        tensors(held)
+        save_file({k: v.contiguous() for k, v in held.items()}, str(file))
+    if config is not None:
+        path = directory / "adapter_config.json"
+        said = json.loads(path.read_text())
+        config(said)
+        path.write_text(json.dumps(said))
+    return directory
+
+
+def _nan(t: Tensors) -> None:
+    t[f"{_Q}.lora_B.weight"][3, 1] = float("nan")
+
+
+def _zero(t: Tensors) -> None:
+    for key in t:
+        if "lora_B" in key:
+            t[key] = torch.zeros_like(t[key])
+
+
+def _rename(t: Tensors) -> None:
+    for part in ("lora_A", "lora_B"):
+        t[f"base_model.model.model.layers.9.self_attn.q_proj.{part}.weight"] = t.pop(
+            f"{_Q}.{part}.weight"
+        )
+
+
+def _narrow(t: Tensors) -> None:
+    t[f"{_Q}.lora_A.weight"] = t[f"{_Q}.lora_A.weight"][:, :-8]
+
+
+def _without_b(t: Tensors) -> None:
+    del t[f"{_Q}.lora_B.weight"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "words"),
+    [
+        (_nan, None, ["lora_B", "[3, 1]", "not finite"]),
+        (_zero, None, ["untrained", "zero"]),
+        (_rename, None, ["layers.9.self_attn.q_proj", "no tensor"]),
+        (_narrow, None, ["lora_A", "[4, 56]", "[4, 64]"]),
+        (_without_b, None, ["lora_B.weight is missing"]),
+        (None, lambda c: c.update(r=8), ["lora_A", "[4, ", "[8, "]),
+        (None, lambda c: c.update(rank_pattern={"q_proj": 2}), ["q_proj", "[2, 64]"]),
+        (None, lambda c: c.update(r="four"), ["r is 'four'"]),
+        (None, lambda c: c.update(r=0), ["rank"]),
+        (None, lambda c: c.update(rank_pattern={"(": 2}), ["no pattern"]),
+        (None, lambda c: c.update(use_dora=True), ["lora_magnitude_vector"]),
+        (None, lambda c: c.update(use_qalora=True), ["use_qalora"]),
+        (None, lambda c: c.update(alora_invocation_tokens=[1]), ["alora_invocation_tokens"]),
+        (None, lambda c: c.update(peft_type="LOHA"), ["LOHA", "cannot be baked"]),
+        (None, lambda c: c.update(something_new=3), ["something_new"]),
+        (
+            None,
+            lambda c: c.update(
+                auto_mapping={"parent_library": "transformers.models.qwen2.modeling_qwen2"}
+            ),
+            ["qwen2", "llama"],
+        ),
+    ],
+)
+def test_refused(tensors, config, words: list[str], make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = changed(adapter(model, tmp_path / "a", "lora"), tensors, config)
+    with pytest.raises(InputError) as caught:
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    assert caught.value.exit_code is ExitCode.BAD_INPUT
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "m").exists()
+
+
+def test_an_adapter_of_another_base_directory(make_model, tmp_path: Path) -> None:
+    model, other = make_model("llama", "bfloat16"), make_model("mistral", "bfloat16")
+    directory = changed(
+        adapter(model, tmp_path / "a", "lora"),
+        config=lambda c: c.update(base_model_name_or_path=str(other)),
+    )
+    with pytest.raises(InputError, match="another model: model_type mistral there, llama here"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+
+
+def test_partly_untrained_is_told(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+
+    def one(t: Tensors) -> None:
+        t[f"{_Q}.lora_B.weight"] *= 0
+
+    directory = changed(adapter(model, tmp_path / "a", "lora"), one)
+    record = plan(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    assert any("1 of 9 modules" in notice and "untrained" in notice for notice in record.notices)
+
+
+def test_a_named_folder_and_a_pickled_file_are_the_same_adapter(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = adapter(model, tmp_path / "a", "lora")
+    bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m0"))
+    inside = tmp_path / "parent" / "my_adapter"
+    shutil.copytree(directory, inside)
+    tensors = load_file(str(inside / "adapter_model.safetensors"))
+    (inside / "adapter_model.safetensors").unlink()
+    # older files have the adapter's name in their keys
+    named = {k.replace(".weight", ".default.weight"): v for k, v in tensors.items()}
+    torch.save(named, inside / "adapter_model.bin")
+    record = bake(BakeConfig(base=model, rotations=tmp_path / "parent", out=tmp_path / "m1"))
+    assert any("my_adapter" in notice for notice in record.notices)
+    first, second = (load_file(str(tmp_path / m / "model.safetensors")) for m in ("m0", "m1"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    shutil.copytree(directory, tmp_path / "parent" / "other")
+    with pytest.raises(InputError, match=r"several adapters: my_adapter, other"):
+        bake(BakeConfig(base=model, rotations=tmp_path / "parent", out=tmp_path / "m2"))
+
+
+def test_a_pickle_that_runs_code_is_refused(make_model, tmp_path: Path) -> None:
+    directory = adapter(make_model("llama", "bfloat16"), tmp_path / "a", "lora")
+    (directory / "adapter_model.safetensors").unlink()
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return print, ("ran",)
+
+    torch.save({"x": Evil()}, directory / "adapter_model.bin")
+    with pytest.raises(InputError, match="code"):
+        read_files(directory)
+
+
+def test_runtime_names_find_stored_ones(make_model, tmp_path: Path) -> None:
+    """A vision-language model's files call the text tower otherwise than its modules do."""
+    model = make_model("qwen2_vl", "float32")
+    directory = adapter(model, tmp_path / "a", "lora")
+    old = tmp_path / "old"
+    shutil.copytree(model, old)
+    tensors = load_file(str(old / "model.safetensors"))
+    renamed = {
+        k.replace("model.language_model.", "language_model.model."): v for k, v in tensors.items()
+    }
+    save_file(renamed, str(old / "model.safetensors"), metadata={"format": "pt"})
+    here = plan_adapters(open_checkpoint(model), [directory], None, dtype="keep")
+    there = plan_adapters(open_checkpoint(old), [directory], None, dtype="keep")
+    assert len(here.changed) == len(there.changed) == 9
+    for a, b in zip(here.changed, there.changed, strict=True):
+        assert torch.equal(a.whole_in_float64(), b.whole_in_float64())
+
+
+def saved(model: Path, directory: Path, **options: Any) -> Path:
+    import peft
+
+    live = peft.get_peft_model(load(model), peft.LoraConfig(r=4, lora_alpha=8, **options))
+    shake(live, 3)
+    live.save_pretrained(str(directory))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"], "bias": "all"},
+        {"target_modules": ["q_proj"], "bias": "lora_only"},
+        {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["embed_tokens", "o_proj"], "use_dora": True},
+        {"target_modules": ["lm_head", "down_proj"]},
+    ],
+    ids=lambda o: "-".join(map(str, o)),
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_biases_saved_modules_and_embeddings(
+    options: dict[str, Any], dtype: str, make_model, tmp_path: Path
+) -> None:
+    from peft_cases import logits, unmerged
+
+    model = make_model("qwen2", dtype)  # q, k and v have biases, the head is a tensor of its own
+    directory = saved(model, tmp_path / "a", **options)
+    record = bake(
+        BakeConfig(base=model, rotations=directory, out=tmp_path / "m", baked_dtype="float32")
+    )
+    assert record.verdict is Verdict.PASS, [c for c in record.checks if c.verdict is Verdict.FAIL]
+    ids = torch.arange(7, 31)[None]
+    # loaded in bfloat16 PEFT would round what it saved to bfloat16; the bake need not
+    expected = logits(unmerged(model, [directory], torch.float32), ids)
+    effect = float((expected - logits(load(model, torch.float64), ids)).abs().max())
+    got = logits(load(tmp_path / "m", torch.float64), ids)
+    assert float((got - expected).abs().max()) < 2e-5 * effect
+
+
+def test_a_tied_head_is_told(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    for name, words in (("lm_head", "the head alone"), ("embed_tokens", "the embedding alone")):
+        directory = saved(model, tmp_path / name, target_modules=[name])
+        record = bake(BakeConfig(base=model, rotations=directory, out=tmp_path / f"m-{name}"))
+        assert any("changes both" in n and words in n for n in record.notices)
+    directory = saved(model, tmp_path / "s", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    with pytest.raises(InputError, match="tie_word_embeddings"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "ms"))
+
+
+def test_conv1d_is_stored_transposed(make_model, tmp_path: Path) -> None:
+    from peft_cases import logits, unmerged
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = tmp_path / "gpt2"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gpt2", vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ).save_pretrained(str(model))
+    for method in ("lora", "dora", "vera"):
+        directory = adapter(model, tmp_path / method, method, fan_in_fan_out=True)
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / f"m-{method}"))
+        ids = torch.arange(7, 31)[None]
+        expected = logits(unmerged(model, [directory], torch.float32), ids)
+        effect = float((expected - logits(load(model, torch.float64), ids)).abs().max())
+        got = logits(load(tmp_path / f"m-{method}", torch.float64), ids)
+        assert float((got - expected).abs().max()) < 2e-5 * effect, method
+
+
+def test_an_oft_adapter_that_was_no_rotation_in_training_is_told(
+    make_model, tmp_path: Path
+) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = adapter(model, tmp_path / "a", "oft")
+
+    def larger(t: Tensors) -> None:
+        for key in t:
+            t[key] = t[key] * 3
+
+    changed(directory, larger)
+    record = bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    check = next(c for c in record.checks if c.id == "rotation.orthogonality")
+    assert check.verdict is Verdict.PASS
+    assert float(check.value or 0) > 1e-2
+    assert "The training itself computed no rotations" in check.detail
+
+
+def test_one_weight_at_several_positions_is_refused(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = adapter(model, tmp_path / "a", "lora")
+    shared = tmp_path / "shared"
+    shutil.copytree(model, shared)
+    tensors = load_file(str(shared / "model.safetensors"))
+    kept = {k: v for k, v in tensors.items() if "layers.2.self_attn" not in k}
+    save_file(kept, str(shared / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(InputError, match="no single weight can hold"):
+        bake(BakeConfig(base=shared, rotations=directory, out=tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "GPTQ 4-bit"),
+        ({"quant_method": "awq", "bits": 4}, "AWQ 4-bit"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"},
+         "FP8 (e4m3, block scales 128×128)"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+         "bitsandbytes 4-bit (nf4)"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized",
+          "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"},
+                                        "input_activations": None}}},
+         "compressed-tensors W4A16 (pack-quantized)"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
+    ],
+)  # fmt: skip
+def test_quantized_bases_are_refused_by_their_name(
+    said: dict[str, Any], name: str, make_model, make_gates, tmp_path: Path
+) -> None:
+    model = make_model("llama", "bfloat16")
+    directory, gates = adapter(model, tmp_path / "a", "lora"), make_gates(model)
+    base = tmp_path / "quantized"
+    shutil.copytree(model, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    found = quantization_name({**config, "quantization_config": said})
+    assert name in str(found)
+    for trained in (directory, gates):
+        with pytest.raises(ModelError) as caught:
+            bake(BakeConfig(base=base, rotations=trained, out=tmp_path / "m"))
+        assert name in str(caught.value)
+        assert "full-precision" in str(caught.value)
+
+
+def test_the_command_line(make_model, make_gates, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    first = adapter(model, tmp_path / "a", "lora")
+    second = adapter(model, tmp_path / "b", "dora", seed=1)
+    runner = CliRunner()
+
+    def run(*arguments: object) -> int:
+        result = runner.invoke(app, ["bake", *map(str, arguments)])
+        if isinstance(result.exception, So8tqcError):
+            return int(result.exception.exit_code)
+        return result.exit_code
+
+    assert run(model, first, "--out", tmp_path / "m1") == 0
+    gates = make_gates(model)
+    assert run(model, gates, "--adapter", first, "--adapter", second, "--out", tmp_path / "m2") == 0
+    said = json.loads((tmp_path / "m2" / "so8tqc.json").read_text())
+    assert [a["kind"] for a in said["adapters"]] == ["LORA", "LORA"]
+    assert said["convention"] == "column"
+    assert run(model, first, "--out", tmp_path / "m3", "--dry-run") == 0
+    assert not (tmp_path / "m3").exists()
+    changed(first, _nan)
+    assert run(model, first, "--out", tmp_path / "m4") == 3
