@@ -13,10 +13,7 @@ Imported only where something is compared: numba takes a third of a second.
 
 from __future__ import annotations
 
-import functools
 import math
-import pickle
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +21,8 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+
+from so8tqc.metrics.compiled import compiled
 
 LEADERS = 5
 """How many of the most likely tokens are found (top-5 overlap)."""
@@ -84,32 +83,6 @@ tanh t = Σ 4^k (4^k − 1) B_2k/(2k)! t^(2k−1), and ln cosh is its integral."
 _L = tuple(2 / (2 * k + 1) for k in range(9))
 """ln(1 + y) = ln((1 + s)/(1 − s)) = s Σ L_k s^2k for s = y/(2 + y); to s^16 good to 1e-14 for
 y ≤ 1/e."""
-
-
-_NOT_KEPT = (
-    OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError,
-    ImportError, MemoryError,
-)  # fmt: skip
-"""What numba raises where there is no room to keep a kernel, or the file of one is damaged."""
-
-
-def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
-    """What threads call: compiled once for a machine, or in each process where that is not kept."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    plain = njit(**options)(kernel)
-    try:
-        kept = njit(cache=True, **options)(kernel)
-    except RuntimeError:  # numba finds no folder
-        return plain  # type: ignore[no-any-return]
-
-    @functools.wraps(kernel)
-    def call(*arguments: Any) -> None:
-        try:
-            kept(*arguments)
-        except _NOT_KEPT:
-            plain(*arguments)
-
-    return call
 
 
 @intrinsic
@@ -237,7 +210,7 @@ def _weigh(logits, top, weights):
     return total, moment, square
 
 
-@_compiled
+@compiled
 def side_rows(logits, targets, weights, numbers, leaders):
     """One model's distribution in each row.
 
@@ -344,7 +317,7 @@ def _shared(first, second, width):
     return found / count
 
 
-@_compiled
+@compiled
 def pair_rows(
     z, w, p_weights, q_weights, reference, candidate, leaders, other_leaders, targets, rows
 ):
