@@ -35,7 +35,8 @@ def test_what_is_packed_is_unpacked(grid: Grid) -> None:
     content = _any_content(grid)
     stored = pack(content, grid)
     assert (grid.block, grid.bytes) == block_layout(grid.name)
-    assert stored.shape == (_BLOCKS, grid.bytes) and stored.dtype == np.uint8
+    assert stored.shape == (_BLOCKS, grid.bytes)
+    assert stored.dtype == np.uint8
     back = unpack(stored, grid)
     for part in ("codes", "scales", "mins", "d", "dmin"):
         np.testing.assert_array_equal(getattr(back, part), getattr(content, part), err_msg=part)

@@ -168,6 +168,42 @@ ImatrixDataOption = Annotated[
     ),
 ]
 
+SolverOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="libllama|hessian",
+        help="Who chooses codes and scales; hessian: by the second moments of each matrix' "
+        "inputs, types and sizes as they are.",
+        show_default=False,
+    ),
+]
+HessiansOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|auto",
+        help="Second moments (.npz) for --solver hessian, or auto: computed from calibration text.",
+        show_default=False,
+    ),
+]
+HessianDataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Calibration text for --hessians auto; repeatable. Texts that judge are refused.",
+        show_default=False,
+    ),
+]
+HessianTokensOption = Annotated[
+    int | None, typer.Option(help="Tokens of it at most.", show_default=False)
+]
+ExportedFromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        help="Model directory that the GGUF was exported from, for --hessians auto.",
+        show_default=False,
+    ),
+]
+
 
 NOTHING: Mapping[str, object] = MappingProxyType({})
 

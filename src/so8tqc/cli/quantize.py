@@ -13,6 +13,10 @@ from so8tqc.cli.options import (
     NOTHING,
     AllowRequantizeOption,
     ConfigOption,
+    ExportedFromOption,
+    HessianDataOption,
+    HessiansOption,
+    HessianTokensOption,
     ImatrixDataOption,
     ImatrixOption,
     JsonOption,
@@ -20,6 +24,7 @@ from so8tqc.cli.options import (
     PureOption,
     QuietOption,
     SetOption,
+    SolverOption,
     TensorTypesOption,
     ThreadsOption,
     TokenEmbeddingTypeOption,
@@ -32,7 +37,8 @@ from so8tqc.cli.stage import Output, configure, run_stage
 
 _OWN = (
     "gguf", "out", "types", "tensor_types", "output_tensor_type", "token_embedding_type", "pure",
-    "allow_requantize", "imatrix", "imatrix_data", "threads", "config", "set_", "json", "quiet",
+    "allow_requantize", "imatrix", "imatrix_data", "solver", "model", "hessians", "hessian_data",
+    "hessian_tokens", "threads", "config", "set_", "json", "quiet",
 )  # fmt: skip
 _BUDGET = ("max_kl", "min_top1", "max_size")
 _Compare = Annotated[bool | None, typer.Option("--compare", hidden=True)]
@@ -50,6 +56,11 @@ def quantize(
     allow_requantize: AllowRequantizeOption = False,
     imatrix: ImatrixOption = None,
     imatrix_data: ImatrixDataOption = None,
+    solver: SolverOption = None,
+    model: ExportedFromOption = None,
+    hessians: HessiansOption = None,
+    hessian_data: HessianDataOption = None,
+    hessian_tokens: HessianTokensOption = None,
     comparison: Mapping[str, object] = NOTHING,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
@@ -65,6 +76,8 @@ def quantize(
 
         so8tqc quantize model-F16.gguf --type IQ2_M --imatrix auto --out quantized/
 
+        so8tqc quantize model-F16.gguf --type Q4_K_M --solver hessian --model baked/ --out q/
+
         so8tqc quantize model-F16.gguf --type Q4_K_M --tensor-type 'attn_(v|output)=Q8_0' --out q/
     """
     from so8tqc.config import QuantizeConfig
@@ -74,7 +87,8 @@ def quantize(
         gguf=gguf, out=out, types=types, tensor_types=tensor_types,
         output_tensor_type=output_tensor_type, token_embedding_type=token_embedding_type,
         pure=pure or None, allow_requantize=allow_requantize or None, imatrix=imatrix,
-        imatrix_data=imatrix_data, threads=threads,
+        imatrix_data=imatrix_data, solver=solver, model=model, hessians=hessians,
+        hessian_data=hessian_data, hessian_tokens=hessian_tokens, threads=threads,
     )  # fmt: skip
     output = Output(json, quiet)
     if comparison:

@@ -107,12 +107,36 @@ class QuantizeOptions(Options):
     imatrix_data: tuple[str, ...] = Field(
         (LONG_TEXTS,), min_length=1, description="Calibration text for imatrix: auto."
     )
+    solver: Literal["libllama", "hessian"] = Field(
+        "libllama",
+        description="Who chooses codes and scales. hessian: rounding errors of a column are made "
+        "up for by the columns behind it, by the second moments of the matrices' inputs; the types "
+        "and sizes stay libllama's.",
+    )
+    hessians: Literal["auto"] | Path = Field(
+        "auto",
+        description="With solver: hessian, the file of second moments (.npz); auto: computed from "
+        "hessian_data with the model directory that the GGUF was exported from.",
+    )
+    hessian_data: tuple[str, ...] = Field(
+        (CALIBRATION_TEXTS,),
+        min_length=1,
+        description="Calibration text for hessians: auto; texts that judge are refused.",
+    )
+    hessian_tokens: int = Field(
+        40960, ge=2, description="Tokens of it at most, spread evenly over the text."
+    )
     threads: int | None = Field(None, ge=1)
 
 
 class QuantizeConfig(QuantizeOptions):
     gguf: Path
     out: Path
+    model: Path | None = Field(
+        None,
+        description="For hessians: auto, the model directory that the GGUF was exported from; "
+        "default what the record of its export says.",
+    )
 
 
 class AttestConfig(Options):
@@ -142,6 +166,7 @@ class VerifyConfig(Options):
     )
     input: Path | None = Field(None, description="The GGUF it was made from, if it has moved.")
     imatrix: Path | None = Field(None, description="The importance matrix, if it has moved.")
+    hessians: Path | None = Field(None, description="The file of second moments, if it has moved.")
 
     @property
     def is_statement(self) -> bool:

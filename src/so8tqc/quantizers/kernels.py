@@ -609,7 +609,7 @@ def _descend_scales(quantized, gradient, hessian, levels, block, group, integers
                     continue
                 before = d[b] if part == 0 else dmin[b]
                 number = half(before + linear / curvature)
-                if number == before or number == 0.0:
+                if number in (before, 0.0):
                     continue
                 new_d, new_dmin = (number, dmin[b]) if part == 0 else (d[b], number)
                 for j in range(block):
@@ -693,7 +693,7 @@ def _descend(
         for j in range(n):
             total = total + delta[j] * gradient[j]
         loss[r, 0] = total
-        for turn in range(passes):
+        for _ in range(passes):
             moved = _descend_codes(
                 weights[r], quantized, gradient, hessian, levels, borders, uniform, lowest, group,
                 s, o, codes[r],
@@ -711,3 +711,25 @@ def _descend(
 
 
 descend = compiled(_descend)
+
+
+def _quadratic(delta, hessian, costs):
+    """costs[r] = δ H δᵀ of row r.
+
+    Args:
+        delta: [rows, n].
+        hessian: [n, n].
+        costs: [rows] out.
+    """
+    rows, n = delta.shape
+    gradient = np.empty(n)
+    for r in range(rows):
+        gradient[:] = 0.0
+        _add_products(gradient, delta[r], hessian)
+        total = 0.0
+        for j in range(n):
+            total = total + delta[r, j] * gradient[j]
+        costs[r] = total
+
+
+quadratic = compiled(_quadratic)

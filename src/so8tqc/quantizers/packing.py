@@ -92,7 +92,7 @@ def _pack_32(blocks: Blocks, *, high: bool, least: bool) -> Bytes:
     if least:
         parts.append(_half_bytes(blocks.dmin))
     if high:
-        parts.append(np.packbits(blocks.codes >> 4, axis=1, bitorder="little"))
+        parts.append(np.packbits(blocks.codes >> np.uint8(4), axis=1, bitorder="little"))
     parts.append(_shifted(blocks.codes & np.uint8(15), 4, 16))
     return np.concatenate(parts, axis=1)
 
@@ -101,7 +101,8 @@ def _unpack_32(stored: Bytes, *, high: bool, least: bool) -> Blocks:
     at = 4 if least else 2
     codes = _unshifted(stored[:, -16:], 4, 16)
     if high:
-        codes = codes | np.unpackbits(stored[:, at : at + 4], axis=1, bitorder="little") << 4
+        fifth = np.unpackbits(stored[:, at : at + 4], axis=1, bitorder="little")
+        codes |= fifth << np.uint8(4)
     count = len(stored)
     dmin = _halves(stored[:, 2:4]) if least else np.zeros(count, np.float16)
     mins = np.full((count, 1), -1 if least else 0, np.int16)
@@ -159,10 +160,11 @@ def _unpack_q2_k(stored: Bytes, _: Grid) -> Blocks:
 def _pack_q3_k(blocks: Blocks) -> Bytes:
     scales = (blocks.scales + 32).astype(np.uint8)
     low = (scales[:, :8] & 15) | (scales[:, 8:] & 15) << 4
-    high = _shifted(scales >> 4, 2, 4)
+    high = _shifted(scales >> np.uint8(4), 2, 4)
     return np.concatenate(
         [
-            _shifted(blocks.codes >> 2, 1, 32), _shifted(blocks.codes & np.uint8(3), 2, 32),
+            _shifted(blocks.codes >> np.uint8(2), 1, 32),
+            _shifted(blocks.codes & np.uint8(3), 2, 32),
             low, high, _half_bytes(blocks.d),
         ],
         axis=1,
@@ -175,7 +177,8 @@ def _unpack_q3_k(stored: Bytes, _: Grid) -> Blocks:
     scales = np.concatenate([nibbles & 15, nibbles >> 4], axis=1)
     scales = scales | _unshifted(stored[:, 104:108], 2, 4) << 4
     return Blocks(
-        low | high << 2, scales.astype(np.int16) - 32, np.zeros((len(stored), 16), np.int16),
+        low | high << np.uint8(2), scales.astype(np.int16) - 32,
+        np.zeros((len(stored), 16), np.int16),
         _halves(stored[:, 108:110]), np.zeros(len(stored), np.float16),
     )  # fmt: skip
 
@@ -200,7 +203,8 @@ def _pack_q5_k(blocks: Blocks) -> Bytes:
     return np.concatenate(
         [
             _half_bytes(blocks.d), _half_bytes(blocks.dmin), _pack_six_bits(blocks),
-            _shifted(blocks.codes >> 4, 1, 32), _shifted(blocks.codes & np.uint8(15), 4, 32),
+            _shifted(blocks.codes >> np.uint8(4), 1, 32),
+            _shifted(blocks.codes & np.uint8(15), 4, 32),
         ],
         axis=1,
     )  # fmt: skip
@@ -209,13 +213,15 @@ def _pack_q5_k(blocks: Blocks) -> Bytes:
 def _unpack_q5_k(stored: Bytes, _: Grid) -> Blocks:
     scales, mins = _unpack_six_bits(stored[:, 4:16])
     high, low = _unshifted(stored[:, 16:48], 1, 32), _unshifted(stored[:, 48:], 4, 32)
-    return Blocks(low | high << 4, scales, mins, _halves(stored[:, :2]), _halves(stored[:, 2:4]))
+    codes = low | high << np.uint8(4)
+    return Blocks(codes, scales, mins, _halves(stored[:, :2]), _halves(stored[:, 2:4]))
 
 
 def _pack_q6_k(blocks: Blocks) -> Bytes:
     return np.concatenate(
         [
-            _shifted(blocks.codes & np.uint8(15), 4, 64), _shifted(blocks.codes >> 4, 2, 32),
+            _shifted(blocks.codes & np.uint8(15), 4, 64),
+            _shifted(blocks.codes >> np.uint8(4), 2, 32),
             blocks.scales.astype(np.int8).view(np.uint8), _half_bytes(blocks.d),
         ],
         axis=1,
@@ -226,7 +232,7 @@ def _unpack_q6_k(stored: Bytes, _: Grid) -> Blocks:
     low, high = _unshifted(stored[:, :128], 4, 64), _unshifted(stored[:, 128:192], 2, 32)
     scales = np.ascontiguousarray(stored[:, 192:208]).view(np.int8).astype(np.int16)
     return Blocks(
-        low | high << 4, scales, np.zeros_like(scales), _halves(stored[:, 208:210]),
+        low | high << np.uint8(4), scales, np.zeros_like(scales), _halves(stored[:, 208:210]),
         np.zeros(len(stored), np.float16),
     )  # fmt: skip
 
@@ -234,10 +240,8 @@ def _unpack_q6_k(stored: Bytes, _: Grid) -> Blocks:
 def _pack_iq4_xs(blocks: Blocks) -> Bytes:
     scales = (blocks.scales + 32).astype(np.uint8)
     low = (scales[:, ::2] & 15) | (scales[:, 1::2] & 15) << 4
-    high = _shifted(scales >> 4, 2, 1)
-    return np.concatenate(
-        [_half_bytes(blocks.d), high, low, _shifted(blocks.codes, 4, 16)], axis=1
-    )
+    high = _shifted(scales >> np.uint8(4), 2, 1)
+    return np.concatenate([_half_bytes(blocks.d), high, low, _shifted(blocks.codes, 4, 16)], axis=1)
 
 
 def _unpack_iq4_xs(stored: Bytes, _: Grid) -> Blocks:
@@ -278,4 +282,3 @@ _UNPACKERS: Mapping[str, Callable[[Bytes, Grid], Blocks]] = {
     "Q5_K": _unpack_q5_k,
     "Q6_K": _unpack_q6_k,
 }
-

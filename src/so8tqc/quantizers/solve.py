@@ -164,15 +164,17 @@ def _search(grid: Grid) -> tuple[Matrix, Matrix, Matrix]:
     """Where scales are sought: factors, widenings and candidates of ``kernels.sweep``."""
     reach = max(abs(grid.levels[0]), abs(grid.levels[-1])) if not grid.has_min else 0
     fine = min(reach, 32) / 4 if grid.levels[-1] - grid.levels[0] != 240 else 2.0
-    factors = 1 + np.arange(-_ROUNDING, _ROUNDING + 1) * 0.025 / max(fine, 1.0)
-    widenings = np.arange(-0.9, 1.05, 0.1)
+    factors: Matrix = 1 + np.arange(-_ROUNDING, _ROUNDING + 1, dtype=np.float64) * 0.025 / max(
+        fine, 1.0
+    )
+    widenings: Matrix = np.arange(-0.9, 1.05, 0.1)
     step = 1.0 / len(grid.levels) ** 0.5
     candidates = [(0.0, 0.0)]
     if len(grid.levels) <= 64:
         candidates += [(-step / 8, 0.0), (step / 8, 0.0), (-step / 4, 0.0), (step / 4, 0.0)]
         if grid.has_min:
             candidates += [(0.0, 0.15), (0.0, -0.15)]
-    return factors, widenings, np.array(candidates)
+    return factors, widenings, np.array(candidates, dtype=np.float64)
 
 
 _REFITS = 2

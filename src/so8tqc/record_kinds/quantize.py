@@ -98,6 +98,36 @@ class Coverage(Entry):
     unseen_experts: dict[str, int]
 
 
+class SolvedTensor(Entry):
+    """One tensor that was solved for; errors are ‖(W − Q) x‖ / ‖W x‖ over the calibration tokens.
+
+    Attributes:
+        type: GGML type.
+        damping: that was chosen, a share of the mean second moment.
+        libllama: the error of the bytes that were replaced.
+        solved: the error of those that took their place.
+    """
+
+    type: str
+    damping: float
+    libllama: float
+    solved: float
+
+
+class SolvedFile(Entry):
+    """What was solved for in a file; ``left``: tensor → type, of those with libllama's bytes."""
+
+    tensors: dict[str, SolvedTensor]
+    left: dict[str, str]
+
+
+class Solver(Entry):
+    """What ``--solver hessian`` did: its version, and name → file."""
+
+    version: int
+    files: dict[str, SolvedFile]
+
+
 class QuantizeMetrics(Metrics):
     """Of kind ``quantize``: name → file; ``library``: version of llama-cpp-python."""
 
@@ -105,6 +135,7 @@ class QuantizeMetrics(Metrics):
     derivation: Derivation | None
     library: str | None
     imatrix: Coverage | None = None
+    solver: Solver | None = None
 
 
 class Workers(Entry):

@@ -18,10 +18,12 @@ from so8tqc.errors import ModelError, ToolError
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.quantizer import Job, PlannedTensor, Quantizer, Recipe
 from so8tqc.progress import Progress
-from so8tqc.record_kinds.quantize import Fallback, QuantizedFile, Workers
+from so8tqc.quantizers.hessians import MomentsFile
+from so8tqc.record_kinds.quantize import Fallback, QuantizedFile, SolvedFile, Workers
 from so8tqc.records import Check, FileRef
 from so8tqc.services.quantize.proof import describe, proof_checks
 from so8tqc.services.quantize.recipe import Output
+from so8tqc.services.quantize.solver import solve_into
 from so8tqc.services.quantize.stream import StreamedProof
 
 _WORKERS = 2
@@ -58,12 +60,13 @@ def workers(config: QuantizeConfig, source: GGUFFile) -> Workers:
 
 
 class Result(NamedTuple):
-    """A published file: what it is, the verdicts, and the digests of its tensors."""
+    """A published file: what it is, the verdicts, the digests of its tensors, what was solved."""
 
     described: QuantizedFile
     checks: list[Check]
     file: FileRef
     digests: dict[str, str]
+    solved: SolvedFile | None
 
 
 def quantize_files(
@@ -72,6 +75,7 @@ def quantize_files(
     quantizers: Sequence[Quantizer],
     threads: int,
     progress: Progress,
+    moments: MomentsFile | None = None,
 ) -> tuple[FileRef, dict[str, Result]]:
     """The digest of the input, and every file by its type: quantized, compared, published.
 
@@ -81,8 +85,10 @@ def quantize_files(
         quantizers: as many files are made at a time; on any exception they are ended.
         threads: of each quantizer.
         progress: told about both.
+        moments: what tensors are solved for by, after libllama has written a file; None: they stay.
 
     Raises:
+        ModelError: a tensor cannot be solved for.
         ToolError: libllama failed, or a file cannot be read back.
     """
     free: SimpleQueue[Quantizer] = SimpleQueue()
@@ -102,7 +108,7 @@ def quantize_files(
                 publication = temporaries.enter_context(ExitStack())
                 temporary = publication.enter_context(atomic_file(file.output.path))
                 future = pool.submit(
-                    _one, source, file, temporary, threads, free, comparisons, progress
+                    _one, source, file, temporary, threads, free, comparisons, progress, moments
                 )
                 publications[future] = (file.output.name, publication)
                 future.add_done_callback(finished.put)
@@ -147,6 +153,7 @@ def _one(
     free: SimpleQueue[Quantizer],
     comparisons: Executor,
     progress: Progress,
+    moments: MomentsFile | None,
 ) -> Result:
     name, path = file.output.name, file.output.path
     count = len(source.tensors)
@@ -157,11 +164,16 @@ def _one(
 
             def on_tensor(tensor: str) -> None:
                 task.advance(1, item=tensor)
-                proof.advance()
+                if moments is None:  # else what libllama writes is not what will stay
+                    proof.advance()
 
             quantizer.write(Job(source.path, temporary, file.recipe, threads), on_tensor)
     finally:
         free.put(quantizer)  # while the rest of this file is compared, the next one is quantized
+    solved = None
+    if moments is not None:
+        kept = path.with_name(f".{path.name}.solved")
+        solved = solve_into(temporary, source, moments, kept, threads, progress)
     result = _read_back(temporary, path)
     found, digests = {}, {}
     with progress.task(f"reading back {path.name}", total=count, unit="tensors") as task:
@@ -177,4 +189,5 @@ def _one(
         proof_checks(source, result, file.tensors, found, path.name),
         FileRef(path=str(path), sha256=sha256_file(temporary), bytes=size),
         digests,
+        solved,
     )

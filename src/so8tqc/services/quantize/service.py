@@ -16,10 +16,18 @@ from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import Quantizer
 from so8tqc.progress import SILENT, Progress
-from so8tqc.record_kinds.quantize import Coverage, QuantizeMeasured, QuantizeMetrics
+from so8tqc.quantizers.hessians import MomentsFile
+from so8tqc.record_kinds.quantize import Coverage, QuantizeMeasured, QuantizeMetrics, Solver
 from so8tqc.records import Record, Stopwatch, overall, versions
 from so8tqc.services.quantize.derivation import derivation
 from so8tqc.services.quantize.files import PlannedFile, quantize_files, workers
+from so8tqc.services.quantize.hessians import (
+    Calibration,
+    calibration_texts,
+    compute_moments,
+    model_directory,
+    require_fit,
+)
 from so8tqc.services.quantize.imatrix import compute_imatrix
 from so8tqc.services.quantize.proof import fallback_notices, fallbacks
 from so8tqc.services.quantize.recipe import (
@@ -33,6 +41,8 @@ from so8tqc.services.quantize.recipe import (
     require_room,
     stem,
 )
+from so8tqc.services.quantize.solver import VERSION as SOLVER_VERSION
+from so8tqc.services.quantize.solver import moments_notices
 from so8tqc.sources.texts import data_paths
 
 AUTO = "auto"
@@ -47,7 +57,9 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
 
     Raises:
         ModelError: the input is no GGUF, is already quantized or one part of several; or the
-            importance matrix is none, or another model's.
+            importance matrix is none, or another model's; or a model directory or a file of
+            second moments is.
+        DataError: calibration text is text that judges, or too short.
         InputError: libllama does not know a type, a type needs an importance matrix, or a
             choice of a tensor's type has no effect.
         ConfigError: an output would replace the input, or no PATTERN=TYPE.
@@ -62,7 +74,9 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         hands = workers(config, source)
         while len(quantizers) < hands.count:
             quantizers.append(processes.enter_context(closing(Quantizer())))
-        reference, results = quantize_files(source, work.files, quantizers, hands.threads, progress)
+        reference, results = quantize_files(
+            source, work.files, quantizers, hands.threads, progress, work.moments
+        )
     files = {Path(result.file.path).name: result.described for result in results.values()}
     checks = [check for result in results.values() for check in result.checks]
     inputs = {"gguf": reference}
@@ -82,6 +96,17 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         metrics = metrics.model_copy(update={"imatrix": _coverage(work.matrix, source)})
         notices += _importance_notices(work.matrix, source)
         (written if config.imatrix == AUTO else inputs)["imatrix"] = file_ref(work.matrix.path)
+    if work.moments is not None:
+        solved = {Path(r.file.path).name: r.solved for r in results.values() if r.solved}
+        solver = Solver(version=SOLVER_VERSION, files=solved)
+        metrics = metrics.model_copy(update={"solver": solver})
+        notices += moments_notices(work.moments)
+        computed = config.hessians == AUTO
+        (written if computed else inputs)["hessians"] = file_ref(work.moments.path)
+        if computed:
+            inputs |= {f"hessian_data: {p.name}": file_ref(p)
+                       for p in data_paths(config.hessian_data)}  # fmt: skip
+            inputs["model"] = file_ref(model_directory(config.model, config.gguf))
     if config.imatrix == AUTO:
         inputs |= {f"imatrix_data: {p.name}": file_ref(p) for p in data_paths(config.imatrix_data)}
     return Record(
@@ -101,6 +126,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
 class _Work(NamedTuple):
     files: tuple[PlannedFile, ...]
     matrix: ImportanceMatrix | None
+    moments: MomentsFile | None
 
 
 def _prepare(
@@ -108,6 +134,7 @@ def _prepare(
 ) -> _Work:
     """Everything that can fail before the first expensive byte, then the importance matrix."""
     files = outputs(config)
+    calibration = _calibration(config)
     remove_leftovers(config.out)
     given = None if config.imatrix in (None, AUTO) else Path(str(config.imatrix))
     matrix = None if given is None else read_imatrix(given)
@@ -117,6 +144,10 @@ def _prepare(
     if config.imatrix != AUTO:
         _require_importance(planned, source, matrix)
     require_room(config.out, source, [file.tensors for file in planned])
+    given_moments = None
+    if config.solver == "hessian" and config.hessians != AUTO:
+        given_moments = MomentsFile(Path(config.hessians))
+        require_fit(given_moments, source)
     if config.imatrix == AUTO:
         matrix = compute_imatrix(
             source, config.imatrix_data, config.out / f"{stem(config.gguf)}-imatrix.gguf",
@@ -125,7 +156,24 @@ def _prepare(
         # mixtures depend on having one
         planned = _plan(config, source, quantizer, files, matrix.path)
         _require_importance(planned, source, matrix)
-    return _Work(planned, matrix)
+    if calibration is not None:
+        place = config.out / f"{stem(config.gguf)}-hessians.npz"
+        given_moments = compute_moments(calibration, source, place, progress)
+        require_fit(given_moments, source)
+    return _Work(planned, matrix, given_moments)
+
+
+def _calibration(config: QuantizeConfig) -> Calibration | None:
+    """What second moments are to be computed from, None if they are not.
+
+    Raises:
+        InputError: nothing says which model directory the file was exported from.
+    """
+    if config.solver != "hessian" or config.hessians != AUTO:
+        return None
+    calibration_texts(config.hessian_data)
+    model = model_directory(config.model, config.gguf)
+    return Calibration(model, config.hessian_data, config.hessian_tokens)
 
 
 def _plan(
