@@ -30,6 +30,10 @@ def verify(
         Path | None,
         typer.Option(help="The importance matrix, if it has moved.", show_default=False),
     ] = None,
+    hessians: Annotated[
+        Path | None,
+        typer.Option(help="The file of second moments, if it has moved.", show_default=False),
+    ] = None,
     base: Annotated[
         Path | None,
         typer.Option(help="Of a statement: the base model.", show_default=False),
@@ -86,8 +90,8 @@ def verify(
     from so8tqc.services.attest.verify_statement import verify_statement
 
     flags = given(
-        file=file, record=record, input=input_, imatrix=imatrix, base=base, rotations=rotations,
-        files=files, level=level, scratch=scratch,
+        file=file, record=record, input=input_, imatrix=imatrix, hessians=hessians, base=base,
+        rotations=rotations, files=files, level=level, scratch=scratch,
     )  # fmt: skip
     options = configure(VerifyConfig, flags, config, set_)
     service = verify_statement if options.is_statement else verify_file

@@ -26,6 +26,9 @@ Matrix = npt.NDArray[np.float64]
 
 _VERSION = 1
 _MANIFEST = "manifest"
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile)
+"""What numpy raises for an archive that is damaged, or lies about its sizes."""
+
 _ALSO = "Compute it again (--hessians auto)."
 
 
@@ -130,10 +133,11 @@ class MomentsFile:
         if not path.is_file():
             raise ModelError("no such file of second moments", where=str(path), remedy=_ALSO)
         try:
+            _refuse_compressed(path)
             self._arrays: Mapping[str, npt.NDArray[Any]] = np.load(path, allow_pickle=False)
             text = bytes(np.ascontiguousarray(self._arrays[_MANIFEST])).decode()
             self.manifest = Manifest.model_validate_json(text)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, ValidationError):
+        except (*_UNREADABLE, TypeError, ValidationError):
             raise ModelError(
                 "not a file of second moments", where=str(path), remedy=_ALSO
             ) from None
@@ -156,7 +160,7 @@ class MomentsFile:
             kept, held = (
                 np.asarray(self._arrays[f"{group.key}/{kind}"]) for kind in ("kept", "held")
             )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        except _UNREADABLE:
             raise ModelError("its second moments cannot be read", where=where) from None
         for packed in (kept, held):
             if packed.shape != (size,) or packed.dtype != np.float32:
@@ -188,6 +192,17 @@ class MomentsFile:
             kept / group.tokens,
             held / group.held if group.held else None,
         )
+
+
+def _refuse_compressed(path: Path) -> None:
+    """What is stored as it is takes no more memory than the file takes disk.
+
+    Raises:
+        ValueError: an entry is compressed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("an entry is compressed")
 
 
 def _diagonal(n: int) -> npt.NDArray[np.intp]:

@@ -23,7 +23,7 @@ from so8tqc.errors import ModelError
 from so8tqc.progress import Progress
 from so8tqc.record_kinds.quantize import Build
 from so8tqc.services.attest.requantize import make_again
-from so8tqc.services.attest.statement import BASE, IMPORTANCE, ROTATIONS, Link
+from so8tqc.services.attest.statement import BASE, ROTATIONS, WEIGHING, Link
 from so8tqc.services.bake import bake
 from so8tqc.services.calibrate.apply import write_applied
 from so8tqc.services.export.service import write_gguf
@@ -84,7 +84,7 @@ def _export(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Ma
 def _quantize(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Made:
     (output,) = link.outputs
     options = _mapping(link.parameters["options"])
-    places = {IMPORTANCE if name == IMPORTANCE else "gguf": path for name, path in inputs.items()}
+    places = {name if name in WEIGHING else "gguf": path for name, path in inputs.items()}
     return {output.name: make_again(options["types"][0], options, places, scratch, progress)}
 
 

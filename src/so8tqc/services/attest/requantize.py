@@ -38,7 +38,7 @@ def make_again(
     Args:
         type_: the recipe, e.g. ``Q5_K_M``.
         options: of ``quantize``, as they were; where its files were does not matter.
-        places: where they are now: ``gguf`` and, if there was one, ``imatrix``.
+        places: where they are now: ``gguf`` and, if there were such, ``imatrix`` and ``hessians``.
         scratch: the directory to write to.
         progress: told about the work.
     """

@@ -23,9 +23,9 @@ from so8tqc.services.attest.recheck import recheck
 from so8tqc.services.attest.remake import TEMPERATURE_KEYS
 from so8tqc.services.attest.statement import (
     BASE,
-    IMPORTANCE,
     ROTATIONS,
     STATEMENT_NAME,
+    WEIGHING,
     Digest,
     Link,
     Resource,
@@ -35,9 +35,10 @@ from so8tqc.services.attest.statement import (
 from so8tqc.services.attest.stored import resource
 
 _STAGES = ("bake", "export", "quantize", "calibrate")
-_PLACES = frozenset(
-    {"base", "rotations", "out", "gguf", "model", "llama_cpp", "imatrix", "imatrix_data", "threads"}
-)
+_PLACES = frozenset({
+    "base", "rotations", "out", "gguf", "model", "llama_cpp", "imatrix", "imatrix_data", "hessians",
+    "hessian_data", "hessian_tokens", "threads",
+})  # fmt: skip
 """Options of a stage that do not determine its result: where things are, how many threads."""
 
 
@@ -193,9 +194,8 @@ def _quantize(directory: Path, record: Record, links: list[Link]) -> list[Link]:
         )
     derived, files = found.derivation, found.files
     inputs = tuple(_bare(link.outputs[0]) for link in links if link.kind == "export")
-    importance = {**record.inputs, **record.outputs}.get("imatrix")
-    if importance is not None:
-        inputs += (_external(IMPORTANCE, importance.sha256),)
+    references = {**record.inputs, **record.outputs}
+    inputs += tuple(_external(n, references[n].sha256) for n in WEIGHING if n in references)
     made = []
     for name in derived.tensors:
         path = directory / "quantize" / name

@@ -30,11 +30,14 @@ STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io
 PREDICATE_TYPE: Literal["urn:so8tqc:derivation:v1"] = "urn:so8tqc:derivation:v1"
 STATEMENT_NAME = "attestation.json"
 
-BASE, ROTATIONS, IMPORTANCE = "base", "rotations", "imatrix"
+BASE, ROTATIONS, IMPORTANCE, HESSIANS = "base", "rotations", "imatrix", "hessians"
+WEIGHING = {IMPORTANCE: "importance matrix", HESSIANS: "file of second moments"}
+"""What a quantization may have been weighed by: inputs that it need not have."""
+
 EXTERNAL: Mapping[str, frozenset[str]] = {
     "bake": frozenset({BASE, ROTATIONS}),
     "export": frozenset(),
-    "quantize": frozenset({IMPORTANCE}),
+    "quantize": frozenset(WEIGHING),
     "calibrate": frozenset(),
 }
 """Kind of link → inputs that no link of the statement makes."""
@@ -75,7 +78,8 @@ class Resource(Frozen):
     """An in-toto resource descriptor: a file by its name and digest.
 
     Attributes:
-        name: relative to the directory that was attested, or ``base``, ``rotations``, ``imatrix``.
+        name: relative to the directory that was attested, or ``base``, ``rotations``, ``imatrix``,
+            ``hessians``.
         digest: of its bytes.
         annotations: of a file of weights that a link makes.
     """
@@ -244,7 +248,7 @@ def _breaks_of(link: Link, made: Mapping[str, str]) -> Iterator[str]:
         made: name → digest of what earlier links make.
     """
     given = {entry.name for entry in link.inputs}
-    if missing := EXTERNAL[link.kind] - {IMPORTANCE} - given:
+    if missing := EXTERNAL[link.kind] - WEIGHING.keys() - given:
         yield f"{link.name!r} does not say its {' and '.join(sorted(missing))}"
     if not link.inputs or not link.outputs:
         yield f"{link.name!r} has no input or no output"

@@ -1,10 +1,10 @@
 """A quantized file is a function of named inputs: its recipe is run again and the result compared.
 
-The record of ``quantize`` holds the digests of the input, of the importance matrix and of each
-output tensor, the options, and the build of libllama. One build gives the same bytes each time, so
-there any difference is a difference. Another build or CPU may round a few blocks otherwise: a
-tensor then counts as *within rounding* if its bytes are the recorded ones and each block that
-differs lies about as near to the unquantized weights as the one made here.
+The record of ``quantize`` holds the digests of the input, of the importance matrix or the second
+moments, and of each output tensor, the options, and the build of libllama. One build gives the same
+bytes each time, so there any difference is a difference. Another build or CPU may round a few
+blocks otherwise: a tensor then counts as *within rounding* if its bytes are the recorded ones and
+each block that differs lies about as near to the unquantized weights as the one made here.
 """
 
 from __future__ import annotations
@@ -105,6 +105,9 @@ def verify(config: VerifyConfig, progress: Progress = SILENT) -> Record:
     )
 
 
+_INPUTS = ("gguf", "imatrix", "hessians")
+
+
 @dataclass(frozen=True)
 class _Recorded:
     """What a record of ``quantize`` says of one file.
@@ -112,7 +115,7 @@ class _Recorded:
     Attributes:
         type: the recipe, e.g. ``Q5_K_M``.
         options: of ``quantize``.
-        inputs: ``gguf`` and, if there was one, ``imatrix``.
+        inputs: ``gguf`` and, if there were such, ``imatrix`` and ``hessians``.
         tensors: tensor → SHA-256.
         build: of libllama.
     """
@@ -153,7 +156,7 @@ def _recorded(path: Path, name: str) -> _Recorded:
     return _Recorded(
         type=str(found.files[name].type),
         options=record.config,
-        inputs={kind: references[kind] for kind in ("gguf", "imatrix") if kind in references},
+        inputs={kind: references[kind] for kind in _INPUTS if kind in references},
         tensors=derived.tensors[name],
         build=derived.build,
     )
@@ -161,7 +164,7 @@ def _recorded(path: Path, name: str) -> _Recorded:
 
 def _inputs(recorded: _Recorded, config: VerifyConfig) -> dict[str, FileRef]:
     """The inputs as they are now, with their digests."""
-    given = {"gguf": config.input, "imatrix": config.imatrix}
+    given = {"gguf": config.input, "imatrix": config.imatrix, "hessians": config.hessians}
     found = {}
     for kind, reference in recorded.inputs.items():
         path = given[kind] or Path(reference.path)

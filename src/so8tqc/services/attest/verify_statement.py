@@ -36,8 +36,10 @@ from so8tqc.services.attest.remake import Made, recorded_build, remake
 from so8tqc.services.attest.requantize import compare_tensors
 from so8tqc.services.attest.statement import (
     BASE,
+    HESSIANS,
     IMPORTANCE,
     ROTATIONS,
+    WEIGHING,
     Link,
     Resource,
     Statement,
@@ -103,7 +105,7 @@ class _Bench:
         here: name → where that file is, if it is.
         parts: name → what of it differs; None for a file that is absent.
         strangers: files in a directory of the statement that it does not name.
-        outside: ``base``, ``rotations``, ``imatrix`` → where the user says they are.
+        outside: ``base``, ``rotations``, ``imatrix``, ``hessians`` → where the user says they are.
         made: name → a file made again that is identical.
     """
 
@@ -132,7 +134,8 @@ class _Bench:
             for name, path in here.items():
                 parts[name] = differing_parts(path, stated[name])
                 task.advance(1, item=name)
-        given = {BASE: config.base, ROTATIONS: config.rotations, IMPORTANCE: config.imatrix}
+        given = {BASE: config.base, ROTATIONS: config.rotations, IMPORTANCE: config.imatrix,
+                 HESSIANS: config.hessians}  # fmt: skip
         outside = {name: path for name, path in given.items() if path is not None}
         return cls(stated, here, parts, _strangers(statement, directory), outside)
 
@@ -213,7 +216,7 @@ class _Bench:
         self, output: Resource, inputs: Mapping[str, Path], made: Path
     ) -> Outcome | None:
         digests = {name: tensor.sha256 for name, tensor in output.tensors.items()}
-        source = next(path for name, path in inputs.items() if name != IMPORTANCE)
+        source = next(path for name, path in inputs.items() if name not in WEIGHING)
         found = compare_tensors(
             open_gguf(self.here[output.name]), digests, open_gguf(made), open_gguf(source),
             digests, same_build=False,
@@ -229,10 +232,10 @@ class _Bench:
 
 
 def _other_inputs(link: Link, inputs: Mapping[str, Path]) -> str | None:
-    """Says if the importance matrix is not the stated one (base and rotations show later)."""
+    """Says if what the errors were weighed by is not as stated (base and rotations show later)."""
     for entry in link.inputs:
-        if entry.name == IMPORTANCE and sha256_file(inputs[IMPORTANCE]) != entry.digest.sha256:
-            return f"{inputs[IMPORTANCE]} is not the importance matrix of the statement."
+        if entry.name in WEIGHING and sha256_file(inputs[entry.name]) != entry.digest.sha256:
+            return f"{inputs[entry.name]} is not the {WEIGHING[entry.name]} of the statement."
     return None
 
 
@@ -338,5 +341,5 @@ def _link_check(name: str, outcome: Outcome) -> Check:
 
 
 def _options(missing: Sequence[str]) -> str:
-    options = [f"--{name}" for name in (BASE, ROTATIONS, IMPORTANCE) if name in missing]
+    options = [f"--{name}" for name in (BASE, ROTATIONS, *WEIGHING) if name in missing]
     return f" (give {' and '.join(options)})" if options else ""

@@ -181,6 +181,8 @@ def _damping(
         for name, values in weights.items()
     }
 
+    damped(known.fitted, DAMPINGS[-1])  # what cannot be factored with the largest never can
+
     def cost(damping: float) -> float:
         try:
             curvature = damped(known.fitted, damping)
@@ -193,8 +195,6 @@ def _damping(
 
     with ThreadPoolExecutor(workers) as pool:
         costs = list(pool.map(cost, DAMPINGS))
-    if not np.isfinite(costs).any():
-        raise ShapeError(f"second moments are singular with damping up to {DAMPINGS[-1]:g}")
     return DAMPINGS[int(np.argmin(costs))]
 
 

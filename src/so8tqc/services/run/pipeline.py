@@ -192,7 +192,10 @@ def _stages(
     export_config = ExportConfig(
         model=baked, out=exported, llama_cpp=config.llama_cpp, **config.export.model_dump()
     )
-    quantize_config = QuantizeConfig(gguf=exported, out=folder, **config.quantize.model_dump())
+    quantize_config = QuantizeConfig(
+        gguf=exported, out=folder, model=baked if config.quantize.solver == "hessian" else None,
+        **config.quantize.model_dump(),
+    )  # fmt: skip
     calibrate_config = CalibrateConfig(
         gguf=quantized[config.calibrated_type], tokenizer=baked, data=config.data,
         out=out / "calibrate", reference=exported, **config.calibrate.model_dump(),
@@ -216,7 +219,7 @@ def _stages(
                lambda p: bake(bake_config, p), reports=True),
         Stage("export", export_config, (baked, *converter),
                (exported,), lambda p: export(export_config, p)),
-        Stage("quantize", quantize_config, (exported, *_importance_inputs(quantize_config)),
+        Stage("quantize", quantize_config, (exported, *_weighing_inputs(quantize_config)),
                tuple(quantized.values()), lambda p: quantize(quantize_config, p)),
         Stage("calibrate", calibrate_config, (calibrate_config.gguf, exported, baked, *data),
                (out / "calibrate" / "temperature_config.json",),
@@ -233,11 +236,18 @@ def _stages(
     )  # fmt: skip
 
 
-def _importance_inputs(config: QuantizeConfig) -> tuple[Path, ...]:
-    """What the importance matrix is, or is computed from."""
-    if config.imatrix is None:
-        return ()
-    return data_paths(config.imatrix_data) if config.imatrix == "auto" else (config.imatrix,)
+def _weighing_inputs(config: QuantizeConfig) -> tuple[Path, ...]:
+    """What the importance matrix and the second moments are, or are computed from."""
+    found: tuple[Path, ...] = ()
+    if config.imatrix is not None:
+        auto = config.imatrix == "auto"
+        found += data_paths(config.imatrix_data) if auto else (Path(config.imatrix),)
+    if config.solver == "hessian" and config.hessians != "auto":
+        found += (Path(config.hessians),)
+    elif config.solver == "hessian":
+        found += data_paths(config.hessian_data)
+        found += () if config.model is None else (config.model,)
+    return found
 
 
 def _bake_options(config: RunConfig) -> dict[str, object]:
