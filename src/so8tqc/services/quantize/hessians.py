@@ -81,7 +81,8 @@ def compute_moments(
 ) -> MomentsFile:
     """Run calibration text through the model a layer at a time; write the file of second moments.
 
-    A layer that is done is kept in a folder beside ``out`` until all are, so that a run that was
+    A file that is there already and was computed from the same model, tokens and chunks stays. A
+    layer that is done is kept in a folder beside ``out`` until all are, so that a run that was
     killed goes on with the next one.
 
     Args:
@@ -103,6 +104,8 @@ def compute_moments(
     try:
         chunks = _chunks(model, ids, bos, calibration)
         manifest = _manifest(calibration, chunks)
+        if (there := _already(out, manifest)) is not None:
+            return there
         folder = out.with_name(f".{out.name}.layers")
         make_folder(folder)
         key = sha256_json(manifest.model_dump(mode="json"))[:12]
@@ -217,6 +220,15 @@ def _chunks(
             remedy="Give more calibration text (--hessian-data).",
         )
     return chunks
+
+
+def _already(out: Path, manifest: Manifest) -> MomentsFile | None:
+    """The file of an earlier run, if it was computed from the same."""
+    try:
+        there = MomentsFile(out)
+    except ModelError:
+        return None
+    return there if there.manifest.inputs == manifest.inputs else None
 
 
 def _manifest(calibration: Calibration, chunks: Sequence[TokenIds]) -> Manifest:
