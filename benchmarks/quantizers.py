@@ -1,10 +1,10 @@
 """Encoders of the same files, by the KL that they leave: libllama's, with and without importance,
 and this project's by stage.
 
-python benchmarks/quantizers.py WORK [TYPE …]
+python benchmarks/quantizers.py WORK [TOKENS [TYPE …]]
 
 The model is that of examples/off_grid_model.py. All encoders write the same types and bytes;
-importance is the diagonal of the very second moments that the solver has, over 40,960 tokens of
+importance is the diagonal of the very second moments that the solver has, over TOKENS tokens of
 builtin:calibration without the texts that judge; those are builtin:validation, at most 256 tokens
 each. KL is the mean per token from the unquantized model, in nats: once of the weights, run by
 transformers in float32, once as libllama runs the file. Intervals are 95 %, of the ratio to
@@ -49,7 +49,7 @@ from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
-TOKENS = 40_960
+TOKENS = "40960"
 LENGTH = 256
 RESAMPLES = 2000
 
@@ -60,7 +60,6 @@ class Encoder(NamedTuple):
     name: str
     options: dict[str, Any]
     passes: int | None = None
-    dampings: tuple[float, ...] | None = None
 
 
 class Judged(NamedTuple):
@@ -80,8 +79,7 @@ def encoders(work: Path, hessians: Path) -> tuple[Encoder, ...]:
     return (
         Encoder("libllama", {}),
         Encoder("libllama + importance", {"imatrix": work / "importance.gguf"}),
-        Encoder("sweep, damping 0.01", solved, passes=0, dampings=(0.01,)),
-        Encoder("sweep, damping chosen", solved, passes=0),
+        Encoder("sweep alone", solved, passes=0),
         Encoder("sweep and descent", solved),
     )
 
@@ -89,14 +87,13 @@ def encoders(work: Path, hessians: Path) -> tuple[Encoder, ...]:
 @contextmanager
 def staged(encoder: Encoder) -> Iterator[None]:
     """The solver cut down to a stage."""
-    before = solver.solve, solver.DAMPINGS
+    before = solver.solve
     if encoder.passes is not None:
         solver.solve = cut_down(encoder.passes)
-    solver.DAMPINGS = encoder.dampings or solver.DAMPINGS
     try:
         yield
     finally:
-        solver.solve, solver.DAMPINGS = before
+        solver.solve = before
 
 
 def cut_down(passes: int) -> Callable[..., Any]:
@@ -107,7 +104,7 @@ def cut_down(passes: int) -> Callable[..., Any]:
     return call
 
 
-def write_importance(moments: MomentsFile, path: Path) -> None:
+def write_importance(moments: MomentsFile, path: Path, tokens: int) -> None:
     sums, counts = {}, {}
     for group in moments.manifest.groups:
         part = moments.part(group)
@@ -116,7 +113,7 @@ def write_importance(moments: MomentsFile, path: Path) -> None:
         for name in group.tensors:
             sums[name] = diagonal[None]
             counts[name] = np.array([group.tokens + group.held])
-    write_imatrix(path, sums, counts, datasets=["builtin:calibration"], chunks=1, chunk_size=TOKENS)
+    write_imatrix(path, sums, counts, datasets=["builtin:calibration"], chunks=1, chunk_size=tokens)
 
 
 def weights_source(gguf: Path) -> HFSource:
@@ -127,9 +124,7 @@ def weights_source(gguf: Path) -> HFSource:
     return HFSource(HFModel(module, gguf), "candidate")
 
 
-def judge(
-    reference: LogitSource, source: LogitSource, texts: Sequence[EncodedText]
-) -> Judged:
+def judge(reference: LogitSource, source: LogitSource, texts: Sequence[EncodedText]) -> Judged:
     pair = (reference.name, source.name)
     table = compare([reference, source], [pair], texts)[pair]
     source.close()
@@ -167,7 +162,8 @@ def make(encoder: Encoder, type_: str, gguf: Path, work: Path) -> tuple[Path, fl
 
 def main() -> None:
     work = Path(sys.argv[1])
-    types = sys.argv[2:] or ["Q4_K_M"]
+    tokens = int((sys.argv[2:] or [TOKENS])[0])
+    types = sys.argv[3:] or ["Q4_K_M"]
     model, gguf, hessians = work / "model", work / "model-F16.gguf", work / "hessians.npz"
     if not model.is_dir():
         off_grid(model)
@@ -176,10 +172,10 @@ def main() -> None:
     if not hessians.is_file():
         start = time.perf_counter()
         compute_moments(
-            Calibration(model, ("builtin:calibration",), TOKENS), open_gguf(gguf), hessians
+            Calibration(model, ("builtin:calibration",), tokens), open_gguf(gguf), hessians
         )
-        print(f"second moments of {TOKENS} tokens: {time.perf_counter() - start:.0f} s")
-    write_importance(MomentsFile(hessians), work / "importance.gguf")
+        print(f"second moments of {tokens} tokens: {time.perf_counter() - start:.0f} s")
+    write_importance(MomentsFile(hessians), work / "importance.gguf", tokens)
     reference = HFSource(HFModel.load(model), "reference")
     texts = encode(load_texts(["builtin:validation"]), load_tokenizer(model), LENGTH)
     print(f"{sum(t.tokens.size - 1 for t in texts)} tokens of {len(texts)} texts")
@@ -195,8 +191,10 @@ def table(
     reference: LogitSource,
     texts: Sequence[EncodedText],
 ) -> None:
-    print(f"\n| {type_} | bytes | KL, weights | × importance | worst text | KL, libllama | "
-          "× importance | worst text | same top | s |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    judgement = "× importance | worst text"
+    run = f"KL, libllama | {judgement} | same top | s"
+    head = f"| {type_} | bytes | KL, weights | {judgement} | {run}"
+    print(f"\n{head} |\n{'|---' * (head.count('|'))}|")
     judged: dict[str, tuple[Judged, Judged]] = {}
     rows = []
     for encoder in known:

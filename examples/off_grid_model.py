@@ -38,9 +38,7 @@ def steps(tensor: GGUFTensor) -> npt.NDArray[np.float32]:
     return np.repeat(scale, grid.group, axis=1).reshape(tensor.shape)
 
 
-def in_rows_of_transformers(
-    values: npt.NDArray[np.float32], heads: int
-) -> npt.NDArray[np.float32]:
+def in_rows_of_transformers(values: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
     """q or k as a GGUF stores them, back in transformers' order of rows."""
     order = interleave_rope(np.arange(len(values), dtype=np.float32)[:, None], heads)
     found = np.empty_like(values)
@@ -67,7 +65,7 @@ def off_grid(directory: Path) -> Path:
                 if part in tensor.name:
                     step = in_rows_of_transformers(step, count)
             noise = draw.uniform(-0.5, 0.5, size=step.shape) * step
-            parameter += torch.from_numpy(noise.astype(np.float32))
+            parameter.add_(torch.from_numpy(noise.astype(np.float32)))
     model.half().save_pretrained(directory)
     AutoTokenizer.from_pretrained(source).save_pretrained(directory)
     return directory

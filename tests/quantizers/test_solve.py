@@ -186,9 +186,7 @@ def test_dead_columns_are_damped() -> None:
         (np.diag([1.0] * (N - 1) + [-9.0]), "singular at column 511"),
     ],
 )
-def test_what_is_no_second_moment_is_refused(
-    hessian: npt.NDArray[np.float64], said: str
-) -> None:
+def test_what_is_no_second_moment_is_refused(hessian: npt.NDArray[np.float64], said: str) -> None:
     with pytest.raises(ShapeError, match=said):
         damped(hessian, 0.01)
 

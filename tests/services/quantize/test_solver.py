@@ -204,7 +204,7 @@ class _StopsAfter:
         left = self._units
 
         class Task:
-            def advance(_self, amount: float = 1.0, item: str | None = None) -> None:  # noqa: N805
+            def advance(_self, amount: float = 1.0, item: str | None = None) -> None:
                 nonlocal left
                 del amount, item
                 left -= 1
@@ -262,7 +262,7 @@ def test_another_model_directory_is_refused(
     weights = load_file(other / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][5, 5] += 0.5
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="blk.1.ffn_up.weight is not model.layers.1"):
+    with pytest.raises(ModelError, match=r"blk\.1\.ffn_up\.weight is not model\.layers\.1"):
         run(exported, tmp_path, "Q4_K_M", model=other, hessian_data=(str(text),))
 
 
