@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from so8tqc.records import Record, RunInfo, Verdict
 from so8tqc.reports.kinds.qc import candidate_table, split_table, survival_tables
+from so8tqc.reports.kinds.quantize import solved_table
 
 
 def record(**metrics: object) -> Record:
@@ -39,3 +40,18 @@ def test_layers_whose_gate_is_smaller_than_the_quantization_show() -> None:
     assert table.title == "Survival of the gates in x.gguf"
     assert [row[-1] for row in table.rows] == ["yes", "no"]
     assert survival_tables(record()) == []
+
+
+def test_what_solving_gained_shows() -> None:
+    solved = {"type": "Q5_0", "damping": 0.01, "libllama": 0.3, "solved": 0.15}
+    other = solved | {"libllama": 0.4, "solved": 0.2}
+    metrics = {
+        "files": {}, "library": None, "derivation": None,
+        "solver": {"version": 1, "files": {
+            "x.gguf": {"tensors": {"a": solved, "b": other}, "left": {"token_embd.weight": "Q6_K"}},
+        }},
+    }  # fmt: skip
+    table = solved_table(record(**metrics))
+    assert table is not None
+    assert table.rows == [["x.gguf", "2", "0.3536", "0.1768", "1 Q6_K"]]
+    assert solved_table(record(**{k: v for k, v in metrics.items() if k != "solver"})) is None

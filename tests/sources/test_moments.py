@@ -32,8 +32,8 @@ def _by_the_whole_model(model: HFModel, chunks: Any) -> dict[str, dict[str, np.n
         def take(_module: Any, arguments: Any) -> None:
             x = arguments[0].reshape(-1, arguments[0].shape[-1]).double().numpy()
             entry = found.setdefault(
-                name, {k: np.zeros((x.shape[1],) * 2) for k in "kept held".split()}
-            )  # noqa: E501, SIM905
+                name, {k: np.zeros((x.shape[1],) * 2) for k in ("kept", "held")}
+            )
             entry[held] += x.T @ x
 
         return take

@@ -11,14 +11,14 @@ from so8tqc.reports.html import Plot, Section
 from so8tqc.reports.kinds import bake, calibrate, choose, identify, qc
 from so8tqc.reports.kinds.export import export_table
 from so8tqc.reports.kinds.longtext import case_table
-from so8tqc.reports.kinds.quantize import file_table
+from so8tqc.reports.kinds.quantize import file_table, solved_table
 from so8tqc.reports.tables import Table, generic_tables
 
 _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
     "bake": lambda _: [],
     "export": lambda record: [export_table(record)],
     "identify": lambda record: [identify.reading_table(record)],
-    "quantize": lambda record: [file_table(record)],
+    "quantize": lambda record: [file_table(record), solved_table(record)],
     "calibrate": calibrate.tables,
     "qc": qc.tables,
     "choose": choose.tables,
@@ -34,7 +34,7 @@ _PLOTS: Mapping[str, Callable[[Record], list[Plot]]] = {
 }
 """Stages whose plots need their own record alone."""
 
-_SHOWN = {"qc": 2, "choose": 4}
+_SHOWN = {"quantize": 2, "qc": 2, "choose": 4}
 """How many tables are a stage's result, if not the first alone; the others are detail."""
 
 
