@@ -21,12 +21,12 @@ def test_check_tells_every_file_and_every_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = write(tmp_path / "a.yaml", "base: m\nrotations: r\nqc:\n  sed: 1\n")
-    second = write(tmp_path / "b.yaml", "base: m\n")
+    second = write(tmp_path / "b.yaml", "rotations: r\n")
     assert run_main(["config", "check", str(first), str(CONFIGS / "demo.yaml"), str(second)]) == 2
     out, err = capsys.readouterr()
     assert out == f"✓ {CONFIGS / 'demo.yaml'}\n"
     assert f"✗ {first}:4: unknown key qc.sed. Did you mean seed?" in err
-    assert f"✗ {second}: key rotations is missing" in err
+    assert f"✗ {second}: key base is missing" in err
 
 
 def test_check_is_silent_when_asked_and_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,8 +47,8 @@ def test_a_commands_file_needs_no_paths_but_has_its_rules(
 
 
 def test_check_leaves_the_environment_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SO8TQC_ROTATIONS", "r")
-    assert run_main(["config", "check", str(write(tmp_path / "a.yaml", "base: m\n"))]) == 2
+    monkeypatch.setenv("SO8TQC_BASE", "m")
+    assert run_main(["config", "check", str(write(tmp_path / "a.yaml", "rotations: r\n"))]) == 2
 
 
 def test_show_names_the_origin_of_every_value(
@@ -67,7 +67,7 @@ def test_show_names_the_origin_of_every_value(
         row["key"]: (row["value"], row["origin"]) for row in json.loads(capsys.readouterr().out)
     }
     assert rows["base"] == ("m", f"{file}:1")
-    assert rows["rotations"] == (None, "not given")
+    assert rows["rotations"] == (None, "default")
     assert rows["out"] == ("o", "command line")
     assert rows["qc.seed"] == (3, "--set qc.seed=3")
     assert rows["qc.resamples"] == (400, "SO8TQC_QC__RESAMPLES")

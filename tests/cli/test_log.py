@@ -86,7 +86,7 @@ def test_what_ends_a_command_is_logged(
     def end(*_arguments: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("so8tqc.services.bake._prepare", end)
+    monkeypatch.setattr("so8tqc.services.bake._prepared", end)
     assert run_main(["bake", str(llama), "g", "--out", str(tmp_path / "m"), "--quiet"]) == code
     text = (tmp_path / "m.so8tqc.log").read_text(encoding="utf-8")
     assert word in text

@@ -62,12 +62,12 @@ def test_every_command_can_speak_json_and_be_quiet(name: str) -> None:
 def test_checked_files_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("base: m\nrotations: r\n")
-    bad.write_text("base: m\n")
+    bad.write_text("rotations: r\n")
     assert run_main(["config", "check", "--json", str(good), str(bad)]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out) == [
         {"file": str(good), "valid": True, "error": None},
-        {"file": str(bad), "valid": False, "error": f"{bad}: key rotations is missing."},
+        {"file": str(bad), "valid": False, "error": f"{bad}: key base is missing."},
     ]
     assert err.startswith("✗ ")
 
