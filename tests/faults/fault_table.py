@@ -375,7 +375,9 @@ FAULTS = (
           logits=FILES_SAY_IT_ALL),
     Fault("one folded element changed", lambda b: b.edit(O_PROJ.format(1), one_element(0.5)),
           EXACT, "foreign_edit", (1,)),
-    Fault("folded weight scaled by 1 %", scaled, EXACT, "non_orthogonal", (1,)),
+    # the largest single difference is no larger than what rounding to bfloat16 makes somewhere
+    Fault("folded weight scaled by 1 %", scaled, EXACT, "non_orthogonal", (1,),
+          logits=("kl.mean", "logits.rms")),
     Fault("q_proj altered by 1 %", _edit(Q_PROJ.format(1)), ("structure.untouched",),
           "foreign_edit", (), logits=FILES_SAY_IT_ALL),
     Fault("a norm altered by 1 %", _edit(NORM), ("structure.untouched",), "foreign_edit", (),
