@@ -161,6 +161,25 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def architectures(session: nox.Session) -> None:
+    """Every text-generation type of transformers, built small and swept: docs/architectures.md.
+
+    Arguments are types; without any, all (under an hour on two cores).
+    """
+    install(session, "test,llama")
+    folder = Path("tests/architectures")
+    session.run("python", str(folder / "sweep_tokenizer.py"), session.create_tmp())
+    if not session.posargs:
+        (folder / "results.jsonl").unlink(missing_ok=True)
+    session.run(
+        "python", "-W", "ignore", str(folder / "sweep.py"), str(folder / "results.jsonl"),
+        str(Path(session.create_tmp()) / "tokenizer"), "-", "-", *session.posargs,
+        env={"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    session.run("python", str(folder / "page.py"))
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks; each prints ratios against a peer or a limit measured in the same run."""
     install(session, "demo,test,peers")

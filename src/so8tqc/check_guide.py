@@ -182,6 +182,20 @@ GUIDE: dict[str, Guide] = {
         "something else was folded; the diagnosis says what",
         REBAKE,
     ),
+    "algebra.projection": Guide(
+        "Projection as it is run",
+        "One layer's projection, run as transformers runs it: with its gate, and with the gate "
+        "folded into the weight.",
+        "the weight is not used as it was folded: it is stored the other way round, or its module "
+        "is no plain matrix",
+        "The model cannot be baked by this tool; report it with its config.json.",
+    ),
+    "algebra.targets": Guide(
+        "Targets not seen",
+        "Rotated tensors of a GGUF file that its weights alone do not show.",
+        "these tensors were not compared",
+        "Judge the file by its logits: so8tqc qc … --level full",
+    ),
     "algebra.effect": Guide(
         "Change of the weights",
         "The share of the change that the rotation calls for which is really stored.",
@@ -210,7 +224,7 @@ GUIDE: dict[str, Guide] = {
     "logits.run": Guide(
         "Model run",
         "Whether the model could be run at all.",
-        "its files are so damaged that its logits would mean nothing",
+        "libllama cannot load it, or its files are so damaged that its logits would mean nothing",
         "Mend what the checks that it names say.",
     ),
     "logits.max_abs": Guide(
@@ -255,6 +269,13 @@ GUIDE: dict[str, Guide] = {
         "show whether they were folded.",
         "the gates change less than rounding does: no logits can show whether they were folded",
         "Train the gates further, or judge the files alone: so8tqc qc … --level files",
+    ),
+    "floor.plausible": Guide(
+        "Noise floor beside the effect",
+        "What rounding alone changes, as a share of what the gates change. A floor that is not "
+        "small beside the effect is no limit.",
+        "the floor says nothing: the gates do too little, or what it was measured with is wrong",
+        "Bake with --baked-dtype float32, or judge the files alone: so8tqc qc … --level files",
     ),
     "effect.survival": Guide(
         "Gate survives",
@@ -319,6 +340,12 @@ GUIDE: dict[str, Guide] = {
         "these tensors were not compared",
         "Judge the file by its logits: export.logits, so8tqc qc.",
     ),
+    "export.traced": Guide(
+        "History of the conversion",
+        "Tensors whose making cannot be repeated from what the converter did.",
+        "these tensors were not compared",
+        "Judge the file by its logits: export.logits, so8tqc qc.",
+    ),
     "export.layout": Guide(
         "Layout",
         "Whether the order of rows that this architecture needs is known.",
@@ -334,6 +361,13 @@ GUIDE: dict[str, Guide] = {
     "export.logits": Guide(
         "Exported file, run",
         "libllama's predictions must be transformers', within what the types cost.",
+        "the file is run as another model: RoPE, norms, rows or vocabulary differ",
+        _EXPORT,
+    ),
+    "export.logits_max": Guide(
+        "Exported file, largest difference",
+        "The largest difference of one of libllama's logits from transformers', within what the "
+        "types cost. A saturated model shows in it what its probabilities hide.",
         "the file is run as another model: RoPE, norms, rows or vocabulary differ",
         _EXPORT,
     ),
@@ -629,6 +663,12 @@ DIAGNOSES: dict[str, Fault] = {
         "Recorded logits agree with another reading of the gate file than the one in use, or with "
         "none: parametrization, convention or site was stated wrongly.",
         AS_TRAINED,
+    ),
+    "conversion": Fault(
+        "The file was converted wrongly",
+        "A file whose types only round has lost far more than rounding does: a tensor is not what "
+        "the converter makes of its source, or the keys belong to another model.",
+        _EXPORT,
     ),
     "storage_rounding": Fault(
         "The right rotation, with more rounding than it bears",

@@ -44,6 +44,7 @@ _GROUPS = {
     "logits": "Logits",
     "kl": "Divergence",
     "effect": "What the gate does",
+    "floor": "The noise floor",
     "calibration": "Probabilities",
     "export": "The exported file",
     "quantize": "The quantized file",

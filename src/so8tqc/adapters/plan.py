@@ -549,8 +549,7 @@ class _Builder:
         """Rotations in front of (or behind) base and branches."""
         if gates is None:
             return
-        names = self._checkpoint.tensors.keys()
-        for site in locate(tuple(gates), names, self._checkpoint.model_type):
+        for site in locate(tuple(gates), self._checkpoint):
             blocks = gates.column_blocks(site.target)
             weight = self._checkpoint.tensors[site.weight]
             shape = self._shape(weight)

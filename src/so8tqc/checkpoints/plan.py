@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -12,7 +12,7 @@ import numpy as np
 
 from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, TensorEntry, torch_dtype
 from so8tqc.checkpoints.sites import TensorSite, locate, require_all_layers
-from so8tqc.errors import ShapeError
+from so8tqc.errors import RotationError, ShapeError
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import RotationSet, Target
 from so8tqc.threads import WORKERS
@@ -79,15 +79,15 @@ def plan_bake(
         kept: tensor → dtype that ``keep`` means for it, where that is not the one it has.
 
     Raises:
-        RotationError: a gate without a layer, or a layer without a gate.
+        RotationError: a gate without a layer, a layer with attention without a gate, or layers
+            that share a weight and do not all have one.
         ShapeError: N·b differs from the projection's features at the site.
         ModelError: a tensor is stored in a dtype that cannot be folded.
     """
-    names = checkpoint.tensors.keys()
     if all_layers and rotations.site is not Site.HEAD:
-        require_all_layers(rotations.layers, names)
+        require_all_layers(rotations.layers, checkpoint)
     planned: list[PlannedTensor] = []
-    for site in locate(tuple(rotations), names, checkpoint.model_type):
+    for site in _one_for_each_weight(locate(tuple(rotations), checkpoint)):
         _check_shape(checkpoint.tensors[site.weight], site, rotations)
         tensors = [site.weight]
         if rotations.site is Site.OUTPUT and site.bias is not None:
@@ -99,6 +99,51 @@ def plan_bake(
                 PlannedTensor(site, entry, DTYPE_NAMES.get(dtype, kept.get(name, entry.dtype)))
             )
     return tuple(planned)
+
+
+def _one_for_each_weight(sites: Sequence[TensorSite]) -> Iterator[TensorSite]:
+    """Sites of distinct weights: one that several layers share is folded once.
+
+    Raises:
+        RotationError: some of the layers that share a weight have no gate.
+    """
+    gated = {(site.weight, site.target.layer) for site in sites}
+    seen: set[str] = set()
+    for site in sites:
+        if bare := [i for i in site.sharing if (site.weight, i) not in gated]:
+            raise RotationError(
+                f"{site.weight} is the projection of layers {_listed(site.sharing)} at once, but "
+                f"layer(s) {_listed(bare)} have no gate: what is folded for one is folded for all",
+                remedy="Give every layer that shares the weight the same gate.",
+            )
+        if site.weight not in seen:
+            seen.add(site.weight)
+            yield site
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def fitted(rotations: RotationSet, checkpoint: Checkpoint) -> RotationSet:
+    """The rotations as they fit a model: widened, and equal where layers share a weight.
+
+    Raises:
+        RotationError: a target does not exist; or layers that share a weight have other gates.
+        ShapeError: the block size of a shared block does not divide the features.
+    """
+    wide = widened(rotations, checkpoint)
+    first: dict[str, Target] = {}
+    for site in locate(tuple(wide), checkpoint):
+        other = first.setdefault(site.weight, site.target)
+        if not np.array_equal(wide.blocks[other], wide.blocks[site.target]):
+            raise RotationError(
+                f"{other} and {site.target} have different gates, but one weight: {site.weight}",
+                where=wide.source,
+                remedy="A weight that layers share can be rotated in one way only. Train one gate "
+                "for all of them.",
+            )
+    return wide
 
 
 def widened(rotations: RotationSet, checkpoint: Checkpoint) -> RotationSet:
@@ -113,7 +158,7 @@ def widened(rotations: RotationSet, checkpoint: Checkpoint) -> RotationSet:
     if not rotations.shared:
         return rotations
     blocks = {}
-    for site in locate(tuple(rotations), checkpoint.tensors.keys(), checkpoint.model_type):
+    for site in locate(tuple(rotations), checkpoint):
         one = rotations.blocks[site.target]
         width = _features(checkpoint.tensors[site.weight], site, rotations)
         if width % one.shape[1]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from so8tqc.checkpoints.safetensors_index import Checkpoint
-from so8tqc.checkpoints.sites import text_layers
+from so8tqc.checkpoints.sites import layers_stored
 from so8tqc.errors import ModelError
 
 _LAYERS = frozenset({"num_hidden_layers", "n_layer", "num_layers", "n_layers"})
@@ -30,7 +30,7 @@ def require_plausible_config(checkpoint: Checkpoint) -> None:
     Raises:
         ModelError: it has more layers than the weights, or a width that no tensor has.
     """
-    layers = len(text_layers(checkpoint.tensors.keys()))
+    layers = layers_stored(checkpoint.tensors.keys())
     widest = max((max(entry.shape, default=1) for entry in checkpoint.tensors.values()), default=1)
     text = checkpoint.config.get("text_config")
     for name, value in _numbers(text if isinstance(text, dict) else checkpoint.config, _LAYERS):

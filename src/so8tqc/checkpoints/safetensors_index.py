@@ -225,8 +225,32 @@ def load_tensor(entry: TensorEntry) -> torch.Tensor:
     return data.reshape(entry.shape)
 
 
+def load_any(entry: TensorEntry) -> torch.Tensor:
+    """As :func:`load_tensor`, of integers and 8-bit floats, too.
+
+    Raises:
+        ModelError: a dtype that torch does not have.
+    """
+    import torch
+
+    others = {
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+    }  # fmt: skip
+    dtype = others.get(entry.dtype)
+    if dtype is None:
+        return load_tensor(entry)
+    with mapped(entry) as raw:
+        data = torch.frombuffer(bytearray(raw), dtype=dtype)
+    return data.reshape(entry.shape)
+
+
 def _shards(directory: Path) -> tuple[Path, ...]:
-    index = directory / INDEX_NAME
+    index, single = directory / INDEX_NAME, directory / SINGLE_NAME
+    if single.is_file() and index.is_file():
+        _require_same_set(directory, index)
+        return (single,)
     if index.is_file():
         names = sorted(set(_weight_map(index).values()))
         for name in names:
@@ -236,8 +260,8 @@ def _shards(directory: Path) -> tuple[Path, ...]:
                     where=str(index),
                 )
         return tuple(directory / name for name in names)
-    if (directory / SINGLE_NAME).is_file():
-        return (directory / SINGLE_NAME,)
+    if single.is_file():
+        return (single,)
     found = sorted(directory.glob("*.safetensors"))
     if len(found) == 1:
         return (found[0],)
@@ -246,6 +270,40 @@ def _shards(directory: Path) -> tuple[Path, ...]:
         where=str(directory),
         remedy="Save the model with save_pretrained (safetensors).",
     )
+
+
+def _require_same_set(directory: Path, index: Path) -> None:
+    """Two sets of weights must be one: transformers loads the single file, others follow the index.
+
+    Raises:
+        ModelError: they hold different tensors.
+    """
+    single = {entry.name: entry for entry in read_header(directory / SINGLE_NAME)}
+    mapping = _weight_map(index)
+    if set(mapping.values()) == {SINGLE_NAME}:
+        return
+    parts = {Path(name).name for name in mapping.values()}
+    other = {e.name: e for part in sorted(parts) for e in read_header(directory / part)}
+    wrong = sorted(
+        name
+        for name in single.keys() | other.keys()
+        if name not in single or name not in other or not _same_bytes(single[name], other[name])
+    )
+    if wrong:
+        raise ModelError(
+            f"{SINGLE_NAME} and the shards of {INDEX_NAME} are two different sets of weights: "
+            f"{len(wrong)} tensors differ, first {wrong[0]}",
+            where=str(directory),
+            remedy="Remove the set that does not belong here. (transformers loads "
+            f"{SINGLE_NAME}, llama.cpp's converter the shards.)",
+        )
+
+
+def _same_bytes(one: TensorEntry, other: TensorEntry) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with mapped(one) as a, mapped(other) as b:
+        return bool(np.array_equal(a, b))
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -261,7 +319,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _check_index(directory: Path, tensors: Mapping[str, TensorEntry]) -> None:
     index = directory / INDEX_NAME
-    if not index.is_file():
+    if not index.is_file() or (directory / SINGLE_NAME).is_file():
         return
     mapping = _weight_map(index)
     for name, file in mapping.items():

@@ -26,6 +26,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    converter_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ARGUMENT",
+            help="Hand this to the converter as it is, e.g. --converter-arg=--no-mtp; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     llama_cpp: Annotated[
         Path | None,
         typer.Option(help="A llama.cpp checkout to convert with."),
@@ -48,7 +56,10 @@ def export(
     from so8tqc.config import ExportConfig
     from so8tqc.services.export.service import export as service
 
-    flags = given(model=model, out=out, type=type_, keep_f32=keep_f32, llama_cpp=llama_cpp)
+    flags = given(
+        model=model, out=out, type=type_, keep_f32=keep_f32, converter_args=converter_arg,
+        llama_cpp=llama_cpp,
+    )  # fmt: skip
     run_single_output(
         service,
         configure(ExportConfig, flags, config, set_),

@@ -78,6 +78,9 @@ class ExportOptions(Options):
         description="Tensors to store unrounded, as F32: baked (all that the bake changed), or "
         "globs of safetensors or GGUF names.",
     )
+    converter_args: tuple[str, ...] = Field(
+        (), description="Further arguments for the converter, as it takes them."
+    )
 
 
 class ExportConfig(ExportOptions):

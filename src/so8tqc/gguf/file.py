@@ -87,6 +87,11 @@ class GGUFFile:
         return str(self.fields.get("general.architecture", ""))
 
     @property
+    def is_split(self) -> bool:
+        """Whether it is one part of a model in several files."""
+        return int(self.fields.get("split.count") or 0) > 1
+
+    @property
     def bits_per_weight(self) -> float:
         """Stored bits over all weights."""
         stored = sum(tensor.bytes for tensor in self.tensors.values())

@@ -47,6 +47,10 @@ def spawn(
     )
 
 
+_BARE = ("AssertionError", "NotImplementedError", "ValueError", "RuntimeError")
+"""Exceptions whose line says nothing when nothing follows it."""
+
+
 def follow(
     command: Sequence[str],
     on_line: Callable[[str], None],
@@ -91,8 +95,15 @@ def reason(lines: Iterable[str]) -> str:
     said = list(lines) or ["no output"]
     for pattern in _TELLING:
         if telling := [line for line in said if pattern.search(line)]:
-            return telling[-1].strip()
+            last = telling[-1].strip()
+            return last if last not in _BARE else f"{last}: {_asserted(said)}"
     return said[-1].strip()
+
+
+def _asserted(said: list[str]) -> str:
+    """The statement of a traceback that failed without a word."""
+    statements = [line.strip() for line in said if line.lstrip().startswith(("assert", "raise"))]
+    return f"`{statements[-1]}` does not hold" if statements else "it does not say why"
 
 
 def remedy(status: int) -> str | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from so8tqc.errors import ToolError
 from so8tqc.llama.child import ending, follow, reason
+from so8tqc.llama.guarded_script import KEYS, TRACE, TRACE_ALONE
 from so8tqc.llama.vendor import Converter
 from so8tqc.progress import SILENT, Progress
 
@@ -17,7 +21,16 @@ _TENSOR = re.compile(r"INFO:hf-to-gguf:\s*(\S+?),\s")
 
 
 def convert(
-    converter: Converter, model: Path, out: Path, type_: str, log: Path, progress: Progress = SILENT
+    converter: Converter,
+    model: Path,
+    out: Path,
+    type_: str,
+    log: Path,
+    progress: Progress = SILENT,
+    *,
+    trace: Path | None = None,
+    arguments: Sequence[str] = (),
+    keys: Mapping[str, Any] | None = None,
 ) -> None:
     """Convert a model directory to one GGUF file.
 
@@ -28,6 +41,9 @@ def convert(
         type_: ``f32``, ``f16``, ``bf16`` or ``q8_0``.
         log: the converter's whole output goes here.
         progress: told about tensors read and per cent written.
+        trace: file for the history of every tensor (``llama.conversion_trace``).
+        arguments: further ones for the script.
+        keys: what the model's configuration shall say besides (``llama.config_keys``).
 
     Raises:
         ToolError: the converter failed; the message holds its last meaningful line.
@@ -36,7 +52,7 @@ def convert(
     literal = str(out).replace("{", "{{").replace("}", "}}")
     command = [
         sys.executable, "-P", "-m", "so8tqc.llama.guarded_script", str(converter.script),
-        str(model), "--outtype", type_, "--outfile", literal,
+        str(model), "--outtype", type_, "--outfile", literal, *arguments,
     ]  # fmt: skip
     with (
         log.open("w", encoding="utf-8") as sink,
@@ -53,7 +69,7 @@ def convert(
             elif tensor := _TENSOR.search(line):
                 task.advance(0, item=tensor[1])
 
-        status, last = follow(command, follow_line, _environment(converter))
+        status, last = follow(command, follow_line, _environment(converter, trace, keys))
     if status != 0 or not (out.is_file() and out.stat().st_size):
         raise ToolError(
             f"the converter failed ({ending(status)}): {reason(last)}",
@@ -62,7 +78,27 @@ def convert(
         )
 
 
-def _environment(converter: Converter) -> dict[str, str]:
+def trace_conversion(converter: Converter, model: Path, trace: Path) -> None:
+    """Have the converter say what it would do to every tensor; it writes no GGUF.
+
+    Raises:
+        ToolError: it failed.
+    """
+    command = [
+        sys.executable, "-P", "-m", "so8tqc.llama.guarded_script", str(converter.script),
+        str(model), "--outtype", "f16", "--outfile", str(trace.with_suffix(".gguf")),
+    ]  # fmt: skip
+    environment = _environment(converter, trace) | {TRACE_ALONE: "1"}
+    status, last = follow(command, lambda _line: None, environment)
+    if status != 0:
+        raise ToolError(
+            f"the converter failed ({ending(status)}): {reason(last)}", where=str(model)
+        )
+
+
+def _environment(
+    converter: Converter, trace: Path | None, keys: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     paths = [str(converter.python_path)] if converter.python_path else []
     paths += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     return {
@@ -70,4 +106,6 @@ def _environment(converter: Converter) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONUNBUFFERED": "1",
+        **({KEYS: json.dumps(keys)} if keys else {}),
+        **({} if trace is None else {TRACE: str(trace)}),
     }

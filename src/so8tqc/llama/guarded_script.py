@@ -4,14 +4,24 @@
 
 Some of the converter's tokenizer paths pass ``trust_remote_code=True``; transformers would then
 run Python files of the model directory.
+
+``SO8TQC_CONVERSION_TRACE`` names a file for the history of every tensor (``conversion_trace``);
+with ``SO8TQC_TRACE_ALONE`` the script ends when that is known, before a byte of the GGUF is
+written. ``SO8TQC_CONFIG_KEYS`` is JSON of keys that the model's configuration shall say, too.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+TRACE = "SO8TQC_CONVERSION_TRACE"
+TRACE_ALONE = "SO8TQC_TRACE_ALONE"
+KEYS = "SO8TQC_CONFIG_KEYS"
 
 
 def _refuse(*_arguments: object, **_options: object) -> NoReturn:
@@ -19,6 +29,54 @@ def _refuse(*_arguments: object, **_options: object) -> NoReturn:
         "the model brings Python code of its own (auto_map in its configuration), "
         "which is never run; save it with a tokenizer that transformers knows"
     )
+
+
+def _give(keys: dict[str, Any]) -> None:
+    """Have every configuration that the script reads say these, too, of its text model.
+
+    In the file they would not last: transformers renames them when it reads them.
+    """
+    from transformers import AutoConfig
+
+    reading = AutoConfig.from_pretrained
+
+    def from_pretrained(*args: Any, **options: Any) -> Any:
+        config = reading(*args, **options)
+        saying = config.to_dict
+
+        def to_dict() -> dict[str, Any]:
+            values: dict[str, Any] = saying()
+            values.pop("to_dict", None)  # this function, which is an attribute by now
+            text = values.get("text_config")
+            (text if isinstance(text, dict) else values).update(keys)
+            return values
+
+        vars(config)["to_dict"] = to_dict
+        return config
+
+    AutoConfig.from_pretrained = staticmethod(from_pretrained)
+
+
+def _trace(path: Path) -> None:
+    """Have the conversion traced to a file, where the script is one that uses gguf-py."""
+    try:
+        import gguf
+
+        from so8tqc.llama.conversion_trace import Tracer
+
+        tracer = Tracer()
+        tracer.install()
+    except (ImportError, AttributeError):  # another llama.cpp's gguf-py: there will be no trace
+        return
+    writing = gguf.GGUFWriter.write_header_to_file
+
+    def write_header(writer: gguf.GGUFWriter, *args: object, **options: object) -> None:
+        tracer.write(path)
+        if os.environ.get(TRACE_ALONE):
+            raise SystemExit(0)
+        writing(writer, *args, **options)
+
+    gguf.GGUFWriter.write_header_to_file = write_header
 
 
 def main(script: Path, arguments: list[str]) -> None:
@@ -29,6 +87,10 @@ def main(script: Path, arguments: list[str]) -> None:
     dynamic_module_utils.get_class_from_dynamic_module = _refuse
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.parent))
+    if keys := os.environ.get(KEYS):
+        _give(json.loads(keys))
+    if trace := os.environ.get(TRACE):
+        _trace(Path(trace))
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -19,6 +19,7 @@ CODES = (
     message("non_finite"),
     message("non_orthogonal"),
     message("storage_rounding"),
+    message("conversion"),
     message("misread"),
 )
 

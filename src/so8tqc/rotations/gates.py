@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from so8tqc.architectures import architecture
+from so8tqc.decoder import attention_output_of, decoder_stack, has_module
 from so8tqc.errors import RotationError
 from so8tqc.rotations.enums import Parametrization
 
@@ -78,7 +78,7 @@ def attached_gates(
     std: float = 1e-3,
     seed: int = 0,
 ) -> Iterator[dict[int, RotationGate]]:
-    """Put a gate in front of every layer's attention output projection; freeze the base.
+    """Put a gate in front of every attention output projection; freeze the base.
 
     Args:
         model: a transformers causal language model.
@@ -90,15 +90,16 @@ def attached_gates(
         as it was.
     """
     generator = torch.Generator().manual_seed(seed)
-    config = model.config.get_text_config()
-    name = architecture(config.model_type).attention_output
+    name = attention_output_of(model)
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     gates: dict[int, RotationGate] = {}
     handles = []
     try:
         for parameter, _ in trainable:
             parameter.requires_grad_(False)
-        for i, layer in enumerate(model.get_decoder().layers):
+        for i, layer in enumerate(decoder_stack(model)[1]):
+            if not has_module(layer, name):
+                continue  # a hybrid's layer without attention
             projection = layer.get_submodule(name)
             gate = RotationGate(
                 projection.in_features, parametrization=parametrization, std=std,

@@ -16,9 +16,9 @@ from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.plan import (
     PlannedTensor,
     bytes_needed,
+    fitted,
     memory_estimate,
     plan_bake,
-    widened,
 )
 from so8tqc.checkpoints.provenance import (
     PROVENANCE_NAME,
@@ -29,6 +29,7 @@ from so8tqc.checkpoints.provenance import (
 )
 from so8tqc.checkpoints.quantized import require_unquantized
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
+from so8tqc.checkpoints.skeleton import skeleton
 from so8tqc.closure import versions_of
 from so8tqc.config import BakeConfig
 from so8tqc.disk.atomic import atomic_directory, remove_leftovers, require_space
@@ -56,6 +57,7 @@ from so8tqc.services.adapter_bake import (
 )
 from so8tqc.services.trained_base import stray_gates, trained_base
 from so8tqc.services.weights.adapters import adapter_checks
+from so8tqc.services.weights.projection import projection_check
 from so8tqc.services.weights.structure import (
     TargetAlgebra,
     algebra,
@@ -306,7 +308,8 @@ def _prepared(config: BakeConfig) -> Iterator[_Prepared]:
                 where=str(config.base),
                 remedy=f"Give them: so8tqc bake {config.base} ROTATIONS --out {config.out}",
             )
-        reading = reader.submit(lambda: widened(source.rotations(), checkpoint))
+        skeleton(checkpoint)  # before other threads import what it imports
+        reading = reader.submit(lambda: fitted(source.rotations(), checkpoint))
         planned = plan_bake(
             checkpoint,
             reading.result() if source.shared else source,
@@ -414,7 +417,8 @@ def _prove(ready: _Prepared, baked: Checkpoint, progress: Progress) -> _Proof:
     with ThreadPoolExecutor(max_workers=1) as pool:
         structure = pool.submit(structure_checks, ready.checkpoint, baked, ready.planned)
         results = algebra(baked, ready.planned, ready.rotations, progress)
-        return _Proof(structure.result() + algebra_checks(results), results)
+        projection = projection_check(ready.checkpoint, ready.planned, ready.rotations)
+        return _Proof([*structure.result(), projection, *algebra_checks(results)], results)
 
 
 def _hashed(config: BakeConfig, ready: _Prepared, progress: Progress) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
-from so8tqc.checkpoints.sites import text_layers
+from so8tqc.checkpoints.sites import layers_of_text, layers_with_attention
 from so8tqc.errors import InputError, So8tqcError
 from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
@@ -188,11 +188,14 @@ def _describe_gguf(path: Path) -> list[Finding]:
 
 def _describe_model(path: Path) -> list[Finding]:
     checkpoint = open_checkpoint(path)
-    layers = text_layers(checkpoint.tensors.keys())
+    layers = layers_of_text(checkpoint)
+    attending = sorted(layers_with_attention(checkpoint))
     dtypes = sorted({entry.dtype for entry in checkpoint.tensors.values()})
     findings = [
         Finding("kind", f"model directory, {checkpoint.model_type}"),
         Finding("layers", str(len(layers))),
+        Finding("attention", "in every layer, each wants a gate" if len(attending) == len(layers)
+                else f"in layer(s) {', '.join(map(str, attending))}: only these want a gate"),
         Finding("tensors", f"{len(checkpoint.tensors)} in {len(checkpoint.files)} file(s), "
                 f"{', '.join(dtypes)}"),
         Finding("size", f"{checkpoint.bytes / 1e6:.1f} MB"),

@@ -18,7 +18,7 @@ from so8tqc.adapters.plan import AdapterPlan, plan_adapters
 from so8tqc.adapters.trained import trained
 from so8tqc.checkpoints.beside import Beside, beside_gates
 from so8tqc.checkpoints.patch import tensor_view
-from so8tqc.checkpoints.plan import widened
+from so8tqc.checkpoints.plan import fitted
 from so8tqc.checkpoints.quantized import require_unquantized
 from so8tqc.checkpoints.restored import (
     Piece,
@@ -33,7 +33,7 @@ from so8tqc.checkpoints.restored import (
     write_restored,
 )
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
-from so8tqc.checkpoints.sites import locate
+from so8tqc.checkpoints.sites import locate_by_name
 from so8tqc.disk.atomic import require_space, temporary_directory
 from so8tqc.errors import ConfigError, InputError, RotationError
 from so8tqc.gguf.file import is_gguf
@@ -89,7 +89,7 @@ class TrainedBase:
         """
         if self.source is None:
             return None
-        return widened(self.source.rotations(), open_checkpoint(self.directory))
+        return fitted(self.source.rotations(), open_checkpoint(self.directory))
 
 
 def stray_gates(directory: Path) -> bool:
@@ -210,7 +210,7 @@ def _restore(
         notices += [said] if said else []
     files = {name: files[name] for name in pieces}
     model_type = _model_type(config)
-    folded = {site.weight for site in locate(tuple(wanted), pieces.keys(), model_type)}
+    folded = {site.weight for site in locate_by_name(tuple(wanted), pieces.keys(), model_type)}
     unrounded = in_float64(pieces, folded)
     kept = {n: pieces[n].dtype for n in pieces if unrounded[n].dtype != pieces[n].dtype}
     require_space(out.parent, _bytes(unrounded), "the model without its wrappers needs {}")

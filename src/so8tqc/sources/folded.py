@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from so8tqc.decoder import is_conv1d
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.fold import fold, orient
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.sources.gated import is_conv1d, projection
+from so8tqc.sources.gated import projection
 from so8tqc.sources.hf import HFModel, head_blocks
 from so8tqc.sources.placement import Replacement, replaced, stored, waiting_beside
 from so8tqc.sources.protocol import TokenIds
@@ -62,8 +63,8 @@ def _fold_all(model: HFModel, rotations: RotationSet, storage: str | None) -> It
     """The folded value of every target's weight, and of its bias at the output site."""
     import torch
 
-    for target in rotations:
-        module = projection(model, target)
+    modules = {id(m): (t, m) for t in rotations for m in [projection(model, t)]}  # shared ones once
+    for target, module in modules.values():
         names = ["weight"]
         if rotations.site is Site.OUTPUT and module.bias is not None:
             names.append("bias")

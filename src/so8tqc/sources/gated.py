@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from so8tqc.architectures import architecture
+from so8tqc.decoder import attention_output_of, decoder_stack, is_conv1d
 from so8tqc.errors import RotationError, ShapeError
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import RotationSet, Target
@@ -71,11 +71,11 @@ def gated(model: HFModel, rotations: RotationSet) -> Iterator[None]:
 
 def _gates(model: HFModel, rotations: RotationSet) -> list[_Gate]:
     """Each target's module, and its blocks where it computes."""
-    gates = []
+    gates: dict[int, _Gate] = {}  # a module at several layers has one gate, not one for each
     for target in rotations:
         module = projection(model, target)
-        gates.append((module, _device_blocks(rotations, target, module)))
-    return gates
+        gates.setdefault(id(module), (module, _device_blocks(rotations, target, module)))
+    return list(gates.values())
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def projection(model: HFModel, target: Target) -> Any:
     if target.is_head:
         return model.module.get_output_embeddings()
     layers = decoder_layers(model)
-    name = target.module or architecture(model.config.model_type).attention_output
+    name = target.module or attention_output_of(model.module)
     if target.layer >= len(layers):
         raise RotationError(
             f"there is a gate for layer {target.layer}, the model has {len(layers)} layers",
@@ -118,21 +118,9 @@ def decoder_layers(model: HFModel) -> Any:
     """The list of decoder layers of the text tower.
 
     Raises:
-        RotationError: the architecture keeps them somewhere unknown.
+        RotationError: there is none, or more than one.
     """
-    decoder = model.module.get_decoder()
-    decoder = decoder if decoder is not None else model.module.base_model
-    for name in ("layers", "h"):
-        if hasattr(decoder, name):
-            return getattr(decoder, name)
-    raise RotationError(
-        f"cannot find the decoder layers of {type(model.module).__name__}", where=str(model.path)
-    )
-
-
-def is_conv1d(module: Any) -> bool:
-    """Whether a projection is GPT-2's Conv1D, which stores [in, out]."""
-    return hasattr(module, "nf")
+    return decoder_stack(model.module)[1]
 
 
 def features(module: Any) -> tuple[int, int]:

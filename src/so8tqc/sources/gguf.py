@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from so8tqc.errors import MissingToolError, ModelError, ToolError
 from so8tqc.llama.isolated import IsolatedModel
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.threads import WORKERS
@@ -93,18 +94,50 @@ class GGUFSource:
         self._model.close()
 
 
-def open_together(files: Mapping[str, Path], *, threads: int | None) -> list[GGUFSource]:
-    """Sources of several files, name → file; a few at a time, and all of them or none.
+class Opened(NamedTuple):
+    """Sources that could be opened, and name → why a file could not."""
+
+    sources: list[GGUFSource]
+    failed: dict[str, ModelError | ToolError]
+
+
+def open_each(files: Mapping[str, Path], *, threads: int | None) -> Opened:
+    """Sources of several files, name → file, a few at a time.
+
+    A file that libllama cannot load is no reason not to open the others.
 
     Raises:
-        ModelError, MissingToolError: as :class:`GGUFSource`; those that were open are closed.
+        MissingToolError: there is no libllama; those that were open are closed.
     """
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
-        opening = [pool.submit(GGUFSource, p, n, threads=threads) for n, p in files.items()]
-    failed = [error for future in opening if (error := future.exception()) is not None]
-    opened = [future.result() for future in opening if future.exception() is None]
+        opening = {n: pool.submit(GGUFSource, p, n, threads=threads) for n, p in files.items()}
+    opened = [f.result() for f in opening.values() if f.exception() is None]
+    failed: dict[str, ModelError | ToolError] = {}
+    for name, future in opening.items():
+        match future.exception():
+            case None:
+                continue
+            case ModelError() | ToolError() as error if not isinstance(error, MissingToolError):
+                failed[name] = error
+            case other:
+                _close(opened)
+                raise other
+    return Opened(opened, failed)
+
+
+def open_together(files: Mapping[str, Path], *, threads: int | None) -> list[GGUFSource]:
+    """As :func:`open_each`, all of them or none.
+
+    Raises:
+        ModelError, ToolError: as :class:`GGUFSource`; those that were open are closed.
+    """
+    opened, failed = open_each(files, threads=threads)
     if failed:
-        for source in opened:
-            source.close()
-        raise failed[0]
+        _close(opened)
+        raise next(iter(failed.values()))
     return opened
+
+
+def _close(sources: Iterable[GGUFSource]) -> None:
+    for source in sources:
+        source.close()

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from so8tqc.checkpoints.plausible import require_plausible_config
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
+from so8tqc.checkpoints.skeleton import auto_class
 from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.memory import BlockMemory
+from so8tqc.sources.own_forward import OwnForward
 from so8tqc.sources.placement import (
     enough_gpu_memory,
     execution_device,
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class HFModel:
-    """A loaded model, split into backbone and output head.
+    """A loaded model, its forward cut in two (see :class:`OwnForward`).
 
-    The backbone gives [T, D] hidden states after the final norm; the head turns a
-    few rows at a time into logits, so that no [T, V] array is ever made.
+    The backbone gives [T, D] hidden states; what follows turns a few rows at a time into logits,
+    so that no [T, V] array is ever made.
 
     Attributes:
         module: the transformers model, in eval mode.
@@ -52,6 +54,7 @@ class HFModel:
             raise ModelError("the model has no output head", where=str(path))
         self._head = head
         self._memory = BlockMemory()
+        self._forward = OwnForward(self.module, head, self.device, str(path))
         self.vocab_size = int(head.weight.shape[0])
         self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
 
@@ -87,6 +90,8 @@ class HFModel:
         cuda = torch.cuda.is_available()
         compute = dtype or ("bfloat16" if cuda else "float32")
         options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+        if compute == "float64":  # the grouped product of experts has none
+            options["experts_implementation"] = "eager"
         offloaded = None
         if device_map is not None:
             offloaded = TemporaryDirectory(prefix="so8tqc-offload-")
@@ -97,7 +102,7 @@ class HFModel:
                 config = AutoConfig.from_pretrained(
                     str(path), local_files_only=True, trust_remote_code=False
                 )
-                module, report = _auto_class(config).from_pretrained(
+                module, report = auto_class(config).from_pretrained(
                     str(path),
                     config=config,
                     dtype=getattr(torch, compute),
@@ -138,7 +143,7 @@ class HFModel:
             )
 
     def hidden(self, tokens: TokenIds) -> torch.Tensor:
-        """[T] ids → [T, D] hidden states after the final norm, in the compute dtype."""
+        """[T] ids → [T, D] hidden states, the backbone's output, in the compute dtype."""
         import torch
 
         self.check_length(tokens)
@@ -147,22 +152,14 @@ class HFModel:
             enough_gpu_memory(f"a text of {tokens.size} tokens", str(self.path)),
             passing(self.device),
         ):
-            ids = ids_on(tokens, self.device)[None]
-            output = self._backbone(input_ids=ids, use_cache=False)
-        hidden: torch.Tensor = output.last_hidden_state[0]
+            hidden = self._forward.hidden(ids_on(tokens, self.device)[None])
         return followed(hidden)
 
-    @property
-    def _backbone(self) -> Any:
-        """The text tower, without the output head."""
-        decoder = self.module.get_decoder()
-        return decoder if decoder is not None else self.module.base_model
-
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[t, D] hidden states → [t, V] logits as the model's forward makes them, where it does.
+        """[t, D] hidden states → [t, V] logits as the model's own forward makes them.
 
-        Logit scaling (Cohere, Granite) and soft-capping (Gemma 2) follow the
-        formulas of those models' ``forward`` in transformers.
+        Where that is proved to be the product with the head's weight alone, it is computed on the
+        CPU in memory that is used again.
         """
         import torch
 
@@ -170,53 +167,23 @@ class HFModel:
             torch.inference_mode(),
             enough_gpu_memory(f"the logits of {hidden.shape[0]} tokens", str(self.path)),
         ):
-            logits = self._product(hidden.to(self.device))
-            if (scale := getattr(self.config, "logit_scale", None)) is not None:
-                logits *= scale
-            if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
-                logits /= divisor
-            if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
-                logits.div_(cap).tanh_().mul_(cap)
-            return logits
-
-    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head's own output, on the CPU in memory that is used again."""
-        import torch
-
-        head = self._head
-        hooks = hasattr(head, "_hf_hook") or head._forward_hooks or head._forward_pre_hooks
-        bias = getattr(head, "bias", None)
-        if (
-            type(head) is not torch.nn.Linear
-            or bias is not None
-            or hooks
-            or hidden.device.type != "cpu"
-        ):
-            logits: torch.Tensor = head(hidden)
-            return logits
-        block = self._memory.take((hidden.shape[0], self.vocab_size), hidden.dtype)
-        return torch.mm(hidden, head.weight.T, out=block)
+            hidden = hidden.to(self.device)
+            head = self._head
+            hooks = hasattr(head, "_hf_hook") or head._forward_hooks or head._forward_pre_hooks
+            if not self._forward.plain or hooks or hidden.device.type != "cpu":
+                return self._forward.logits(hidden)
+            block = self._memory.take((hidden.shape[0], self.vocab_size), hidden.dtype)
+            return torch.mm(hidden, head.weight.T, out=block)
 
     def close(self) -> None:
         """Drop the weights."""
         self.module = None
         self._head = None
+        vars(self).pop("_forward", None)
         self._memory = BlockMemory()
         if self._offloaded is not None:
             self._offloaded.cleanup()
             self._offloaded = None
-
-
-def _auto_class(config: Any) -> Any:
-    """The Auto class that has this config: a causal language model, or a vision-language one.
-
-    Of the latter only the text tower is ever run.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    if type(config) in AutoModelForCausalLM._model_mapping:
-        return AutoModelForCausalLM
-    return AutoModelForImageTextToText
 
 
 class HFSource:

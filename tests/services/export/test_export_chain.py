@@ -29,7 +29,7 @@ from so8tqc.records import Check, Record, Verdict
 from so8tqc.services.bake import bake
 from so8tqc.services.doctor import describe
 from so8tqc.services.export import logits as export_logits
-from so8tqc.services.export.logits import logits_check, rounded, run_model
+from so8tqc.services.export.logits import logits_checks, rounded, run_model
 from so8tqc.services.export.service import export
 from so8tqc.services.quantize import service as quantize_module
 
@@ -127,7 +127,7 @@ def test_progress_follows_the_converter(exported: tuple[Path, Path, Record, Foll
 
 
 def _logits(model: Path, file: GGUFFile) -> Check:
-    return logits_check(run_model(open_checkpoint(model)), file)
+    return logits_checks(run_model(open_checkpoint(model)), file)[0]
 
 
 def test_a_wrong_key_is_found_by_running_the_file(
@@ -201,7 +201,7 @@ def test_what_cannot_be_run_is_skipped_with_the_reason(
         assert isinstance(reason, Check)
         assert reason.verdict is Verdict.SKIP
         assert says in reason.detail
-        assert logits_check(reason, open_gguf(exported[1])) is reason
+        assert logits_checks(reason, open_gguf(exported[1])) == [reason]
 
 
 @given(

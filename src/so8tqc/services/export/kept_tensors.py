@@ -9,11 +9,13 @@ from functools import partial
 from so8tqc.checkpoints.provenance import PROVENANCE_NAME, Provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.errors import ConfigError, ModelError
+from so8tqc.gguf.conversion import Conversion, UntraceableError
 from so8tqc.gguf.file import GGUFFile
 from so8tqc.gguf.rewrite import Float32Chunks
 from so8tqc.gguf.tensor_map import FloatArray
 from so8tqc.records import Check, judge
 from so8tqc.services.export.proof import explain, tensors_by_name
+from so8tqc.services.export.traced import Replay
 
 BAKED = "baked"
 """The word that stands in place of a pattern for every tensor that the bake changed."""
@@ -36,11 +38,19 @@ def refuse_unbaked(patterns: Sequence[str], checkpoint: Checkpoint, baked: bool)
         )
 
 
+def sources_in(checkpoint: Checkpoint, gguf: GGUFFile, conversion: Conversion | None) -> Kept:
+    """GGUF tensor → its source tensors, by the conversion's history where there is one."""
+    if conversion is None:
+        return tensors_by_name(checkpoint, gguf)
+    return {n: s for n, s in conversion.sources.items() if n in gguf.tensors and s}
+
+
 def choose(
     patterns: Sequence[str],
     checkpoint: Checkpoint,
     provenance: Provenance | None,
     gguf: GGUFFile,
+    conversion: Conversion | None = None,
 ) -> Kept:
     """The tensors of a converted file that any of the patterns means.
 
@@ -49,12 +59,13 @@ def choose(
         checkpoint: the source.
         provenance: what was baked.
         gguf: the converted file.
+        conversion: its history, where the converter told it.
 
     Raises:
         ConfigError: a pattern means no tensor of the file.
         ModelError: a baked tensor is not in the file under a known name.
     """
-    sources = tensors_by_name(checkpoint, gguf)
+    sources = sources_in(checkpoint, gguf, conversion)
     chosen: dict[str, tuple[str, ...]] = {}
     for pattern in patterns:
         if pattern == BAKED and provenance is not None:
@@ -80,7 +91,7 @@ def choose(
 
 
 def float32_values(
-    chosen: Kept, checkpoint: Checkpoint, gguf: GGUFFile
+    chosen: Kept, checkpoint: Checkpoint, gguf: GGUFFile, conversion: Conversion | None = None
 ) -> dict[str, Float32Chunks]:
     """GGUF tensor → its unrounded values, for the chosen tensors that are not F32 already.
 
@@ -90,7 +101,18 @@ def float32_values(
         chosen: see :func:`choose`.
         checkpoint: the source of the values.
         gguf: the converted file.
+        conversion: its history, where the converter told it.
     """
+    replay = None if conversion is None else Replay(conversion, checkpoint)
+
+    def replayed(name: str) -> Iterator[FloatArray]:
+        assert replay is not None  # the caller's condition
+        try:
+            yield replay.values(name)
+        except UntraceableError as reason:
+            raise ModelError(
+                f"{name} cannot be kept unrounded: {reason}", where=str(checkpoint.directory)
+            ) from None
 
     def chunks(name: str) -> Iterator[FloatArray]:
         for source in chosen[name]:
@@ -102,7 +124,8 @@ def float32_values(
                 )
             yield explained.values
 
-    return {name: partial(chunks, name) for name in chosen if gguf.tensors[name].type != "F32"}
+    make = chunks if replay is None else replayed
+    return {name: partial(make, name) for name in chosen if gguf.tensors[name].type != "F32"}
 
 
 def kept_checks(chosen: Kept, gguf: GGUFFile) -> list[Check]:

@@ -48,6 +48,14 @@ in F16."""
 FLOOR_FACTOR = 3.0
 """Measured KL was 0.9 to 1.5 times what the types cost (the same models, F16, BF16, Q8_0)."""
 
+CHECK_MAX = "export.logits_max"
+MAX_TARGET = 2.0**-10
+"""Share of the largest logit that is always allowed: keys and values are cached in F16, whose unit
+roundoff is 2⁻¹¹."""
+
+MAX_FACTOR = 5.0
+"""A maximum over thousands of logits scatters more than a mean; see ``docs/architectures.md``."""
+
 _TEXTS = "builtin:validation"
 _Q8_BLOCK = 32
 
@@ -93,8 +101,10 @@ def run_model(checkpoint: Checkpoint) -> ModelRun | Check:
     return ModelRun(model, tokens, _logits(model, tokens))
 
 
-def logits_check(run: ModelRun | Check, gguf: GGUFFile, progress: Progress = SILENT) -> Check:
-    """Mean KL of the file from its model directory, against what its types cost.
+def logits_checks(
+    run: ModelRun | Check, gguf: GGUFFile, progress: Progress = SILENT
+) -> list[Check]:
+    """Mean KL and largest logit difference of the file, against what its types cost.
 
     Args:
         run: of the model directory; its model's weights are rounded in place, then dropped.
@@ -104,7 +114,7 @@ def logits_check(run: ModelRun | Check, gguf: GGUFFile, progress: Progress = SIL
         A failed check, too, where libllama cannot run the file.
     """
     if isinstance(run, Check):
-        return run
+        return [run]
     with (
         progress.task(f"running {gguf.path.name}", total=2, unit="passes") as task,
         ThreadPoolExecutor(max_workers=1) as pool,
@@ -117,12 +127,12 @@ def logits_check(run: ModelRun | Check, gguf: GGUFFile, progress: Progress = SIL
         try:
             candidate = libllama.result()
         except (DataError, ModelError, ToolError) as error:
-            return _failed(str(error))
+            return [_failed(str(error))]
         task.advance(1, item="libllama")
     if candidate.shape != rounded.shape:
-        return _failed(f"The file has {candidate.shape[1]} tokens, the model {rounded.shape[1]}.")
+        return [_failed(f"The file has {candidate.shape[1]} tokens, the model {rounded.shape[1]}.")]
     found, floor = (_table(run.logits, other, run.tokens) for other in (candidate, rounded))
-    return _verdict(found, floor)
+    return [_verdict(found, floor), _largest(found, floor, float(run.logits.abs().max()))]
 
 
 def _failed(reason: str) -> Check:
@@ -229,6 +239,21 @@ def _table(reference: Any, candidate: Any, tokens: TokenIds) -> Mapping[str, Any
         sides = [distribution(torch.as_tensor(z[window]), goal) for z in (reference, candidate)]
         rows.append(token_rows(sides[0], sides[1]))
     return dict(zip(COLUMNS, torch.cat(rows).T, strict=True))
+
+
+def _largest(found: Mapping[str, Any], floor: Mapping[str, Any], scale: float) -> Check:
+    """``export.logits_max``; ``scale`` is the reference's largest logit."""
+    value, cost = (float(table["max_abs_logit"].max()) for table in (found, floor))
+    target = MAX_TARGET * scale
+    return judge(
+        CHECK_MAX,
+        value,
+        max(target, MAX_FACTOR * cost),
+        target=target,
+        noise_floor=cost,
+        detail=f"Largest difference of one logit on {len(found['kl'])} fixed tokens, where the "
+        f"largest logit is {scale:.3g}. Allowed is {MAX_FACTOR:g} times what its types cost.",
+    )
 
 
 def _verdict(found: Mapping[str, Any], floor: Mapping[str, Any]) -> Check:

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,36 +25,9 @@ from so8tqc.gguf.tensor_map import (
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge, skipped
 from so8tqc.rotations.towers import in_other_tower
+from so8tqc.services.export.comparison import TensorComparison
 
 _BLOCK = re.compile(r"^blk\.(\d+)\.")
-
-
-@dataclass
-class TensorComparison:
-    """What became of the source tensors in the GGUF file.
-
-    Attributes:
-        architecture: ``general.architecture`` of the file.
-        equal: source tensor → what was done to it (``unchanged``, …).
-        different: source tensors whose bytes in the file are none that the converter may make.
-        missing: source tensors without a counterpart in the file.
-        unmapped: source tensors that the name map does not know.
-        extra: GGUF tensors that come from no source tensor.
-        unattributed: GGUF tensors that may come from an unmapped tensor of their layer.
-    """
-
-    architecture: str
-    equal: dict[str, str] = field(default_factory=dict)
-    different: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unmapped: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
-    unattributed: list[str] = field(default_factory=list)
-
-    @property
-    def arrangements(self) -> dict[str, int]:
-        """What was done → number of source tensors."""
-        return dict(sorted(Counter(self.equal.values()).items()))
 
 
 class Explained(NamedTuple):
@@ -192,7 +164,22 @@ def proof_checks(found: TensorComparison) -> list[Check]:
             detail="Tensors that come from no source tensor: " + _names(found.extra),
         ),
     ]
-    if found.unmapped:
+    if found.untraced:
+        checks.append(
+            skipped(
+                "export.traced",
+                f"The history of {len(found.untraced)} tensors cannot be replayed, so they were "
+                f"not compared: {_names(found.untraced)}",
+            )
+        )
+    if found.unmapped and found.traced:
+        detail = (
+            f"{len(found.unmapped)} source tensors are not in the file as tensors: they belong to "
+            "other towers or to layers that predict further tokens, or became keys: "
+            f"{_names(found.unmapped)}"
+        )
+        checks.append(skipped("export.unmapped", detail))
+    elif found.unmapped:
         detail = (
             f"{len(found.unmapped)} source tensors have names that gguf-py's map does not "
             f"know, so they were not compared: {_names(found.unmapped)}"
@@ -203,7 +190,7 @@ def proof_checks(found: TensorComparison) -> list[Check]:
                 f"{_names(found.unattributed)}"
             )
         checks.append(skipped("export.unmapped", detail))
-    if gguf_layout(found.architecture) is None:
+    if not found.traced and gguf_layout(found.architecture) is None:
         done = ", ".join(f"{count} {what}" for what, count in found.arrangements.items())
         checks.append(
             skipped(

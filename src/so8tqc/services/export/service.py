@@ -6,6 +6,10 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
@@ -14,8 +18,11 @@ from so8tqc.config import ExportConfig, ExportType
 from so8tqc.disk.atomic import atomic_file, remove_leftovers, require_space, temporary_file
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_output, exclusive
+from so8tqc.errors import ModelError, ToolError
+from so8tqc.gguf.conversion import Conversion, read_conversion
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.rewrite import rewrite
+from so8tqc.llama.config_keys import derived, missing_keys
 from so8tqc.llama.converter import convert
 from so8tqc.llama.vendor import Converter, find_converter
 from so8tqc.progress import SILENT, Progress
@@ -29,9 +36,10 @@ from so8tqc.services.export.kept_tensors import (
     kept_notices,
     refuse_unbaked,
 )
-from so8tqc.services.export.logits import logits_check, run_model
+from so8tqc.services.export.logits import logits_checks, run_model
 from so8tqc.services.export.proof import compare_tensors, proof_checks
 from so8tqc.services.export.provenance import provenance_keys
+from so8tqc.services.export.traced import compare_traced, places_of
 from so8tqc.sources.hub import with_local_paths
 
 _BYTES_PER_WEIGHT: dict[ExportType, float] = {
@@ -60,14 +68,19 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     try:
         running = pool.submit(run_model, ready.checkpoint)  # while the converter works
         with atomic_file(config.out) as temporary:
-            kept = _write(config, ready, temporary, progress)
-            written = open_gguf(temporary)  # what cannot be read back must not appear
-        gguf = replace(written, path=config.out)  # the same bytes under their final name
-        comparison = compare_tensors(ready.checkpoint, gguf, progress)
-        logits = logits_check(running.result(), gguf, progress)
+            written = _write(config, ready, temporary, progress)
+            kept, conversion = written.kept, written.conversion
+            read_back = open_gguf(temporary)  # what cannot be read back must not appear
+            _require_room_in_f16(read_back, conversion, ready.checkpoint)
+        gguf = replace(read_back, path=config.out)  # the same bytes under their final name
+        if conversion is None:
+            comparison = compare_tensors(ready.checkpoint, gguf, progress)
+        else:
+            comparison = compare_traced(ready.checkpoint, gguf, conversion, progress)
+        logits = logits_checks(running.result(), gguf, progress)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    checks = [*proof_checks(comparison), *kept_checks(kept, gguf), logits]
+    checks = [*proof_checks(comparison), *kept_checks(kept, gguf), *logits]
     return Record(
         kind="export",
         verdict=overall(checks),
@@ -84,13 +97,32 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
             kept=sorted(kept),
             converter=ready.converter.revision,
         ).as_json(),
-        notices=tuple(kept_notices(kept, ready.checkpoint)),
+        notices=(*written.notices, *kept_notices(kept, ready.checkpoint)),
         inputs={"model": file_ref(config.model)},
         outputs={"gguf": file_ref(config.out)},
         config=config.model_dump(mode="json"),
         versions=versions_of(__name__),
         run=watch.info(),
     )
+
+
+def _require_room_in_f16(
+    gguf: GGUFFile, conversion: Conversion | None, checkpoint: Checkpoint
+) -> None:
+    """Refuse a file in which F16 had no room for a weight.
+
+    Raises:
+        ModelError: a weight beyond 65,504, which F16 stores as infinity.
+    """
+    for name, tensor in gguf.tensors.items():
+        if tensor.type == "F16" and not np.isfinite(tensor.data).all():
+            sources = conversion.sources.get(name, ()) if conversion else ()
+            raise ModelError(
+                f"{name} ({', '.join(sources[:3]) or 'of an unknown source'}) has weights beyond "
+                "65,504, which F16 cannot hold, or that are no numbers",
+                where=str(checkpoint.directory),
+                remedy="Export with --type bf16 (or f32), which have room for them.",
+            )
 
 
 def write_gguf(config: ExportConfig, progress: Progress = SILENT) -> None:
@@ -127,21 +159,93 @@ def _prepare(config: ExportConfig) -> _Prepared:
     return ready
 
 
-def _write(config: ExportConfig, ready: _Prepared, destination: Path, progress: Progress) -> Kept:
-    """Convert; set the provenance and put unrounded tensors back in one rewrite."""
+NO_MTP = "--no-mtp"
+
+
+class _Converted(NamedTuple):
+    """The history of every tensor, where the converter told it, and what was given to it."""
+
+    conversion: Conversion | None
+    notices: list[str]
+
+
+class _Written(NamedTuple):
+    """What was kept unrounded, and the history of every tensor, where the converter told it."""
+
+    kept: Kept
+    conversion: Conversion | None
+    notices: list[str]
+
+
+def _convert(
+    config: ExportConfig, ready: _Prepared, destination: Path, progress: Progress
+) -> _Converted:
+    """Convert; what the converter misses and the model says is given to it, and it tries again.
+
+    Raises:
+        ToolError: it failed for another reason; the message is its own.
+    """
     log = config.out.with_name(config.out.name + ".log")
+    keys: dict[str, Any] = {}
+    arguments = list(config.converter_args)
+    first: ToolError | None = None
+    while True:
+        with TemporaryDirectory(prefix="so8tqc-") as scratch:
+            trace = Path(scratch) / "trace.json"
+            try:
+                convert(
+                    ready.converter, config.model, destination, config.type, log, progress,
+                    trace=trace, arguments=arguments, keys=keys,
+                )  # fmt: skip
+            except ToolError as error:
+                first = first or error
+                if not _met_halfway(error, config, ready, keys, arguments):
+                    raise (error if keys else first) from None
+                continue
+            notices = [f"The converter was given {key} = {value!r}: its config spells it otherwise."
+                       for key, value in keys.items()]  # fmt: skip
+            if len(arguments) > len(config.converter_args):
+                notices.append(f"The converter was given {NO_MTP}: the model has no such layers.")
+            return _Converted(read_conversion(trace, places_of(ready.checkpoint)), notices)
+
+
+def _met_halfway(
+    error: ToolError,
+    config: ExportConfig,
+    ready: _Prepared,
+    keys: dict[str, Any],
+    arguments: list[str],
+) -> bool:
+    """Give the converter what it missed, where the model says it; whether another try is due."""
+    text = ready.checkpoint.config.get("text_config")
+    known = text if isinstance(text, dict) else ready.checkpoint.config
+    for key in missing_keys(error.what):
+        if key not in keys and (value := derived(key, known, config.model)) is not None:
+            keys[key] = value
+            return True
+    if "AssertionError" in error.what and NO_MTP not in arguments:
+        arguments.append(NO_MTP)  # for layers of further tokens, which a re-saved model lacks
+        return True
+    return False
+
+
+def _write(
+    config: ExportConfig, ready: _Prepared, destination: Path, progress: Progress
+) -> _Written:
+    """Convert; set the provenance and put unrounded tensors back in one rewrite."""
     if not ready.rewritten(config):
-        convert(ready.converter, config.model, destination, config.type, log, progress)
-        return {}
+        done = _convert(config, ready, destination, progress)
+        return _Written({}, done.conversion, done.notices)
     with temporary_file(config.out) as converted:
-        convert(ready.converter, config.model, converted, config.type, log, progress)
+        done = _convert(config, ready, converted, progress)
+        conversion = done.conversion
         gguf = open_gguf(converted)
-        kept = choose(config.keep_f32, ready.checkpoint, ready.provenance, gguf)
+        kept = choose(config.keep_f32, ready.checkpoint, ready.provenance, gguf, conversion)
         require_space(destination.parent, _bytes_rewritten(gguf, kept), "rewriting needs {}")
         keys = {} if ready.provenance is None else provenance_keys(ready.provenance)
-        values = float32_values(kept, ready.checkpoint, gguf)
+        values = float32_values(kept, ready.checkpoint, gguf, conversion)
         rewrite(converted, destination, keys, values, progress)
-    return kept
+    return _Written(kept, conversion, done.notices)
 
 
 def _bytes_needed(checkpoint: Checkpoint, type_: ExportType) -> float:

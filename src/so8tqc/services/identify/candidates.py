@@ -149,7 +149,7 @@ def _widths(raw: RawRotations, checkpoint: Checkpoint) -> Widths:
     """(in, out) features of each target's projection, as the base stores it."""
     layered = [target for target in raw.theta if not target.is_head]
     widths = {}
-    for site in locate(layered, checkpoint.tensors.keys(), checkpoint.model_type):
+    for site in locate(layered, checkpoint):
         shape = checkpoint.tensors[site.weight].shape
         if len(shape) == 2:
             out, into = reversed(shape) if site.transposed else shape

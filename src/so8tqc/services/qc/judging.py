@@ -94,6 +94,28 @@ def effect_check(base: TokenTable, floor: TokenTable | None, bootstrap: Bootstra
     )
 
 
+def floor_check(base: TokenTable, floor: TokenTable, subject: str) -> Check:
+    """``floor.plausible``: a noise floor is small beside the effect, or no limit to go by.
+
+    What the floor was measured with shares our reading of the model: were the gates hung in a wrong
+    place, or a weight folded for layers that have no gate, floor and error would grow together.
+
+    Args:
+        base: base against gated model.
+        floor: our exact fold, rounded to the storage dtype, against the gated model.
+        subject: the storage dtype, or the candidate, whose floor it is.
+    """
+    effect, noise = (float(table.columns["kl"].mean()) for table in (base, floor))
+    return judge(
+        "floor.plausible",
+        noise / effect if effect > 0 else float("inf"),
+        1 / EFFECT_FACTOR,
+        subject=subject,
+        detail=f"Mean KL of the noise floor ({noise:.3g} nats), as a share of what the gates "
+        f"change ({effect:.3g} nats). If it is not small, no limit is widened by it.",
+    )
+
+
 def survival_check(
     to_gated: TokenTable, to_base: TokenTable, subject: str, bootstrap: Bootstrap
 ) -> Check:

@@ -34,7 +34,7 @@ from so8tqc.sources.capture import (
 from so8tqc.sources.compare import Pair, compare
 from so8tqc.sources.folded import FoldedSource
 from so8tqc.sources.gated import GatedSource
-from so8tqc.sources.gguf import GGUFSource, open_together
+from so8tqc.sources.gguf import GGUFSource, open_each
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.texts import encode, load_texts, load_tokenizer
@@ -61,6 +61,7 @@ class Comparison:
             gates where the reference is a capture.
         dtypes: model directory → dtype it stores the fold in.
         texts: what was scored.
+        failed: GGUF candidate that libllama cannot load → why; it is in no table.
     """
 
     tables: Mapping[Pair, TokenTable]
@@ -68,6 +69,7 @@ class Comparison:
     witness: str
     dtypes: Mapping[str, str]
     texts: tuple[EncodedText, ...]
+    failed: Mapping[str, str]
 
     def floor(self, name: str) -> TokenTable | None:
         """What correct rounding to a candidate's storage dtype costs by itself."""
@@ -113,9 +115,11 @@ def run_models(
     texts = texts_of(config, capture)
     adapters = () if plan is None else tuple(files.directory for files in plan.adapters)
     with _floors(plan, dtypes, progress) as floors:
-        sources, pairs = _sources(config, names, rotations, capture, dtypes, adapters, floors)
+        sources, pairs, failed = _sources(
+            config, names, rotations, capture, dtypes, adapters, floors
+        )
         try:
-            tables = compare(sources, pairs, texts, progress, "comparing logits")
+            tables = compare(sources, pairs, texts, progress, "comparing logits") if pairs else {}
         finally:
             for source in sources:
                 source.close()
@@ -125,6 +129,7 @@ def run_models(
         witness=REFERENCE if capture is None else GATED,
         dtypes=dtypes,
         texts=texts,
+        failed=failed,
     )
 
 
@@ -169,8 +174,8 @@ def _sources(
     dtypes: Mapping[str, str],
     adapters: Sequence[Path],
     floors: Mapping[str, Path],
-) -> tuple[list[LogitSource], list[Pair]]:
-    """All sources of the pass, and which are compared with which."""
+) -> tuple[list[LogitSource], list[Pair], dict[str, str]]:
+    """All sources of the pass, which are compared with which, and what could not be loaded."""
     sources = reference_sources(config, capture, rotations, adapters)
     pairs: list[Pair] = []
     if adapters:
@@ -198,9 +203,12 @@ def _sources(
         sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
     files = {name: path for name, path in names.items() if is_gguf(path)}
-    opened = {source.name: source for source in open_together(files, threads=config.threads)}
+    loaded = open_each(files, threads=config.threads)
+    opened = {source.name: source for source in loaded.sources}
     _check_tokens(config, sources[0], opened.values())
     for name, path in names.items():
+        if name in loaded.failed:
+            continue
         if name in opened:
             sources.append(opened[name])
             if rotations is not None or adapters:
@@ -208,7 +216,7 @@ def _sources(
         else:
             sources.append(HFSource(load_model(config, path), name))
         pairs.append((REFERENCE, name))
-    return sources, pairs
+    return sources, pairs, {name: str(error) for name, error in loaded.failed.items()}
 
 
 @contextmanager

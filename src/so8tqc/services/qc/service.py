@@ -35,6 +35,7 @@ from so8tqc.records import (
     Record,
     Stopwatch,
     Verdict,
+    judge,
     overall,
     skipped,
 )
@@ -42,11 +43,13 @@ from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.identify.answer import Answer
 from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.qc.compatibility import require_same_architecture
+from so8tqc.services.qc.conversion import conversion_fault, is_plain
 from so8tqc.services.qc.judging import (
     Bootstrap,
     calibration_summary,
     effect_check,
     fidelity_checks,
+    floor_check,
     kl_histogram,
     survival_check,
 )
@@ -72,6 +75,7 @@ from so8tqc.services.weights.adapters import adapter_algebra, adapter_checks
 from so8tqc.services.weights.diagnose import diagnose, diagnose_logits, diagnose_structure
 from so8tqc.services.weights.gguf import judge_gguf
 from so8tqc.services.weights.merges import diagnose_merge
+from so8tqc.services.weights.projection import projection_check
 from so8tqc.services.weights.recover import recover
 from so8tqc.services.weights.structure import (
     HasEntry,
@@ -217,6 +221,9 @@ def _judged(
         _save_recovered(config, names, rotations, found)
     if config.level == "full":
         _judge_logits(reference, names, capture, profile, dtypes, found, progress)
+    else:
+        _require_judged(names, found)
+    found.notices += _not_looked_at(names, found)
     return found
 
 
@@ -259,6 +266,7 @@ def _judge_files(
         kept=reference.kept,
     )
     found.checks += rotation_checks(rotations)
+    found.checks.append(projection_check(base, planned, rotations))
     dtypes: dict[str, str] = {}
     for name, path in names.items():
         if is_gguf(path):
@@ -284,6 +292,31 @@ def _judge_files(
             storage=dtypes[name],
         )
     return dtypes
+
+
+def _require_judged(names: Mapping[str, Path], found: _Findings) -> None:
+    """Refuse to call a candidate good that nothing has looked at.
+
+    Raises:
+        InputError: every check of a candidate was skipped.
+    """
+    for name, path in names.items():
+        checks = [check for check in found.checks if check.subject == name]
+        if checks and all(check.verdict is Verdict.SKIP for check in checks):
+            raise InputError(
+                f"nothing of it could be judged from files alone: {checks[0].detail}",
+                where=str(path),
+                remedy="Use --level full, which runs it.",
+            )
+
+
+def _not_looked_at(names: Mapping[str, Path], found: _Findings) -> list[str]:
+    """A sentence for each check of a candidate's files that was skipped."""
+    return [
+        f"Not looked at: {check.subject}, {check.id}. {check.detail}"
+        for check in found.checks
+        if check.subject in names and check.verdict is Verdict.SKIP
+    ]
 
 
 def _judge_adapted(
@@ -361,12 +394,20 @@ def _judge_logits(
     if capture is not None:
         found.checks += vocabulary_checks(capture, names)
     ran = run_models(config, names, rotations, capture, dtypes, progress, reference.plan)
+    for name, why in ran.failed.items():
+        found.checks.append(judge("logits.run", 0, 1, comparison=">=", subject=name, detail=why))
+    names = {name: path for name, path in names.items() if name not in ran.failed}
     bootstrap = Bootstrap(config.resamples, config.seed)
     if rotations is not None or reference.plan is not None:
         effect = ran.tables[(BASE, REFERENCE)]
         found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
+        floors = [floor_check(effect, floor, name) for name in names if (floor := ran.floor(name))]
+        found.checks += floors
+    else:
+        floors = []
+    implausible = {check.subject for check in floors if check.verdict is Verdict.FAIL}
     for name in names:
-        found.checks += _candidate_checks(name, ran, profile, bootstrap)
+        found.checks += _candidate_checks(name, ran, profile, bootstrap, name in implausible)
         if name in found.coarse and (floor := ran.floor(name)) is not None:
             found.notices.append(_cost(name, ran.tables[(REFERENCE, name)], floor))
     if config.trained_on is not None and ran.arithmetic is not None:
@@ -387,9 +428,37 @@ def _judge_logits(
         found.notices += capture_notices(to_gated, floor)
     if capture is not None and reference.plan is None:
         found.answer = read_anew(reference, capture, to_gated, floor, progress)
-    found.diagnosis += diagnose_logits(found.checks, found.named)
+    found.diagnosis += diagnose_logits(
+        found.checks, found.named, _wrongly_converted(config, names, rotations, found)
+    )
     if ranks.is_first():
         write_tokens(config.out / TOKENS_FILE, tables)
+
+
+def _wrongly_converted(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    found: _Findings,
+) -> dict[str, str]:
+    """Failed GGUF candidate whose types only round → what is wrong with its conversion."""
+    base = base_of(config)
+    suspects = [
+        name
+        for name, path in names.items()
+        if is_gguf(path)
+        and name not in found.named
+        and is_plain(path)
+        and any(check.group in ("kl", "logits") for check in found.failed(name))
+    ]
+    if not suspects or is_gguf(base) or not base.is_dir():
+        return {}
+    checkpoint = open_checkpoint(base)
+    baked: set[str] = set()
+    if rotations is not None:
+        planned = plan_bake(checkpoint, rotations, dtype="keep", all_layers=False)
+        baked = {plan.entry.name for plan in planned}
+    return {name: conversion_fault(names[name], checkpoint, baked) for name in suspects}
 
 
 def _moved(trained_on: str, table: TokenTable) -> str:
@@ -412,11 +481,13 @@ def _cost(name: str, table: TokenTable, floor: TokenTable) -> str:
 
 
 def _candidate_checks(
-    name: str, ran: Comparison, profile: Profile, bootstrap: Bootstrap
+    name: str, ran: Comparison, profile: Profile, bootstrap: Bootstrap, no_floor: bool
 ) -> list[Check]:
+    """``no_floor``: the candidate's noise floor is implausible, and widens nothing."""
     table = ran.tables[(REFERENCE, name)]
     if name not in ran.file_types:
-        return fidelity_checks(table, profile.models, name, bootstrap, ran.floor(name))
+        floor = None if no_floor else ran.floor(name)
+        return fidelity_checks(table, profile.models, name, bootstrap, floor)
     limits = profile.for_gguf(ran.file_types[name])
     checks = fidelity_checks(table, limits, name, bootstrap, None)
     if (to_base := ran.tables.get((BASE, name))) is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, aligned, block_layout
 from so8tqc.llama.quantizer import PlannedTensor
-from so8tqc.services.quantize.proof import SquaredError, squared_error
+from so8tqc.services.quantize.proof import SquaredError, as_stored, squared_error
 
 _REWRITTEN = ("general.quantization_version", "general.file_type")
 """Keys that libllama sets: where an input has them already, the output's header is as long."""
@@ -85,7 +85,7 @@ class StreamedProof:
         for name, tensor in result.tensors.items():
             place = _Place(name, tensor.type, tensor.offset, tensor.bytes)
             same_shape = name in self._source.tensors and (
-                self._source.tensors[name].shape == tensor.shape
+                as_stored(self._source.tensors[name].shape) == as_stored(tensor.shape)
             )
             futures[name] = (
                 self._begun[place]
@@ -105,7 +105,7 @@ class StreamedProof:
         before = self._source.tensors.get(after.name)
         return Compared(
             squared_error(before, after)
-            if before is not None and before.shape == after.shape
+            if before is not None and as_stored(before.shape) == as_stored(after.shape)
             else None,
             after.sha256,
         )

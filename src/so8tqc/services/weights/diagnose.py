@@ -84,12 +84,15 @@ def diagnose_structure(checks: Iterable[Check], model: str) -> list[Diagnosis]:
     return found
 
 
-def diagnose_logits(checks: Iterable[Check], named: Collection[str]) -> list[Diagnosis]:
+def diagnose_logits(
+    checks: Iterable[Check], named: Collection[str], converted: Mapping[str, str] | None = None
+) -> list[Diagnosis]:
     """Name what only logits show: gates that do too little, a file that lost too much.
 
     Args:
         checks: all checks of the run.
         named: candidates whose failure their files explain already.
+        converted: candidate whose types only round → what is wrong with its conversion.
     """
     failed = [c for c in checks if c.verdict is Verdict.FAIL and c.subject not in named]
     nearest = {c.subject for c in checks if c.id == "algebra.nearest" and c.value is not None}
@@ -98,7 +101,14 @@ def diagnose_logits(checks: Iterable[Check], named: Collection[str]) -> list[Dia
         found.append(Diagnosis(code="storage_rounding", text=_TOO_SMALL, remedy=_TRAIN))
     for subject in dict.fromkeys(c.subject for c in failed):
         ids = [c.id for c in failed if c.subject == subject and c.id.startswith(_FIDELITY)]
-        if subject in nearest and ids:
+        if ids and converted and subject in converted:
+            fault = DIAGNOSES["conversion"]
+            text = (
+                f"{fault.finding}: {converted[subject]}. The types of {subject} only round, which "
+                f"cannot lose so much ({', '.join(ids)})."
+            )
+            found.append(Diagnosis(code="conversion", text=text, remedy=fault.remedy))
+        elif subject in nearest and ids:
             text = (
                 f"{subject} holds the right rotation in every layer, but {', '.join(ids)} failed: "
                 "its quantization loses too much, or erases the gate."

@@ -46,8 +46,9 @@ def judge_gguf(
     """
     gguf = open_gguf(path)
     weights, missing = stored_weights(gguf, planned)
+    others = [p.entry.name for p in planned if not _is_output_weight(p)]
     if not weights:
-        reason = f"{gguf.architecture!r} keeps the rotated weights in an unknown place"
+        reason = _why_unseen(gguf, others)
         return [skipped("algebra.nearest", reason, subject=subject)], [], {}
     findings: list[Finding] = []
     wrong = list(missing)
@@ -61,9 +62,28 @@ def judge_gguf(
             findings += [found] if found else []
             wrong += [] if nearest else [case.target.layer]
             task.advance(1, item=plan.entry.name)
+    unseen = [skipped("algebra.targets", _why_unseen(gguf, others), subject=subject)]
     findings += [Finding(layer, "foreign_edit", "its weight is missing") for layer in missing]
     diagnosis = summarise_findings(findings, len(planned), subject, {"not_baked": EXPORT})
-    return _checks(wrong, rows, subject), diagnosis, rows
+    return [*_checks(wrong, rows, subject), *(unseen if others else [])], diagnosis, rows
+
+
+def _is_output_weight(plan: PlannedTensor) -> bool:
+    return plan.site.attention_output and len(plan.entry.shape) == 2
+
+
+def _why_unseen(gguf: GGUFFile, others: Sequence[str]) -> str:
+    if gguf.is_split:
+        return (
+            "The file is one part of a split GGUF: its tensors lie in several files, which are not "
+            "read together (llama-gguf-split --merge joins them)."
+        )
+    if others:
+        return (
+            f"{len(others)} rotated tensors are no attention output weights, and a converter "
+            f"rearranges others: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}."
+        )
+    return f"{gguf.architecture!r} keeps the rotated weights in an unknown place."
 
 
 def stored_weights(
@@ -71,20 +91,21 @@ def stored_weights(
 ) -> tuple[list[tuple[PlannedTensor, GGUFTensor, torch.Tensor]], list[int]]:
     """The attention output weights of a GGUF, dequantized and shaped as the base stores them.
 
-    Other targets (an adapter's q_proj) are left out: the converter reorders their rows.
+    Other targets (an adapter's q_proj) are left out: the converter reorders their rows. Where the
+    name map does not know the architecture, the name is taken that all architectures share.
 
     Returns:
         (planned tensor, its GGUF tensor, its float32 values), and the layers that have none.
     """
     import torch
 
-    wanted = [p for p in planned if p.site.target.module is None and len(p.entry.shape) == 2]
+    wanted = [p for p in planned if _is_output_weight(p)]
     layers = 1 + max((p.site.target.layer for p in planned), default=0)
     names = gguf_names([p.entry.name for p in wanted], gguf.architecture, layers)
     found, missing = [], []
     for plan in wanted:
-        name = names[plan.entry.name]
-        if name is None:
+        name = names[plan.entry.name] or f"blk.{plan.site.target.layer}.attn_output.weight"
+        if names[plan.entry.name] is None and name not in gguf.tensors:
             continue
         tensor = gguf.tensors.get(name)
         values = None if tensor is None else torch.from_numpy(tensor.values().copy())

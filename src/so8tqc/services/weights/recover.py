@@ -10,7 +10,7 @@ import numpy as np
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
-from so8tqc.checkpoints.sites import locate, text_layers
+from so8tqc.checkpoints.sites import layers_with_attention, locate
 from so8tqc.errors import ModelError
 from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.record_kinds.qc import RecoveredLayer
@@ -99,10 +99,9 @@ def recover(
 
 def _identities(base: Checkpoint) -> RotationSet:
     """No rotation at all, at the input of every attention output projection."""
-    names = base.tensors.keys()
-    targets = tuple(Target(layer) for layer in sorted(text_layers(names)))
+    targets = tuple(Target(layer) for layer in sorted(layers_with_attention(base)))
     blocks = {}
-    for site in locate(targets, names, base.model_type):
+    for site in locate(targets, base):
         width = base.tensors[site.weight].shape[0 if site.transposed else -1]
         blocks[site.target] = np.repeat(np.eye(BLOCK_SIZE)[None], width // BLOCK_SIZE, axis=0)
     return RotationSet(

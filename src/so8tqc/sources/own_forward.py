@@ -1,0 +1,225 @@
+"""A model's own forward, cut in two: hidden states of a whole text, then logits of some rows.
+
+No formula of any architecture stands here. The cut is at the output of the *backbone*, the largest
+part of the model that holds the decoder layers and not the output head; what comes after it (final
+scalings, multipliers, soft caps, the head itself) is done by the model's forward, given hidden
+states in place of the backbone's run. Whether both halves make the whole is proved on a few tokens
+of every model that is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from so8tqc.decoder import decoder_stack
+from so8tqc.errors import ModelError, RotationError
+
+if TYPE_CHECKING:
+    import torch
+
+_TOKENS = 8
+_PROOF = 64.0
+"""Times the compute dtype's unit roundoff, relative to the largest logit: a product of the head's
+rows in other blocks is summed in another order."""
+
+_TINY = 1e-30
+
+_SCALES = (1.0, 1e3)
+"""Hidden states are also tried enlarged: a soft cap does nothing to small logits."""
+
+
+class OwnForward:
+    """A transformers model as two functions: tokens → hidden states, hidden states → logits.
+
+    Attributes:
+        plain: the second one is the product with the head's weight and nothing else.
+
+    Raises:
+        ModelError: the two together are not the model's forward.
+    """
+
+    def __init__(self, module: Any, head: Any, device: torch.device, where: str) -> None:
+        self._module = module
+        self._head = head
+        self._names = self._parts_around_layers(where)
+        self._name = ""
+        self._output: Any = None
+        self.plain = False
+        self._prove(device, where)
+
+    @property
+    def _backbone(self) -> Any:
+        return self._module.get_submodule(self._name)
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """[1, T] ids → [T, D], the backbone's output inside the model's own forward."""
+        kept: list[Any] = []
+        handles = [
+            self._backbone.register_forward_hook(lambda _m, _a, output: kept.append(output)),
+            # of the head's logits only one row is made, and not looked at
+            self._head.register_forward_pre_hook(
+                lambda _m, args: (args[0][..., -1:, :], *args[1:])
+            ),
+        ]
+        try:
+            self._run(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._output = type(kept[-1])
+        hidden: torch.Tensor = _states(kept[-1])[0]
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[t, D] → [t, V], what the model's forward makes of the backbone's output."""
+        import torch
+
+        ids = torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)
+        with self._given(hidden[None]):
+            logits: torch.Tensor = self._run(ids).logits[0]
+        return logits
+
+    @contextmanager
+    def _given(self, hidden: torch.Tensor) -> Iterator[None]:
+        """The backbone returns these hidden states, whatever it is asked."""
+        backbone = self._backbone
+        own = vars(backbone).get("forward")
+
+        def forward(*_args: Any, **_options: Any) -> Any:
+            if self._output is tuple:
+                return (hidden,)
+            return self._output(last_hidden_state=hidden)
+
+        backbone.forward = forward
+        try:
+            yield
+        finally:
+            if own is None:
+                del backbone.forward
+            else:
+                backbone.forward = own
+
+    def _run(self, ids: torch.Tensor) -> Any:
+        options = {"use_cache": False} if "use_cache" in self._accepted else {}
+        return self._module(input_ids=ids, **options)
+
+    @property
+    def _accepted(self) -> frozenset[str]:
+        return frozenset(inspect.signature(type(self._module).forward).parameters)
+
+    def _parts_around_layers(self, where: str) -> list[str]:
+        """Modules around the decoder layers that do not hold the output head, the outermost first.
+
+        Some of them are never called themselves: which, shows the first run.
+        """
+        try:
+            layers = decoder_stack(self._module)[0].split(".")
+        except RotationError as error:
+            raise ModelError(error.what, where=where) from None
+        around = [".".join(layers[:i]) for i in range(1, len(layers))]
+        names = [
+            name
+            for name in around
+            if all(part is not self._head for part in self._module.get_submodule(name).modules())
+        ]
+        if not names:
+            raise ModelError(
+                f"the decoder layers of {type(self._module).__name__} are in no part of their own",
+                where=where,
+            )
+        return names
+
+    def _called(self, ids: torch.Tensor) -> tuple[str, torch.Tensor]:
+        """The outermost of these parts that the forward calls, and the whole model's logits."""
+        called: set[str] = set()
+        handles = [
+            self._module.get_submodule(name).register_forward_hook(
+                lambda _m, _a, _o, name=name: called.add(name)
+            )
+            for name in self._names
+        ]
+        try:
+            logits: torch.Tensor = self._run(ids).logits[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+        return next(name for name in self._names if name in called), logits
+
+    def _prove(self, device: torch.device, where: str) -> None:
+        import torch
+
+        ids = torch.tensor([_ordinary_ids(self._module.config)], device=device)
+        with torch.inference_mode():
+            try:
+                self._name, whole = self._called(ids)
+                hidden = self.hidden(ids)
+                parted = self.logits(hidden)
+            except Exception as error:  # noqa: BLE001  each architecture fails in its own way
+                lines = str(error).strip().splitlines() or [""]
+                raise ModelError(
+                    f"the forward of {type(self._module).__name__} fails on {_TOKENS} tokens: "
+                    f"{type(error).__name__}: {lines[0]}",
+                    where=where,
+                ) from None
+            if not _same(parted, whole, whole):
+                raise ModelError(
+                    f"{type(self._module).__name__} makes other logits of its hidden states than "
+                    f"of its tokens (largest difference {float((parted - whole).abs().max()):.2g})",
+                    where=where,
+                    remedy="Its logits cannot be computed part by part.",
+                )
+            self.plain = self._is_plain(hidden)
+
+    def _is_plain(self, hidden: torch.Tensor) -> bool:
+        import torch
+
+        head = self._head
+        if type(head) is not torch.nn.Linear or getattr(head, "bias", None) is not None:
+            return False
+        weight = head.weight
+        if weight.device != hidden.device or weight.shape[1] != hidden.shape[1]:
+            return False
+        return all(
+            _same((hidden * scale) @ weight.T, own := self.logits(hidden * scale), own)
+            for scale in _SCALES
+        )
+
+
+def _states(output: Any) -> Any:
+    """The hidden states of a backbone's output."""
+    return output[0] if isinstance(output, tuple) else output.last_hidden_state
+
+
+def _same(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> bool:
+    import torch
+
+    if found.shape != expected.shape or bool((found.isfinite() != expected.isfinite()).any()):
+        return False
+    zero = torch.zeros_like(found)
+    finite = expected.isfinite()
+    difference = float(torch.where(finite, (found - expected).abs(), zero).max())
+    largest = float(torch.where(finite, scale.abs(), zero).max())
+    return difference <= _PROOF * torch.finfo(scale.dtype).eps * max(largest, _TINY)
+
+
+def _ordinary_ids(config: Any) -> list[int]:
+    """A few token ids that mean no image, sound or padding to the model."""
+    special: set[int] = set()
+
+    def look(part: Any) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                look(value)
+            elif str(key).endswith(("token_id", "token_index", "token_ids")):
+                special.update(v for v in (value if isinstance(value, list) else [value])
+                               if isinstance(v, int))  # fmt: skip
+
+    look(config.to_dict())
+    text = config.get_text_config(decoder=True)
+    count = min(_TOKENS, int(getattr(text, "max_position_embeddings", None) or _TOKENS))
+    size = int(text.vocab_size)
+    ids = [i for i in range(min(size, 256)) if i not in special][:count]
+    return ids or [0]

@@ -1,0 +1,233 @@
+"""A tenth of all types, another one every day; and the kinds of faults that a sweep has found."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import page
+import pytest
+import sweep
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+from so8tqc.checkpoints.safetensors_index import open_checkpoint
+from so8tqc.checkpoints.sites import layers_with_attention, locate
+from so8tqc.config import BakeConfig, QCConfig
+from so8tqc.errors import InputError, ModelError, RotationError
+from so8tqc.llama.config_keys import derived, missing_keys
+from so8tqc.records import Verdict
+from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.native import write_native
+from so8tqc.rotations.rotation_set import Target
+from so8tqc.services.bake import bake
+from so8tqc.services.export.traced import places_of
+from so8tqc.services.qc.service import qc
+from so8tqc.sources.hf import HFModel
+
+TENTH = [k for i, k in enumerate(tiny_models.types())
+         if i % 10 == datetime.datetime.now(datetime.UTC).toordinal() % 10]  # fmt: skip
+
+
+def built(kind: str, directory: Path, tokenizer: Path) -> Path:
+    tiny_models.build(kind, directory, tokenizer, sweep.VOCABULARY)
+    return directory
+
+
+@pytest.mark.parametrize("kind", TENTH)
+def test_a_type_of_today_is_baked_right_or_refused(
+    kind: str, tokenizer_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle: transformers' own float64 logits with pre-hooks x ↦ R·x."""
+    monkeypatch.setattr(sweep, "_export", lambda *_: None)
+    row = sweep.sweep(kind, tmp_path, tokenizer_files, None)
+    if row.bake.startswith("not built"):
+        pytest.skip(row.bake)
+    assert row.bake == "pass" or row.bake.startswith("refused: "), row
+    if row.bake == "pass":
+        assert row.error is None or row.error <= sweep.RIGHT, row
+        assert row.files == "pass", row
+        assert row.unbaked.startswith("FAIL"), row
+
+
+def test_what_is_stored_in_by_out_is_asked_of_the_module(
+    tokenizer_files: Path, tmp_path: Path
+) -> None:
+    """openai-gpt's projection is square and a Conv1D: no shape tells, only its module."""
+    row = sweep.Row("openai-gpt")
+    base = built("openai-gpt", tmp_path / "base", tokenizer_files)
+    rotations = sweep.write_gates(base, tmp_path / "gates.safetensors")
+    (first, *_) = locate((Target(0, "attn.c_proj"),), open_checkpoint(base))
+    assert first.transposed
+    config = BakeConfig(base=base, rotations=tmp_path / "gates.safetensors", out=tmp_path / "baked")
+    record = bake(config)
+    assert record.check("algebra.projection").verdict is Verdict.PASS
+    gated, folded = sweep.logits(base, rotations), sweep.logits(tmp_path / "baked")
+    assert float((gated - folded).abs().max()) < 1e-4, row
+
+
+def test_a_projection_folded_along_the_wrong_axis_fails_as_it_is_run(
+    tokenizer_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from so8tqc.checkpoints import sites
+
+    base = built("openai-gpt", tmp_path / "base", tokenizer_files)
+    sweep.write_gates(base, tmp_path / "gates.safetensors")
+    monkeypatch.setattr(sites, "_transposed", lambda *_: False)
+    config = BakeConfig(base=base, rotations=tmp_path / "gates.safetensors", out=tmp_path / "baked")
+    record = bake(config)
+    assert record.check("algebra.exact").verdict is Verdict.PASS  # it is blind to this
+    assert record.check("algebra.projection").verdict is Verdict.FAIL
+
+
+def shared_gates(path: Path, layers: tuple[int, ...], *, same: bool) -> Path:
+    theta = {
+        Target(i, "shared_transformer.self_attn.o_proj"): 0.05
+        * np.random.default_rng(0 if same else i).normal(size=(24, 8, 8))
+        for i in layers
+    }
+    write_native(
+        path, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
+        site=Site.INPUT, pet=None,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(("layers", "same", "says"), [
+    ((1,), True, "at once, but layer"), ((1, 3, 5), False, "different gates, but one weight"),
+])  # fmt: skip
+def test_other_gates_for_a_shared_weight_are_refused(
+    layers: tuple[int, ...], same: bool, says: str, tokenizer_files: Path, tmp_path: Path
+) -> None:
+    base = built("zamba2", tmp_path / "base", tokenizer_files)
+    gates = shared_gates(tmp_path / "g.safetensors", layers, same=same)
+    config = BakeConfig(
+        base=base, rotations=gates, out=tmp_path / "baked", layers=",".join(map(str, layers))
+    )
+    with pytest.raises(RotationError, match=says):
+        bake(config)
+
+
+def test_equal_gates_for_a_shared_weight_are_folded_once(
+    tokenizer_files: Path, tmp_path: Path
+) -> None:
+    row = sweep.Row("zamba2")
+    base = built("zamba2", tmp_path / "base", tokenizer_files)
+    rotations = sweep.write_gates(base, tmp_path / "g.safetensors")
+    config = BakeConfig(base=base, rotations=tmp_path / "g.safetensors", out=tmp_path / "baked")
+    assert bake(config).verdict is Verdict.PASS
+    plain, gated = sweep.logits(base), sweep.logits(base, rotations)
+    folded = sweep.logits(tmp_path / "baked")
+    assert float((gated - folded).abs().max()) < 1e-4 * float((gated - plain).abs().max()), row
+
+
+def test_a_hybrid_wants_gates_for_its_attention_layers_alone(
+    tokenizer_files: Path, tmp_path: Path
+) -> None:
+    base = built("qwen3_next", tmp_path / "base", tokenizer_files)
+    assert layers_with_attention(open_checkpoint(base)) == {3}
+    theta = {Target(3): np.zeros((16, 8, 8))}
+    for name, gates in (("right", theta), ("wrong", {Target(2): np.zeros((16, 8, 8))})):
+        write_native(
+            tmp_path / f"{name}.safetensors", gates, parametrization=Parametrization.EXP,
+            convention=Convention.COLUMN, site=Site.INPUT, pet=None,
+        )  # fmt: skip
+    bake(
+        BakeConfig(
+            base=base,
+            rotations=tmp_path / "right.safetensors",
+            out=tmp_path / "baked",
+            verify=False,
+        )
+    )
+    with pytest.raises(RotationError, match=r"no gate for layer\(s\) 3"):
+        bake(
+            BakeConfig(base=base, rotations=tmp_path / "wrong.safetensors", out=tmp_path / "other")
+        )
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "hyperclovax", "gemma2", "cohere", "granite", "opt",
+                                  "llama4_text", "mpt", "nanochat"])  # fmt: skip
+def test_hidden_states_and_head_make_the_models_own_logits(
+    kind: str, tokenizer_files: Path, tmp_path: Path
+) -> None:
+    """Multipliers, scalings and soft caps of each are the model's own forward's."""
+    model = HFModel.load(built(kind, tmp_path / kind, tokenizer_files), dtype="float32")
+    ids = np.arange(5, 40)
+    with torch.inference_mode():
+        whole = model.module(input_ids=torch.from_numpy(ids)[None]).logits[0]
+    parted = model.head(model.hidden(ids))
+    torch.testing.assert_close(parted, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_a_gguf_that_nothing_judged_is_an_error_at_level_files(llama: Path, tmp_path: Path) -> None:
+    """Gates of q_proj alone: a converter rearranges its rows, so the file's weights say nothing."""
+    import gguf
+
+    width = open_checkpoint(llama).tensors["model.layers.0.self_attn.q_proj.weight"].shape[1]
+    write_native(
+        tmp_path / "g.safetensors",
+        {Target(i, "self_attn.q_proj"): np.ones((width // 8, 8, 8)) for i in range(3)},
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+        pet=None,
+    )
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "llama")
+    writer.add_tensor("blk.0.attn_output.weight", np.ones((8, 8), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config = QCConfig(
+        reference=llama, rotations=tmp_path / "g.safetensors", candidates=(tmp_path / "x.gguf",),
+        out=tmp_path / "qc", level="files",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="nothing of it could be judged from files alone"):
+        qc(config)
+
+
+def test_two_sets_of_weights_are_one_or_refused(llama: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(llama, model)
+    tensors = load_file(str(model / "model.safetensors"))
+    save_file(tensors, str(model / "part.safetensors"), metadata={"format": "pt"})
+    index = {"weight_map": dict.fromkeys(tensors, "part.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [f.name for f in open_checkpoint(model).files] == ["model.safetensors"]
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] + 1}, str(model / "part.safetensors"))
+    with pytest.raises(ModelError, match=f"two different sets of weights.*{name}"):
+        open_checkpoint(model)
+
+
+def test_a_key_that_the_converter_misses_is_derived_or_left(tmp_path: Path) -> None:
+    assert missing_keys("exit 1: KeyError: 'rotary_pct'") == ["rotary_pct"]
+    many = "KeyError: \"could not find any of: ['rotary_dim', 'rope_dim']\""
+    assert missing_keys(many) == ["rotary_dim", "rope_dim"]
+    assert missing_keys("AssertionError") == []
+    config: dict[str, Any] = {
+        "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 5e5},
+        "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 99,
+    }  # fmt: skip
+    expected = {"rotary_pct": 0.25, "rotary_dim": 4, "rope_theta": 5e5, "head_dim": 16, "n_ctx": 99}
+    assert {key: derived(key, config, tmp_path) for key in expected} == expected
+    assert derived("topk_method", config, tmp_path) is None
+
+
+def test_the_page_counts_what_the_sweep_found() -> None:
+    rows = page.read()
+    written = page.PAGE.read_text(encoding="utf-8")
+    assert written == page.page(rows), "run tests/architectures/page.py"
+    assert ("internal errors (exit 70)", "0") in page.counts(rows)
+    assert all(r["unbaked"].startswith("FAIL") for r in rows if r["bake"] == "pass")
+
+
+def test_places_tell_tensors_apart(llama: Path) -> None:
+    checkpoint = open_checkpoint(llama)
+    assert sorted(places_of(checkpoint).values()) == sorted(checkpoint.tensors)
