@@ -6,6 +6,7 @@ projection); here stands what no file says.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,3 +83,11 @@ def architecture(model_type: str) -> Architecture:
 def gguf_layout(name: str) -> Layout | None:
     """Layout of the files of a GGUF architecture; None if it is not known to be right."""
     return _LAYOUTS.get(name)
+
+
+_OTHER_TOWERS = re.compile(r"(?:^|\.)(?:visual|vision\w*|audio\w*|speech\w*|encoder|mtp)\.")
+
+
+def in_other_tower(prefix: str) -> bool:
+    """Whether the part of a tensor's name before ``layers.N.`` names another tower."""
+    return _OTHER_TOWERS.search(prefix) is not None

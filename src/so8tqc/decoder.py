@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from so8tqc.architectures import architecture
+from so8tqc.architectures import architecture, in_other_tower
 from so8tqc.errors import RotationError
-from so8tqc.rotations.towers import in_other_tower
 
 _PROJECTIONS = frozenset({
     "o_proj", "out_proj", "dense", "c_proj", "wo", "o_b_proj", "attn_out", "to_out",

@@ -11,13 +11,12 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from so8tqc.architectures import architecture
+from so8tqc.architectures import architecture, in_other_tower
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.checkpoints.skeleton import Skeleton, skeleton
 from so8tqc.decoder import is_conv1d
 from so8tqc.errors import ModelError, RotationError
 from so8tqc.rotations.rotation_set import Target
-from so8tqc.rotations.towers import in_other_tower
 
 _LAYER = re.compile(r"^(?P<prefix>.*?)(?P<list>layers|h|blocks)\.(?P<layer>\d+)\.(?P<rest>.+)$")
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from so8tqc.architectures import in_other_tower
 from so8tqc.disk.foreign import require_safetensors_header
 from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations import double_double as dd
@@ -35,7 +36,6 @@ from so8tqc.rotations.rotation_set import (
     Target,
     orthogonality_error,
 )
-from so8tqc.rotations.towers import in_other_tower
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 HALVED_LAST_TERM_SINCE = (0, 18)

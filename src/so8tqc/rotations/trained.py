@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from so8tqc.architectures import in_other_tower
 from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations.content import Content, read_content
 from so8tqc.rotations.enums import Convention, Parametrization, Site
@@ -38,7 +39,6 @@ from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.pt import theta_array
 from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import HEAD, FloatArray, Target
-from so8tqc.rotations.towers import in_other_tower
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from so8tqc.architectures import gguf_layout
+from so8tqc.architectures import gguf_layout, in_other_tower
 from so8tqc.checkpoints.safetensors_index import Checkpoint, load_tensor
 from so8tqc.gguf.file import GGUFFile
 from so8tqc.gguf.tensor_map import (
@@ -24,7 +24,6 @@ from so8tqc.gguf.tensor_map import (
 )
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge, skipped
-from so8tqc.rotations.towers import in_other_tower
 from so8tqc.services.export.comparison import TensorComparison
 
 _BLOCK = re.compile(r"^blk\.(\d+)\.")

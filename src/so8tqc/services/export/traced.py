@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.architectures import in_other_tower
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, load_any
 from so8tqc.checkpoints.skeleton import skeleton
 from so8tqc.gguf.conversion import Conversion, UntraceableError
 from so8tqc.gguf.file import GGUFFile, GGUFTensor
 from so8tqc.gguf.tensor_map import FloatArray, stored_as
 from so8tqc.progress import SILENT, Progress
-from so8tqc.rotations.towers import in_other_tower
 from so8tqc.services.export.comparison import TensorComparison
 
 if TYPE_CHECKING:

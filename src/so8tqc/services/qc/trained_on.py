@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from so8tqc.adapters.names import StoredNames, layer_of
+from so8tqc.architectures import in_other_tower
 from so8tqc.checkpoints.copy import companion_files
 from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.quantized import quantization_name
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
 from so8tqc.errors import ConfigError, ModelError
-from so8tqc.rotations.towers import in_other_tower
 from so8tqc.services.weights.quantizers import BLOCK, dequantized
 
 if TYPE_CHECKING:
