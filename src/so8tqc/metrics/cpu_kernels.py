@@ -118,7 +118,7 @@ def _larger(_context, _a, _b):
 
 
 @njit(fastmath=_STEPS)
-def _exp(x):
+def exponential(x):
     """e^x = 2^n e^r with x = n ln 2 + r: within a unit in the last place, for x ≤ 0."""
     shifted = x * _LOG2_E + _INTEGRAL
     n = shifted - _INTEGRAL
@@ -201,7 +201,7 @@ def _weigh(logits, top, weights):
     square = 0.0
     for i in range(logits.shape[0]):
         below = np.float64(logits[i]) - top
-        weight = _exp(below)
+        weight = exponential(below)
         weights[i] = weight
         total += weight
         moment += weight * below
@@ -286,7 +286,7 @@ def _far_js(z, w, p_weights, q_weights, p_scale, q_scale, shift):
     for i in range(z.shape[0]):
         x = abs(_log_ratio(z[i], w[i], shift))
         both = p_weights[i] * p_scale + q_weights[i] * q_scale
-        y = _exp(-x)
+        y = exponential(-x)
         s = y / (2 + y)
         u = s * s
         log = _L[8]

@@ -42,9 +42,6 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.intp]
 
 KNOTS_PER_OCTAVE = 4
-TILE_ROWS = 8
-TILE_COLUMNS = 4096
-"""A tile is 256 KiB in float64; the four that a pass works on are about 1 MiB."""
 
 
 def knots(bounds: tuple[float, float]) -> FloatArray:
@@ -59,43 +56,18 @@ def knots(bounds: tuple[float, float]) -> FloatArray:
 def partition_rows(logits: npt.NDArray[np.floating], betas: FloatArray) -> FloatArray:
     """G and its first two derivatives in ln β at every knot.
 
-    The rows are worked through in tiles that stay in the cache; numpy rather than torch,
-    because kernels this small lose more to a thread pool than they gain.
-
     Args:
-        logits: [t, V] float32 or float64. A NaN or infinity in a row makes that row's results NaN.
+        logits: [t, V] float32 or float64. A NaN or infinity in a row makes results of that row NaN.
         betas: [K] from :func:`knots`.
 
     Returns:
         [t, K, 3] float64: G, dG/dx, d²G/dx² with x = ln β.
     """
-    sums = np.zeros((logits.shape[0], betas.size, 3))
-    with np.errstate(invalid="ignore"):
-        top = logits.max(axis=1, keepdims=True).astype(np.float64)
-        for row in range(0, logits.shape[0], TILE_ROWS):
-            rows = slice(row, row + TILE_ROWS)
-            for column in range(0, logits.shape[1], TILE_COLUMNS):
-                tile = logits[rows, column : column + TILE_COLUMNS] - top[rows]
-                _add_moments(tile, betas, sums[rows])
-        mean, square = sums[..., 1] / sums[..., 0], sums[..., 2] / sums[..., 0]
-        slope = betas * mean
-        curvature = slope + betas**2 * (square - mean**2)
-        return np.stack([np.log(sums[..., 0]), slope, curvature], axis=-1)
+    from so8tqc.metrics.temperature_kernels import partition
 
-
-def _add_moments(u: FloatArray, betas: FloatArray, sums: FloatArray) -> None:
-    """Add Σ e^{βu}, Σ u e^{βu}, Σ u² e^{βu} over the columns of u to sums [t, K, 3]."""
-    squared = u * u
-    power = np.empty_like(u)
-    for base in range(min(KNOTS_PER_OCTAVE, betas.size)):
-        np.multiply(u, betas[base], out=power)
-        np.exp(power, out=power)
-        for k in range(base, betas.size, KNOTS_PER_OCTAVE):
-            if k > base:
-                np.multiply(power, power, out=power)
-            sums[:, k, 0] += power.sum(axis=1)
-            sums[:, k, 1] += np.vecdot(power, u)
-            sums[:, k, 2] += np.vecdot(power, squared)
+    rows = np.empty((logits.shape[0], betas.size, 3))
+    partition(logits, betas, KNOTS_PER_OCTAVE, rows)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,9 @@ from so8tqc.sources.placement import on_cpu
 from so8tqc.sources.protocol import EncodedText, LogitSource, TokenIds
 
 MOST_ROWS = 128
+MOST_THREADS = 16
+"""Threads that work on a block's rows, if torch uses as many."""
+
 BLOCK_BYTES = 64 << 20
 """A block asked of a source has at most this many bytes of float32 logits, and MOST_ROWS rows."""
 
@@ -56,18 +61,24 @@ def walk_temperatures(
         DataError: a token id is outside the vocabulary, or logits are not finite; both name
             text and position.
     """
+    import torch
+
     betas = knots(bounds)
     total = sum(text.tokens.size for text in texts)
     rows: list[FloatArray] = []
     targets: list[FloatArray] = []
     correct: list[BoolArray] = []
     chosen: list[ClassLogits] = []
-    with progress.task(description, total=total, unit="tokens") as task:
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    with (
+        progress.task(description, total=total, unit="tokens") as task,
+        ThreadPoolExecutor(max_workers=threads) as pool,
+    ):
         for text in texts:
             _check_ids(text, source)
             for start, logits in _blocks(source, text):
                 following = text.tokens[start + 1 : start + 1 + logits.shape[0]]
-                part = partition_rows(logits, betas)
+                part = _partition(logits, betas, pool, threads)
                 _check_finite(part, text, start, source)
                 top = logits.argmax(axis=1)
                 each = np.arange(following.size)
@@ -89,6 +100,14 @@ def walk_temperatures(
         bounds,
         _joined(chosen) if chosen else None,
     )
+
+
+def _partition(
+    logits: npt.NDArray[np.floating], betas: FloatArray, pool: ThreadPoolExecutor, threads: int
+) -> FloatArray:
+    """:func:`partition_rows` of a block, a thread for some of its rows."""
+    shares = np.array_split(logits, min(threads, logits.shape[0]))
+    return np.concatenate(list(pool.map(partition_rows, shares, repeat(betas))))
 
 
 def _class_logits(
