@@ -61,7 +61,7 @@ class Run(NamedTuple):
 
 
 def smollm2(_root: Path) -> Path:
-    from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
+    from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model
 
     return resolve_model(DEMO_MODEL)
 

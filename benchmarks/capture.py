@@ -17,12 +17,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 from so8tqc.metrics.divergence import summarise
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.capture import CaptureSource, open_capture
 from so8tqc.sources.capture_writer import write_capture
 from so8tqc.sources.compare import compare, head_rows
 from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 
 
 def main() -> None:

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from process_memory import forget_peak, peak_bytes, resident_bytes
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.compare import compare, head_rows
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 LENGTH = 256
 GPU_LENGTHS = (256, 2048)

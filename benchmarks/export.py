@@ -26,7 +26,7 @@ from so8tqc.llama.converter import convert
 from so8tqc.llama.vendor import find_converter
 from so8tqc.services.bake import bake
 from so8tqc.services.export.service import export
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model, resolve_rotations
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model, resolve_rotations
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -26,13 +26,13 @@ from so8tqc.config import BakeConfig, ExportConfig
 from so8tqc.rotations.read import read_rotations
 from so8tqc.services.bake import bake
 from so8tqc.services.export.service import export
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model, resolve_rotations
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model, resolve_rotations
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText, LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 
 class Row(NamedTuple):

@@ -36,8 +36,8 @@ from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.services.qc.texts import evaluation_texts
 from so8tqc.sources.compare import Pair, compare, head_rows
 from so8tqc.sources.gguf import open_together
+from so8tqc.sources.inputs.texts import concatenated, load_texts
 from so8tqc.sources.protocol import EncodedText
-from so8tqc.sources.texts import concatenated, load_texts
 
 SMALLEST_STORED = -16.0
 """The tool keeps 16 nats below the largest logit, and skips what is less likely than e⁻¹⁶."""

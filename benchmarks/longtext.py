@@ -28,10 +28,10 @@ import torch
 
 from process_memory import peak_bytes
 from so8tqc.sources.attention import attention_entropy
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.probe import probe
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 ROWS = ("plain", "entropy", "probe", "output_attentions")
 GIB = 1024**3

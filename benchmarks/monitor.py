@@ -22,10 +22,10 @@ from scipy.signal import lfilter
 from scipy.stats import chi2
 
 from so8tqc.metrics.sequential import LoopWatch, OscillationChart, Statistic
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
 from so8tqc.sources.compare import head_rows
 from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 
 TOKENS, BEGIN, BLOCK, PROMISED = 2048, 1000, 256, 100_000
 STATISTICS: tuple[Statistic, ...] = ("index", "von_neumann")

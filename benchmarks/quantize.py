@@ -32,7 +32,7 @@ from so8tqc.config import ExportConfig, QuantizeConfig
 from so8tqc.llama.quantizer import Job, Quantizer, Recipe, resolve_type
 from so8tqc.services.export.service import export
 from so8tqc.services.quantize.service import quantize
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model
 
 REPEATS = 5
 THREADS = os.cpu_count() or 1

@@ -46,8 +46,8 @@ from so8tqc.services.quantize.service import quantize
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText, LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 TOKENS = "40960"
 LENGTH = 256

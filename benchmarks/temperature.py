@@ -38,13 +38,13 @@ import psutil
 import torch
 
 from process_memory import peak_bytes
-from so8tqc.metrics.temperature_fit import fit_temperature
-from so8tqc.metrics.temperature_measures import BRIER, CONFIDENCE_VARIANCE, NLL, adaptive_ece, ece
+from so8tqc.metrics.temperature.fit import fit_temperature
+from so8tqc.metrics.temperature.measures import BRIER, CONFIDENCE_VARIANCE, NLL, adaptive_ece, ece
 from so8tqc.services.calibrate.holdout import split_texts
 from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText, TokenIds
 from so8tqc.sources.temperatures import walk_temperatures
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 from temperature_peers import exact, lbfgs, lbfgs_fixed_rate, netcal
 
 BOUNDS = (0.5, 3.0)

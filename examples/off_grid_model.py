@@ -25,7 +25,7 @@ from so8tqc.gguf.file import GGUFTensor, open_gguf
 from so8tqc.gguf.tensor_map import gguf_names, interleave_rope
 from so8tqc.quantizers.grids import GRIDS
 from so8tqc.quantizers.packing import unpack
-from so8tqc.sources.builtin import DEMO_MODEL, demo_gguf, resolve_model
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, demo_gguf, resolve_model
 
 SEED = 0
 

@@ -24,8 +24,8 @@ import torch
 from torch.nn import functional as F
 
 from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.gates import RotationGate, attached_gates
-from so8tqc.rotations.native import write_native
 from so8tqc.rotations.pet import (
     Schedule,
     ThreePhaseSchedule,
@@ -33,8 +33,8 @@ from so8tqc.rotations.pet import (
     pet_penalty,
 )
 from so8tqc.rotations.rotation_set import Target
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model
-from so8tqc.sources.texts import load_tokenizer
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model
+from so8tqc.sources.inputs.texts import load_tokenizer
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,10 +19,10 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
 from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.gates import attached_gates
-from so8tqc.rotations.native import write_native
 from so8tqc.rotations.rotation_set import Target
-from so8tqc.sources.builtin import DEMO_MODEL
+from so8tqc.sources.inputs.builtin import DEMO_MODEL
 from train_gates import batches, load, split_windows
 
 

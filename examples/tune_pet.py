@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from so8tqc.metrics.smoothness import HIGH, hidden_sums, share
 from so8tqc.rotations.gates import attached_gates
-from so8tqc.sources.builtin import DEMO_MODEL
+from so8tqc.sources.inputs.builtin import DEMO_MODEL
 from train_gates import load, parser, split_windows, train
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 
 VOCABULARY = 512

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from so8tqc.cli.main import run as run_main
-from so8tqc.sources.builtin import DEMO_MODEL, DEMO_ROTATIONS, resolve_model, resolve_rotations
+from so8tqc.sources.inputs.builtin import (
+    DEMO_MODEL,
+    DEMO_ROTATIONS,
+    resolve_model,
+    resolve_rotations,
+)
 
 pytestmark = [pytest.mark.demo, pytest.mark.llama]
 

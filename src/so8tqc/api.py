@@ -56,7 +56,7 @@ def read_rotations(path: StrPath, **options: object) -> RotationSet:
             ``lora_alpha``, ``layers``, ``orthogonalize``.
     """
     from so8tqc.rotations.read import read_rotations as read
-    from so8tqc.sources.hub import local_rotations
+    from so8tqc.sources.inputs.hub import local_rotations
 
     return read(local_rotations(Path(path)), _config(RotationOptions, options))
 

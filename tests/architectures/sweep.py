@@ -34,7 +34,7 @@ from so8tqc.gguf.conversion import Conversion
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
 from so8tqc.records import Record, Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.export import service as export_service

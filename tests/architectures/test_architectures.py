@@ -23,7 +23,7 @@ from so8tqc.errors import InputError, ModelError, RotationError
 from so8tqc.llama.config_keys import derived, missing_keys
 from so8tqc.records import Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.export.traced import places_of

@@ -21,7 +21,7 @@ from blocks import PAGES, ROOT, blocks_of, lines_of
 from so8tqc.cli.main import run
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 
 ENVIRONMENT = {

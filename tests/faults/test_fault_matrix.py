@@ -18,7 +18,7 @@ from so8tqc.config import BakeConfig, ExportConfig, QCConfig, QuantizeConfig
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Record, Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.export.service import export

@@ -174,7 +174,7 @@ def _read_rotations(name: str) -> Read:
 
 def _make_native(directory: Path) -> None:
     from so8tqc.rotations.enums import Convention, Parametrization, Site
-    from so8tqc.rotations.native import write_native
+    from so8tqc.rotations.files.native import write_native
     from so8tqc.rotations.rotation_set import Target
 
     write_native(
@@ -426,7 +426,7 @@ def _make_texts(directory: Path) -> None:
 
 def _read_texts(name: str) -> Read:
     def read(directory: Path) -> None:
-        from so8tqc.sources.texts import concatenated, load_texts
+        from so8tqc.sources.inputs.texts import concatenated, load_texts
 
         texts = load_texts([str(directory / name)])
         assert texts
@@ -530,7 +530,7 @@ def _make_tokenizer(directory: Path) -> None:
 
 
 def _read_tokenizer(directory: Path) -> object:
-    from so8tqc.sources.texts import Text, encode, encode_plain, load_tokenizer
+    from so8tqc.sources.inputs.texts import Text, encode, encode_plain, load_tokenizer
 
     tokenizer = load_tokenizer(directory)
     encode_plain("one two three", tokenizer)

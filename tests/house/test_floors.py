@@ -44,10 +44,18 @@ def test_the_floors_hold() -> None:
     [
         ("metrics/paired.py", "from so8tqc.errors import DataError", "metrics are functions"),
         ("rotations/options.py", "import so8tqc.config.stages", "The floors of the house"),
-        ("sources/texts.py", "from so8tqc.services.bake import bake", "The floors of the house"),
-        ("sources/texts.py", "from so8tqc.reports.format import size", "The floors of the house"),
+        (
+            "sources/inputs/texts.py",
+            "from so8tqc.services.bake import bake",
+            "The floors of the house",
+        ),
+        (
+            "sources/inputs/texts.py",
+            "from so8tqc.reports.format import size",
+            "The floors of the house",
+        ),
         ("services/weights/examine.py", "import so8tqc.services.qc.judging", "Rooms of services"),
-        ("services/qc/service.py", "import so8tqc.services.export.proof", "Rooms of services"),
+        ("services/export/service.py", "import so8tqc.services.qc.judging", "Rooms of services"),
         ("services/calibrate/service.py", "import so8tqc.reports.png", "What is measured"),
         ("services/longtext/service.py", "import plotly", "What is measured"),
         ("reports/html.py", "from so8tqc.config import STAGES", "Reports are functions"),

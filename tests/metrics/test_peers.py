@@ -10,9 +10,9 @@ import pytest
 from scipy.special import softmax
 
 from so8tqc.metrics.calibration import expected_calibration_error
-from so8tqc.metrics.temperature import knots, partition_rows, temperature_table
-from so8tqc.metrics.temperature_fit import fit_temperature
-from so8tqc.metrics.temperature_measures import NLL
+from so8tqc.metrics.temperature.fit import fit_temperature
+from so8tqc.metrics.temperature.measures import NLL
+from so8tqc.metrics.temperature.table import knots, partition_rows, temperature_table
 
 metrics = pytest.importorskip("netcal.metrics")
 scaling = pytest.importorskip("netcal.scaling")
@@ -62,9 +62,9 @@ def test_the_temperature_is_netcals(temperature: float) -> None:
 @pytest.mark.demo
 @pytest.mark.llama
 def test_the_temperature_is_netcals_on_the_demo_models_logits() -> None:
-    from so8tqc.sources.builtin import DEMO_MODEL, demo_gguf, resolve_model
     from so8tqc.sources.gguf import GGUFSource
-    from so8tqc.sources.texts import encode, load_texts, load_tokenizer
+    from so8tqc.sources.inputs.builtin import DEMO_MODEL, demo_gguf, resolve_model
+    from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 
     tokenizer = load_tokenizer(resolve_model(DEMO_MODEL))
     texts = encode(load_texts(["builtin:validation"]), tokenizer, 33)

@@ -9,19 +9,8 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import norm, t
 
 from so8tqc.metrics.calibration import adaptive_calibration_error, expected_calibration_error
-from so8tqc.metrics.temperature import (
-    TemperatureTable,
-    knots,
-    partition_rows,
-    temperature_table,
-)
-from so8tqc.metrics.temperature_fit import (
-    Change,
-    change,
-    fit_temperature,
-    percentile_interval,
-)
-from so8tqc.metrics.temperature_measures import (
+from so8tqc.metrics.temperature.fit import Change, change, fit_temperature, percentile_interval
+from so8tqc.metrics.temperature.measures import (
     BRIER,
     CONFIDENCE_VARIANCE,
     NLL,
@@ -29,6 +18,12 @@ from so8tqc.metrics.temperature_measures import (
     adaptive_ece,
     ece,
     entropy_mismatch,
+)
+from so8tqc.metrics.temperature.table import (
+    TemperatureTable,
+    knots,
+    partition_rows,
+    temperature_table,
 )
 
 BOUNDS = (0.5, 3.0)

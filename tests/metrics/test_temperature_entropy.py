@@ -7,10 +7,15 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from so8tqc.metrics.temperature import TemperatureTable, knots, partition_rows, temperature_table
-from so8tqc.metrics.temperature_entropy import EntropyTemperature, fit_entropy_temperature
-from so8tqc.metrics.temperature_fit import fit_temperature
-from so8tqc.metrics.temperature_measures import NLL
+from so8tqc.metrics.temperature.entropy import EntropyTemperature, fit_entropy_temperature
+from so8tqc.metrics.temperature.fit import fit_temperature
+from so8tqc.metrics.temperature.measures import NLL
+from so8tqc.metrics.temperature.table import (
+    TemperatureTable,
+    knots,
+    partition_rows,
+    temperature_table,
+)
 
 
 def _world(

@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from so8tqc.metrics.temperature import TemperatureTable, knots, partition_rows, temperature_table
-from so8tqc.metrics.temperature_fit import fit_temperature
-from so8tqc.metrics.temperature_groups import (
+from so8tqc.metrics.temperature.fit import fit_temperature
+from so8tqc.metrics.temperature.groups import (
     between_variance,
     group_temperatures,
     temperature_of_tokens,
 )
-from so8tqc.metrics.temperature_measures import NLL
+from so8tqc.metrics.temperature.measures import NLL
+from so8tqc.metrics.temperature.table import (
+    TemperatureTable,
+    knots,
+    partition_rows,
+    temperature_table,
+)
 
 BOUNDS = (0.5, 3.0)
 

@@ -12,7 +12,7 @@ from crash import Case, Trial, begin
 from disk_bench import Bench
 
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 
 LAYERS, BLOCKS = 3, 8

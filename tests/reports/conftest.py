@@ -18,7 +18,7 @@ from so8tqc.config import (
 )
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.run.pipeline import run
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from so8tqc.errors import ConfigError, ExitCode, RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import Target

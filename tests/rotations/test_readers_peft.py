@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations.enums import Convention
+from so8tqc.rotations.files.peft_oft import neumann_series
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.rotations.peft_oft import neumann_series
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import orthogonality_error
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from so8tqc.errors import ConfigError, ExitCode, RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.names import unwrapped
+from so8tqc.rotations.files.names import unwrapped
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.read import open_raw, read_rotations

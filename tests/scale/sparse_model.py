@@ -9,7 +9,7 @@ import numpy as np
 
 from so8tqc.checkpoints.safetensors_index import encode_header
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 
 LLAMA_70B = {

@@ -104,8 +104,8 @@ def test_ten_thousand_texts(imports: Cost, tokenizer_files: Path, tmp_path: Path
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     cost = run(
         "import transformers\n"
-        "from so8tqc.sources.texts import encode, load_texts, load_tokenizer\n"
-        "from so8tqc.sources.windows import overlapping_windows\n"
+        "from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer\n"
+        "from so8tqc.sources.inputs.windows import overlapping_windows\n"
         "texts = load_texts([str(paths[0])])\n"
         "encoded = encode(texts, load_tokenizer(paths[1]), None)\n"
         "windows = overlapping_windows(encoded, 64, 32, None)\n"

@@ -19,7 +19,7 @@ from so8tqc.config import BakeConfig
 from so8tqc.errors import InputError, ModelError, RotationError, ShapeError, ToolError
 from so8tqc.records import Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.read import read_rotations
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake, plan

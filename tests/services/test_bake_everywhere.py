@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from so8tqc.config import BakeConfig
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 

@@ -21,7 +21,7 @@ from so8tqc.errors import ConfigError, DataError, ExitCode, MissingToolError, To
 from so8tqc.resources import data_file
 from so8tqc.services import data as service
 from so8tqc.services.data import calibration_data
-from so8tqc.sources.texts import load_texts
+from so8tqc.sources.inputs.texts import load_texts
 from tiny_packages import debian, tarball, wheel
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from so8tqc.errors import DataError, ExitCode, MissingToolError, ToolError
-from so8tqc.sources.dataset_texts import DatasetSpec, dataset_file, parse_dataset
-from so8tqc.sources.texts import data_paths, load_texts
+from so8tqc.sources.inputs.dataset_texts import DatasetSpec, dataset_file, parse_dataset
+from so8tqc.sources.inputs.texts import data_paths, load_texts
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data set of three rows in a folder, and a cache of its own."""
     datasets = pytest.importorskip("datasets", reason="needs the extra datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setattr("so8tqc.sources.dataset_texts.user_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(
+        "so8tqc.sources.inputs.dataset_texts.user_cache", lambda: tmp_path / "cache"
+    )
     rows = [
         {"text": "One two three.", "language": "en", "n": 1},
         {"text": "  ", "language": "en", "n": 2},

@@ -19,7 +19,7 @@ from so8tqc.errors import ModelError, RotationError
 from so8tqc.paths import anchored
 from so8tqc.services.bake import bake
 from so8tqc.services.qc.service import qc
-from so8tqc.sources.hub import HubName, hub_name, local_model, local_rotations
+from so8tqc.sources.inputs.hub import HubName, hub_name, local_model, local_rotations
 
 
 @pytest.mark.parametrize(

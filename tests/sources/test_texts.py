@@ -13,7 +13,7 @@ import pytest
 
 from so8tqc.errors import DataError, MissingToolError, ModelError
 from so8tqc.resources import data_file
-from so8tqc.sources.texts import (
+from so8tqc.sources.inputs.texts import (
     Text,
     concatenated,
     encode,
@@ -89,7 +89,7 @@ def test_no_shipped_text_repeats_another() -> None:
 
 @pytest.mark.parametrize("name", ["validation_en", "validation_ja", "longtext_en"])
 def test_expected_tokens_are_smollm2s(name: str) -> None:
-    from so8tqc.sources.builtin import demo_gguf
+    from so8tqc.sources.inputs.builtin import demo_gguf
 
     try:
         gguf = demo_gguf()

@@ -15,8 +15,8 @@ from so8tqc.errors import DataError
 from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums
 from so8tqc.metrics.divergence import summarise
 from so8tqc.sources.compare import compare
+from so8tqc.sources.inputs.windows import llama_perplexity_windows, overlapping_windows
 from so8tqc.sources.protocol import EncodedText, TokenIds
-from so8tqc.sources.windows import llama_perplexity_windows, overlapping_windows
 
 BOS = 1
 

@@ -20,8 +20,8 @@ import torch
 
 from so8tqc.disk.foreign import read_whole, require_safetensors_header
 from so8tqc.errors import RotationError
-from so8tqc.rotations.peft_config import CONFIG_NAME
-from so8tqc.rotations.peft_oft import is_adapter
+from so8tqc.rotations.files.peft_config import CONFIG_NAME
+from so8tqc.rotations.files.peft_oft import is_adapter
 from so8tqc.rotations.rotation_set import FloatArray
 
 SAFETENSORS_NAME = "adapter_model.safetensors"
@@ -211,7 +211,7 @@ def _tensors(directory: Path) -> tuple[Path, dict[str, torch.Tensor]]:
 
 
 def _pickled(file: Path) -> dict[str, torch.Tensor]:
-    from so8tqc.rotations.pt import load_torch
+    from so8tqc.rotations.files.pt import load_torch
 
     value = load_torch(file)
     if not isinstance(value, dict) or not all(

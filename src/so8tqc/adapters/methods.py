@@ -9,7 +9,7 @@ left. A PEFT layer that computes ``x_row @ M`` before the base layer makes W·M�
   ``lora_bias`` adds s times B's bias to b.
 * **DoRA** (``lora/dora.py``): W' = m/‖W + s·B·A‖ · (W + s·B·A), the norm of each row; the bias is
   left out of the scaling. Of an embedding the norm is over the vocabulary, for each feature.
-* **OFT** (``oft/layer.py``): x_row·R by blocks, W' = W·Rᵀ; see ``rotations.peft_oft``.
+* **OFT** (``oft/layer.py``): x_row·R by blocks, W' = W·Rᵀ; see ``rotations.files.peft_oft``.
 * **BOFT** (``boft/layer.py``): S = (X − Xᵀ)/2, Q = (I − S)(I + S)⁻¹, which is the Cayley transform
   (I − A/2)⁻¹(I + A/2) of A = −2S, hence of θ = −X in A = θ − θᵀ. With P the matrix of butterfly i,
   F_i = P·diag(Q)·Pᵀ and x_row·(F_m … F_1): W' = diag(s)·W·F_1ᵀ … F_mᵀ. W·P takes the columns of W
@@ -57,9 +57,9 @@ from so8tqc.adapters.steps import (
 from so8tqc.errors import RotationError, ShapeError
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.enums import Parametrization
+from so8tqc.rotations.files.peft_config import CONFIG_NAME
+from so8tqc.rotations.files.peft_oft import neumann_series, oft_blocks
 from so8tqc.rotations.parametrization import rotation_blocks
-from so8tqc.rotations.peft_config import CONFIG_NAME
-from so8tqc.rotations.peft_oft import neumann_series, oft_blocks
 from so8tqc.rotations.rotation_set import FloatArray
 
 _NEUMANN_TERMS = 5

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from so8tqc.adapters.files import AdapterFiles
 from so8tqc.errors import RotationError
-from so8tqc.rotations.peft_config import CONFIG_NAME
+from so8tqc.rotations.files.peft_config import CONFIG_NAME
 
 _NEUTRAL = frozenset(
     {

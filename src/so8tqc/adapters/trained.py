@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from so8tqc.adapters.files import adapter_directory, adapter_kind, read_json
+from so8tqc.rotations.files.peft_oft import is_adapter, within_orthogonality
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.rotations.peft_oft import is_adapter, within_orthogonality
 
 
 @dataclass(frozen=True)

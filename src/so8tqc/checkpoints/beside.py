@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from so8tqc.checkpoints.sites import EMBEDDING_NAMES, HEAD_NAMES
 from so8tqc.errors import ConfigError, RotationError, ShapeError
-from so8tqc.rotations.pt import require_own_memory
+from so8tqc.rotations.files.pt import require_own_memory
 
 if TYPE_CHECKING:
     import torch

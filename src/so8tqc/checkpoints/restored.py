@@ -31,9 +31,9 @@ from so8tqc.checkpoints.safetensors_index import (
 )
 from so8tqc.checkpoints.sites import EMBEDDING_NAMES, HEAD_NAMES
 from so8tqc.errors import ModelError
+from so8tqc.rotations.files.names import layer_of
+from so8tqc.rotations.files.raw import RawRotations
 from so8tqc.rotations.fold import to_storage
-from so8tqc.rotations.names import layer_of
-from so8tqc.rotations.raw import RawRotations
 
 if TYPE_CHECKING:
     import torch

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import typer
 
-from so8tqc.cli.attest import attest
-from so8tqc.cli.bake import bake
-from so8tqc.cli.calibrate import calibrate
-from so8tqc.cli.capture import capture
-from so8tqc.cli.choose import choose
-from so8tqc.cli.config import config
-from so8tqc.cli.data import data
-from so8tqc.cli.demo import demo
-from so8tqc.cli.doctor import doctor
-from so8tqc.cli.explain import explain
-from so8tqc.cli.export import export
-from so8tqc.cli.identify import identify
-from so8tqc.cli.longtext import longtext
-from so8tqc.cli.qc import qc
-from so8tqc.cli.quantize import quantize
-from so8tqc.cli.report import report
-from so8tqc.cli.run import run
-from so8tqc.cli.vendor import vendor
-from so8tqc.cli.verify import verify
+from so8tqc.cli.commands.attest import attest
+from so8tqc.cli.commands.bake import bake
+from so8tqc.cli.commands.calibrate import calibrate
+from so8tqc.cli.commands.capture import capture
+from so8tqc.cli.commands.choose import choose
+from so8tqc.cli.commands.config import config
+from so8tqc.cli.commands.data import data
+from so8tqc.cli.commands.demo import demo
+from so8tqc.cli.commands.doctor import doctor
+from so8tqc.cli.commands.explain import explain
+from so8tqc.cli.commands.export import export
+from so8tqc.cli.commands.identify import identify
+from so8tqc.cli.commands.longtext import longtext
+from so8tqc.cli.commands.qc import qc
+from so8tqc.cli.commands.quantize import quantize
+from so8tqc.cli.commands.report import report
+from so8tqc.cli.commands.run import run
+from so8tqc.cli.commands.vendor import vendor
+from so8tqc.cli.commands.verify import verify
 
 app = typer.Typer(
     name="so8tqc",

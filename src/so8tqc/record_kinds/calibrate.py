@@ -22,7 +22,7 @@ class Fit(Entry):
 
 
 class GroupFit(Entry):
-    """The temperature of one group, see ``metrics.temperature_groups.GroupTemperature``."""
+    """The temperature of one group, see ``metrics.temperature.groups.GroupTemperature``."""
 
     temperature: float
     own: float | None

@@ -15,15 +15,16 @@ import numpy as np
 from so8tqc.errors import RotationError
 from so8tqc.rotations.blocks import target_blocks
 from so8tqc.rotations.coarse import coarse_notices
-from so8tqc.rotations.content import weight_keys
 from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.files.content import weight_keys
+from so8tqc.rotations.files.native import is_native, read_native
+from so8tqc.rotations.files.peft_config import adapter_kind
+from so8tqc.rotations.files.peft_oft import is_adapter, read_oft
+from so8tqc.rotations.files.raw import RawRotations
+from so8tqc.rotations.files.trained import gate_keys, read_trained
 from so8tqc.rotations.layers import parse_layers
-from so8tqc.rotations.native import is_native, read_native
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.rotations.peft_config import adapter_kind
-from so8tqc.rotations.peft_oft import is_adapter, read_oft
 from so8tqc.rotations.polar import nearest_rotations
-from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.readings import require_reading
 from so8tqc.rotations.rotation_set import (
     HEAD,
@@ -34,7 +35,6 @@ from so8tqc.rotations.rotation_set import (
     layers_of,
     orthogonality_error,
 )
-from so8tqc.rotations.trained import gate_keys, read_trained
 
 _Word = TypeVar("_Word", bound=StrEnum)
 _NAMED = 10  # missing layers that a message lists

@@ -18,7 +18,7 @@ import numpy as np
 
 from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations.enums import MEANINGS, Convention, Parametrization, Site
-from so8tqc.rotations.raw import RawRotations
+from so8tqc.rotations.files.raw import RawRotations
 from so8tqc.rotations.rotation_set import (
     ORTHOGONALITY_LIMIT,
     FloatArray,

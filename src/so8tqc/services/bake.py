@@ -66,7 +66,7 @@ from so8tqc.services.weights.structure import (
     rotation_rows,
     structure_checks,
 )
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.hub import with_local_paths
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from so8tqc.sources.capture_writer import capture_bytes, write_capture
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.hub import with_local_paths
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.unmerged import load_unmerged, unmerged_source
 
 _STORED = {"float32": "F32", "float16": "F16"}

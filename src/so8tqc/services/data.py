@@ -29,7 +29,7 @@ from so8tqc.errors import ConfigError, DataError, ToolError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.tools import DataMetrics
 from so8tqc.records import Record, Stopwatch, Verdict
-from so8tqc.sources.texts import Text, load_texts
+from so8tqc.sources.inputs.texts import Text, load_texts
 
 PROJECT_LICENCE = "Apache-2.0"
 

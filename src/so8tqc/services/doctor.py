@@ -20,14 +20,14 @@ from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.blocks import target_blocks
-from so8tqc.rotations.names import looks_like_a_gate
-from so8tqc.rotations.raw import RawRotations
+from so8tqc.rotations.files.names import looks_like_a_gate
+from so8tqc.rotations.files.raw import RawRotations
 from so8tqc.rotations.read import open_raw
 from so8tqc.rotations.readings import FACTS, known_names, missing_facts, readings
 from so8tqc.rotations.rotation_set import layers_of, orthogonality_error
 from so8tqc.services.export.provenance import says_baked
 from so8tqc.services.trained_base import is_trained_directory
-from so8tqc.sources.builtin import demo_gguf
+from so8tqc.sources.inputs.builtin import demo_gguf
 
 _PACKAGES = (
     "so8tqc", "torch", "transformers", "safetensors", "gguf", "numpy", "numba", "scipy", "plotly",

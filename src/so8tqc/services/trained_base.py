@@ -37,14 +37,14 @@ from so8tqc.checkpoints.sites import locate_by_name
 from so8tqc.disk.atomic import require_space, temporary_directory
 from so8tqc.errors import ConfigError, InputError, RotationError
 from so8tqc.gguf.file import is_gguf
-from so8tqc.rotations.content import weight_keys
 from so8tqc.rotations.enums import Site
-from so8tqc.rotations.names import is_certainly_a_gate
+from so8tqc.rotations.files.content import weight_keys
+from so8tqc.rotations.files.names import is_certainly_a_gate
+from so8tqc.rotations.files.raw import RawRotations
+from so8tqc.rotations.files.trained import gate_keys
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.read import RotationSource, open_raw, source_of
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.rotations.trained import gate_keys
 
 
 @dataclass(frozen=True)

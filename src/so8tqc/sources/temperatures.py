@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.errors import DataError
-from so8tqc.metrics.temperature import (
+from so8tqc.metrics.temperature.table import (
     BoolArray,
     ClassLogits,
     FloatArray,

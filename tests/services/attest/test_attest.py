@@ -29,7 +29,7 @@ from so8tqc.errors import InputError
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Record, Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.attest import verify_statement as module
 from so8tqc.services.attest.service import attest

@@ -372,8 +372,8 @@ def test_bins_are_those_asked_for(config: CalibrateConfig, bins: int) -> None:
 
 
 def test_the_notice_of_groups_names_the_lowest_and_the_highest() -> None:
-    from so8tqc.metrics.temperature_fit import Change
-    from so8tqc.metrics.temperature_groups import GroupTemperature
+    from so8tqc.metrics.temperature.fit import Change
+    from so8tqc.metrics.temperature.groups import GroupTemperature
     from so8tqc.services.calibrate.beyond import JudgedGroups
     from so8tqc.services.calibrate.service import _ends
 

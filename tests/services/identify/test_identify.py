@@ -30,7 +30,7 @@ from so8tqc.errors import ConfigError, InputError
 from so8tqc.record_files import read_record
 from so8tqc.records import Record, Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.read import open_raw, read_rotations
 from so8tqc.rotations.rotation_set import HEAD, Target
 from so8tqc.services.identify.service import identify

@@ -16,7 +16,7 @@ from so8tqc.config import BakeConfig, LongTextConfig
 from so8tqc.errors import DataError, InputError
 from so8tqc.records import Record, Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.longtext.service import _Models, _wavelengths, longtext

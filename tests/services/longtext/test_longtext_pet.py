@@ -17,10 +17,10 @@ from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import read_rotations
 from so8tqc.services.longtext.pet import changes_from_base, effect_check, looks
 from so8tqc.services.longtext.service import longtext
-from so8tqc.sources.builtin import DEMO_MODEL, resolve_model, resolve_rotations
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, resolve_model, resolve_rotations
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.probe import Probe, probe
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 PROMISE = json.dumps({"kind": "l2", "strength": 0.5})
 

@@ -20,7 +20,7 @@ from so8tqc.rotations.options import RotationOptions
 from so8tqc.services.bake import bake
 from so8tqc.services.qc.service import qc
 from so8tqc.services.report import write_stage_reports
-from so8tqc.sources.texts import load_tokenizer
+from so8tqc.sources.inputs.texts import load_tokenizer
 
 
 def judged(

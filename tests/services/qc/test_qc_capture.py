@@ -16,7 +16,7 @@ from so8tqc.records import Verdict
 from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.qc.judging import EFFECT_FACTOR, SMALLEST_EFFECT
 from so8tqc.sources.capture import vocabulary_digest
-from so8tqc.sources.texts import load_tokenizer
+from so8tqc.sources.inputs.texts import load_tokenizer
 
 
 class Recorded:

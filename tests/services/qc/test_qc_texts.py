@@ -12,8 +12,8 @@ import pytest
 from so8tqc.config import QCConfig
 from so8tqc.errors import DataError
 from so8tqc.services.qc.texts import TOKENS_OF_A_TEXT, evaluation_texts
+from so8tqc.sources.inputs.texts import load_tokenizer
 from so8tqc.sources.protocol import EncodedText
-from so8tqc.sources.texts import load_tokenizer
 
 LONG = "The quick brown fox jumps over the lazy dog, and nobody minds. " * 60
 

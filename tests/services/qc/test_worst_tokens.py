@@ -8,8 +8,8 @@ import pytest
 from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.services.qc.worst_tokens import CONTEXT_TOKENS, worst_tokens
+from so8tqc.sources.inputs.windows import overlapping_windows
 from so8tqc.sources.protocol import EncodedText
-from so8tqc.sources.windows import overlapping_windows
 
 
 def table(texts: tuple[EncodedText, ...], kl: np.ndarray) -> TokenTable:

@@ -25,7 +25,7 @@ from so8tqc.records import Verdict
 from so8tqc.services.export.service import export
 from so8tqc.services.quantize.imatrix import CHUNK_TOKENS, compute_imatrix
 from so8tqc.services.quantize.service import quantize
-from so8tqc.sources.texts import load_texts
+from so8tqc.sources.inputs.texts import load_texts
 
 pytestmark = [
     pytest.mark.llama,

@@ -13,8 +13,8 @@ from so8tqc.config import CalibrateConfig
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import scale_norm
 from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, changed_copy
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable
-from so8tqc.metrics.temperature_fit import Scored, scored
+from so8tqc.metrics.temperature.fit import Scored, scored
+from so8tqc.metrics.temperature.table import FloatArray, TemperatureTable
 from so8tqc.progress import Progress
 from so8tqc.records import Check, judge
 from so8tqc.services.calibrate.verdict import Calibration, chosen_classes

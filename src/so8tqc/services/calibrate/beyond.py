@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from so8tqc.config import CalibrateOptions
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable
-from so8tqc.metrics.temperature_entropy import EntropyTemperature, fit_entropy_temperature
-from so8tqc.metrics.temperature_fit import Change, paired_change, scored
-from so8tqc.metrics.temperature_groups import (
+from so8tqc.metrics.temperature.entropy import EntropyTemperature, fit_entropy_temperature
+from so8tqc.metrics.temperature.fit import Change, paired_change, scored
+from so8tqc.metrics.temperature.groups import (
     GroupTemperature,
     group_temperatures,
     temperature_of_tokens,
 )
-from so8tqc.metrics.temperature_measures import NLL, ece
+from so8tqc.metrics.temperature.measures import NLL, ece
+from so8tqc.metrics.temperature.table import FloatArray, TemperatureTable
 
 _MOST_HELD = 0.5
 """If more of the fit tokens than this share are at a bound, the bounds made the fit."""

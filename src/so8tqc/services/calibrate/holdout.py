@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from so8tqc.errors import DataError
-from so8tqc.metrics.temperature import IntArray
+from so8tqc.metrics.temperature.table import IntArray
 from so8tqc.sources.protocol import EncodedText
 
 

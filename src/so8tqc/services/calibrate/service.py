@@ -40,9 +40,9 @@ from so8tqc.services.calibrate.verdict import (
 )
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.hub import with_local_paths
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText, LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 
 CONFIG_FILE = "temperature_config.json"
 LEAST_TOKENS = 500

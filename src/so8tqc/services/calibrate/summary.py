@@ -9,9 +9,9 @@ from pydantic import JsonValue
 
 from so8tqc.config import CalibrateOptions
 from so8tqc.metrics.calibration import reliability_bins
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable
-from so8tqc.metrics.temperature_fit import Change, TemperatureFit, scored
-from so8tqc.metrics.temperature_measures import NLL, SHARPNESS
+from so8tqc.metrics.temperature.fit import Change, TemperatureFit, scored
+from so8tqc.metrics.temperature.measures import NLL, SHARPNESS
+from so8tqc.metrics.temperature.table import FloatArray, TemperatureTable
 from so8tqc.record_kinds.calibrate import (
     AgainstReference,
     Bins,

@@ -8,8 +8,7 @@ from typing import get_args
 
 from so8tqc.config import CalibrateOptions, Objective
 from so8tqc.errors import InputError
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable
-from so8tqc.metrics.temperature_fit import (
+from so8tqc.metrics.temperature.fit import (
     Change,
     Scored,
     TemperatureFit,
@@ -17,7 +16,7 @@ from so8tqc.metrics.temperature_fit import (
     paired_change,
     scored,
 )
-from so8tqc.metrics.temperature_measures import (
+from so8tqc.metrics.temperature.measures import (
     BRIER,
     CONFIDENCE_VARIANCE,
     NLL,
@@ -28,6 +27,7 @@ from so8tqc.metrics.temperature_measures import (
     ece,
     entropy_mismatch,
 )
+from so8tqc.metrics.temperature.table import FloatArray, TemperatureTable
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge
 from so8tqc.services.calibrate.beyond import (

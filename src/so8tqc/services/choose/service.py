@@ -47,7 +47,7 @@ from so8tqc.services.qc.judging import Bootstrap, effect_check
 from so8tqc.services.qc.pairwise import compare_candidates
 from so8tqc.services.quantize.recipe import stem
 from so8tqc.services.quantize.service import quantize
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.hub import with_local_paths
 
 
 @exclusive(claim_folder)

@@ -40,7 +40,7 @@ from so8tqc.services.export.logits import logits_checks, run_model
 from so8tqc.services.export.proof import compare_tensors, proof_checks
 from so8tqc.services.export.provenance import provenance_keys
 from so8tqc.services.export.traced import compare_traced, places_of
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.hub import with_local_paths
 
 _BYTES_PER_WEIGHT: dict[ExportType, float] = {
     "f32": 4, "f16": 2, "bf16": 2, "auto": 2, "q8_0": 34 / 32,

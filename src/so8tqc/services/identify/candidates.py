@@ -12,8 +12,8 @@ from so8tqc.checkpoints.plan import widened
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
 from so8tqc.checkpoints.sites import locate
 from so8tqc.errors import RotationError
+from so8tqc.rotations.files.raw import RawRotations
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.readings import (
     FACTS,
     Reading,

@@ -18,7 +18,7 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.identify import IdentifyMetrics
 from so8tqc.records import Check, FileRef, Record, Stopwatch, judge, versions
 from so8tqc.rotations.enums import Site
-from so8tqc.rotations.native import write_native
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.read import open_raw
 from so8tqc.rotations.readings import Reading
 from so8tqc.rotations.rotation_set import HEAD
@@ -42,12 +42,12 @@ from so8tqc.services.identify.walk import (
     training_windows,
 )
 from so8tqc.services.trained_base import trained_base
-from so8tqc.sources.builtin import resolve_model, resolve_rotations
 from so8tqc.sources.capture import Capture, check_same_tokens, open_capture
 from so8tqc.sources.hf import HFModel
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.builtin import resolve_model, resolve_rotations
+from so8tqc.sources.inputs.hub import with_local_paths
+from so8tqc.sources.inputs.texts import data_paths, encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText
-from so8tqc.sources.texts import data_paths, encode, load_texts, load_tokenizer
 
 Rows = dict[str, dict[str, object]]
 

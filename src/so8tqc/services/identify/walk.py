@@ -16,8 +16,8 @@ from so8tqc.sources.capture import Capture, CaptureSource, RoundedSource
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.inputs.texts import encode, load_texts
 from so8tqc.sources.protocol import EncodedText, LogitSource
-from so8tqc.sources.texts import encode, load_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -46,10 +46,10 @@ from so8tqc.services.trained_base import TrainedBase, trained_base
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.hub import with_local_paths
+from so8tqc.sources.inputs.texts import Text, encode, load_texts, load_tokenizer
 from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
-from so8tqc.sources.texts import Text, encode, load_texts, load_tokenizer
 from so8tqc.sources.unmerged import load_unmerged
 
 

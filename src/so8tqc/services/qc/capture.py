@@ -12,7 +12,7 @@ from so8tqc.record_kinds.qc import Recorded, Statistics
 from so8tqc.records import Check, judge, skipped
 from so8tqc.services.qc.judging import EFFECT_FACTOR, SMALLEST_EFFECT
 from so8tqc.sources.capture import VOCABULARY_KEY, Capture, vocabulary_digest
-from so8tqc.sources.texts import load_tokenizer
+from so8tqc.sources.inputs.texts import load_tokenizer
 
 
 def vocabulary_checks(recorded: Capture, candidates: Mapping[str, Path]) -> list[Check]:

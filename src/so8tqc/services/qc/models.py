@@ -36,8 +36,8 @@ from so8tqc.sources.folded import FoldedSource
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource, open_each
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText, LogitSource
-from so8tqc.sources.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.unmerged import load_unmerged, require_peft, unmerged_source
 
 if TYPE_CHECKING:

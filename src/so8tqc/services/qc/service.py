@@ -86,9 +86,9 @@ from so8tqc.services.weights.structure import (
 )
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
-from so8tqc.sources.hub import with_local_paths
+from so8tqc.sources.inputs.hub import with_local_paths
+from so8tqc.sources.inputs.texts import data_paths
 from so8tqc.sources.protocol import EncodedText
-from so8tqc.sources.texts import data_paths
 
 FIDELITY = ("kl.mean", "kl.top1", "logits.max_abs", "logits.mean_abs", "logits.rms")
 """Checks of a candidate's logits against the reference's."""

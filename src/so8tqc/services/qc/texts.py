@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from so8tqc.config import QCConfig
 from so8tqc.gguf.file import is_gguf
 from so8tqc.llama.isolated import tokenize
+from so8tqc.sources.inputs.texts import concatenated, encode, encode_plain, load_texts
+from so8tqc.sources.inputs.windows import llama_perplexity_windows, overlapping_windows
 from so8tqc.sources.protocol import EncodedText, TokenIds
-from so8tqc.sources.texts import concatenated, encode, encode_plain, load_texts
-from so8tqc.sources.windows import llama_perplexity_windows, overlapping_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

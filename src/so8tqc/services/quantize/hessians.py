@@ -29,9 +29,9 @@ from so8tqc.quantizers.hessians import (
 from so8tqc.record_files import read_record, record_beside
 from so8tqc.services.export.proof import explain, tensors_by_name
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.inputs.texts import Text, concatenated, encode_plain, load_texts, load_tokenizer
 from so8tqc.sources.moments import HEAD, LayerMoments, chunks_of, layer_moments
 from so8tqc.sources.protocol import TokenIds
-from so8tqc.sources.texts import Text, concatenated, encode_plain, load_texts, load_tokenizer
 
 CHUNK_TOKENS = 512
 """Tokens of a chunk, as for importance matrices."""

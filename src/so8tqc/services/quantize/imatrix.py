@@ -17,7 +17,7 @@ from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason, remedy
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix
 from so8tqc.llama.imatrix_worker import TOO_SHORT
 from so8tqc.progress import SILENT, Progress
-from so8tqc.sources.texts import load_texts
+from so8tqc.sources.inputs.texts import load_texts
 
 CHUNK_TOKENS = 512
 """Tokens of a chunk, as ``llama-imatrix`` has it."""

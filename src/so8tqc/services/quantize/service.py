@@ -43,7 +43,7 @@ from so8tqc.services.quantize.recipe import (
 )
 from so8tqc.services.quantize.solver import VERSION as SOLVER_VERSION
 from so8tqc.services.quantize.solver import moments_notices
-from so8tqc.sources.texts import data_paths
+from so8tqc.sources.inputs.texts import data_paths
 
 AUTO = "auto"
 

@@ -13,7 +13,7 @@ from so8tqc.config import (
 )
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.sources.builtin import DEMO_MODEL, DEMO_ROTATIONS
+from so8tqc.sources.inputs.builtin import DEMO_MODEL, DEMO_ROTATIONS
 
 DEMO_OUT = Path("out/demo")
 

@@ -46,8 +46,8 @@ from so8tqc.services.qc.token_file import TOKENS_FILE
 from so8tqc.services.quantize.service import quantize
 from so8tqc.services.report import report, write_stage_reports
 from so8tqc.services.run.directory import RunDirectory
-from so8tqc.sources.builtin import resolve_model, resolve_rotations
-from so8tqc.sources.texts import data_paths
+from so8tqc.sources.inputs.builtin import resolve_model, resolve_rotations
+from so8tqc.sources.inputs.texts import data_paths
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from so8tqc.services.bake import planned_bytes
 from so8tqc.services.qc.profiles import load_profile
 from so8tqc.services.quantize.recipe import outputs
 from so8tqc.services.run.pipeline import prepare
-from so8tqc.sources.texts import load_texts
+from so8tqc.sources.inputs.texts import load_texts
 
 
 def preflight(config: RunConfig, progress: Progress = SILENT, *, only: str | None = None) -> int:

@@ -37,8 +37,8 @@ from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.errors import So8tqcError
 from so8tqc.records import Diagnosis
 from so8tqc.rotations.algebra import ulp
+from so8tqc.rotations.files.peft_oft import oft_blocks
 from so8tqc.rotations.hypotheses import SEPARABLE
-from so8tqc.rotations.peft_oft import oft_blocks
 from so8tqc.services.weights.adapters import AdapterAlgebra
 from so8tqc.services.weights.quantizers import dequantized
 from so8tqc.services.weights.structure import EFFECT_SHARE, EXACT_LIMIT_ULP, effect_share

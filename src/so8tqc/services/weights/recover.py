@@ -16,8 +16,8 @@ from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.record_kinds.qc import RecoveredLayer
 from so8tqc.records import Check, judge
 from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.fold import fold, orient
-from so8tqc.rotations.native import write_native
 from so8tqc.rotations.recover import distances, recover_rotations, refine_rotations
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet, Target, rotation_angles
 from so8tqc.services.weights.gguf import error_limit, stored_weights

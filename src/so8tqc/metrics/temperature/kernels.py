@@ -1,4 +1,4 @@
-"""The partition function of ``metrics.temperature`` at every knot, as a numba kernel.
+"""The partition function of ``metrics.temperature.table`` at every knot, as a numba kernel.
 
 A row of logits is read once for its largest and once more, a tile at a time, for all knots:
 e^{βu} is computed for the first octave of β, and squared from knot to knot an octave up. A tile and

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from so8tqc.cli.choose import choose, run_choose
+from so8tqc.cli.commands.choose import choose, run_choose
 from so8tqc.cli.options import (
     NOTHING,
     AllowRequantizeOption,

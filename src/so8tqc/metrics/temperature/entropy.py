@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable
+from so8tqc.metrics.temperature.table import FloatArray, TemperatureTable
 
 
 @dataclass(frozen=True)

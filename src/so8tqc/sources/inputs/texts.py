@@ -17,7 +17,7 @@ from so8tqc.corpus.store import calibration_file
 from so8tqc.disk.foreign import MAX_JSON_BYTES, read_whole
 from so8tqc.errors import DataError, ModelError
 from so8tqc.resources import data_file
-from so8tqc.sources.dataset_texts import PREFIX, dataset_file
+from so8tqc.sources.inputs.dataset_texts import PREFIX, dataset_file
 from so8tqc.sources.protocol import EncodedText, TokenIds
 
 if TYPE_CHECKING:

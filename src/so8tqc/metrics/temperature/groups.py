@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from so8tqc.metrics.temperature import FloatArray, IntArray, TemperatureTable
-from so8tqc.metrics.temperature_fit import TemperatureFit, fit_temperature
-from so8tqc.metrics.temperature_measures import NLL
+from so8tqc.metrics.temperature.fit import TemperatureFit, fit_temperature
+from so8tqc.metrics.temperature.measures import NLL
+from so8tqc.metrics.temperature.table import FloatArray, IntArray, TemperatureTable
 
 
 @dataclass(frozen=True)

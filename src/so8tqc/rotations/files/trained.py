@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from so8tqc.architectures import in_other_tower
 from so8tqc.errors import ConfigError, RotationError
-from so8tqc.rotations.content import Content, read_content
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.layers import parse_layers
-from so8tqc.rotations.names import (
+from so8tqc.rotations.files.content import Content, read_content
+from so8tqc.rotations.files.names import (
     gate_like,
     is_certainly_a_gate,
     key_pattern,
@@ -35,9 +34,10 @@ from so8tqc.rotations.names import (
     target_of,
     unwrapped,
 )
+from so8tqc.rotations.files.pt import theta_array
+from so8tqc.rotations.files.raw import RawRotations
+from so8tqc.rotations.layers import parse_layers
 from so8tqc.rotations.options import RotationOptions
-from so8tqc.rotations.pt import theta_array
-from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import HEAD, FloatArray, Target
 
 if TYPE_CHECKING:

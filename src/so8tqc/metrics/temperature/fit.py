@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from so8tqc.metrics.bootstrap import LEAST_TEXTS, percentile_interval, resample_weights
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable, TokenScores
-from so8tqc.metrics.temperature_measures import Measure
+from so8tqc.metrics.temperature.measures import Measure
+from so8tqc.metrics.temperature.table import FloatArray, TemperatureTable, TokenScores
 
 GRID = 97
 """Temperatures looked at before refining, log-spaced: steps of 1.9 % within 0.5–3.0."""

@@ -26,7 +26,7 @@ from so8tqc.disk.atomic import atomic_file
 from so8tqc.disk.foreign import require_safetensors_header
 from so8tqc.errors import RotationError
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.raw import RawRotations
+from so8tqc.rotations.files.raw import RawRotations
 from so8tqc.rotations.rotation_set import HEAD, Target
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from so8tqc.disk.foreign import read_whole, require_plain_file, require_safetensors_header
 from so8tqc.errors import RotationError
-from so8tqc.rotations.peft_config import CONFIG_NAME, adapter_config
-from so8tqc.rotations.pt import TORCH_SUFFIXES, load_torch, whole_tensor
+from so8tqc.rotations.files.peft_config import CONFIG_NAME, adapter_config
+from so8tqc.rotations.files.pt import TORCH_SUFFIXES, load_torch, whole_tensor
 
 if TYPE_CHECKING:
     import torch

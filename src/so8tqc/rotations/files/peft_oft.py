@@ -27,9 +27,9 @@ from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Convention, Parametrization, Site
+from so8tqc.rotations.files.peft_config import CONFIG_NAME, number, read_config
+from so8tqc.rotations.files.raw import RawRotations
 from so8tqc.rotations.parametrization import rotation_blocks
-from so8tqc.rotations.peft_config import CONFIG_NAME, number, read_config
-from so8tqc.rotations.raw import RawRotations
 from so8tqc.rotations.rotation_set import (
     ORTHOGONALITY_LIMIT,
     FloatArray,

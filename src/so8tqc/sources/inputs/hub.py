@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from so8tqc.errors import InputError, ModelError, RotationError, So8tqcError, ToolError, first_line
 from so8tqc.progress import SILENT, Progress
-from so8tqc.rotations.pt import TORCH_SUFFIXES
+from so8tqc.rotations.files.pt import TORCH_SUFFIXES
 
 _NAME = re.compile(
     r"^(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?:@(?P<revision>[\w.-]+))?$"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from so8tqc.disk.foreign import require_plain_file
 from so8tqc.errors import RotationError
-from so8tqc.rotations.pickle_scan import CostlyPickleError, scan_legacy, scan_pickle
+from so8tqc.rotations.files.pickle_scan import CostlyPickleError, scan_legacy, scan_pickle
 from so8tqc.rotations.rotation_set import FloatArray
 
 if TYPE_CHECKING:

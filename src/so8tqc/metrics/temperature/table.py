@@ -63,7 +63,7 @@ def partition_rows(logits: npt.NDArray[np.floating], betas: FloatArray) -> Float
     Returns:
         [t, K, 3] float64: G, dG/dx, d²G/dx² with x = ln β.
     """
-    from so8tqc.metrics.temperature_kernels import partition
+    from so8tqc.metrics.temperature.kernels import partition
 
     rows = np.empty((logits.shape[0], betas.size, 3))
     partition(logits, betas, KNOTS_PER_OCTAVE, rows)

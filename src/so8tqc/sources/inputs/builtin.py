@@ -11,7 +11,7 @@ from so8tqc.disk.locks import claim_output
 from so8tqc.errors import ConfigError, MissingToolError
 from so8tqc.progress import SILENT, Progress
 from so8tqc.resources import data_file, user_cache
-from so8tqc.sources.hub import local_model, local_rotations
+from so8tqc.sources.inputs.hub import local_model, local_rotations
 from so8tqc.sources.quiet import quiet_transformers
 
 PREFIX = "builtin:"
@@ -29,7 +29,7 @@ def resolve_rotations(spec: str, progress: Progress = SILENT) -> Path:
 
     Raises:
         ConfigError: unknown name.
-        InputError, ToolError: see ``sources.hub``.
+        InputError, ToolError: see ``sources.inputs.hub``.
     """
     if not spec.startswith(PREFIX):
         return local_rotations(Path(spec), progress)
@@ -45,7 +45,7 @@ def resolve_model(spec: str, progress: Progress = SILENT) -> Path:
 
     Raises:
         ConfigError: unknown name.
-        InputError, ToolError: see ``sources.hub``.
+        InputError, ToolError: see ``sources.inputs.hub``.
         MissingToolError: the demo model's package is not installed.
     """
     if not spec.startswith(PREFIX):

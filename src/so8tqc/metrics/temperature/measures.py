@@ -13,7 +13,7 @@ from so8tqc.metrics.calibration import (
     equal_mass_edges,
     equal_width_edges,
 )
-from so8tqc.metrics.temperature import FloatArray, TemperatureTable, TokenScores
+from so8tqc.metrics.temperature.table import FloatArray, TemperatureTable, TokenScores
 
 
 @dataclass(frozen=True)
