@@ -114,6 +114,7 @@ def beside_gates(
         ShapeError: a tensor that does not fit its place in the base.
     """
     plain, lora = split_lora(weights, settings, lora_alpha, where)
+    _refuse_own_head(plain, lora, base, where)
     same: list[str] = []
     replaced: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
@@ -145,6 +146,40 @@ def beside_gates(
                                 where=f"{where}, {name}")  # fmt: skip
         placed[place] = branch
     return Beside(tuple(same), coarser, replaced, placed, tuple(unknown))
+
+
+def _refuse_own_head(
+    plain: Mapping[str, torch.Tensor],
+    lora: Collection[str],
+    base: Collection[str],
+    where: str,
+) -> None:
+    """Refuse a head that is no longer the embedding's matrix, where the base ties the two.
+
+    Raises:
+        RotationError: it is so.
+    """
+    import torch
+
+    if any(name.endswith(HEAD_NAMES) for name in base):
+        return
+    embedding = next((v for name, v in plain.items() if name.endswith(EMBEDDING_NAMES)), None)
+    own = [name for name in lora if name.endswith(HEAD_NAMES)]
+    own += [
+        name for name, value in plain.items()
+        if name.endswith(HEAD_NAMES)
+        and embedding is not None
+        and not torch.equal(value, embedding)
+    ]  # fmt: skip
+    if own:
+        raise RotationError(
+            "the checkpoint's output head is not its embedding's matrix, and the base's is tied "
+            "to it",
+            where=f"{where}, {own[0]}",
+            remedy="Give a base whose head has a matrix of its own (tie_word_embeddings: false), "
+            "or save the trained model as a directory and bake that alone: so8tqc bake TRAINED "
+            "--out DIR",
+        )
 
 
 def split_lora(
@@ -206,6 +241,7 @@ def equal(value: torch.Tensor, own: torch.Tensor, where: str) -> bool:
 
     Raises:
         ShapeError: another shape.
+        RotationError: integers or complex numbers where the base has real ones.
     """
     import torch
 
@@ -215,6 +251,13 @@ def equal(value: torch.Tensor, own: torch.Tensor, where: str) -> bool:
             f"the tensor has shape {list(value.shape)}, the base's has {list(own.shape)}",
             where=where,
             remedy="The checkpoint belongs to another base model.",
+        )
+    if own.is_floating_point() and not value.is_floating_point():
+        raise RotationError(
+            f"the tensor is {value.dtype}, the base's is {own.dtype}",
+            where=where,
+            remedy="Save the weights beside the gates as the floating-point numbers they stand "
+            "for.",
         )
     return torch.equal(value, own.to(value.dtype))
 

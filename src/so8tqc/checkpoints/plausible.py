@@ -7,6 +7,7 @@ config of 10^9 layers, or of a vocabulary of 10^12, would never be found wanting
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from so8tqc.checkpoints.safetensors_index import Checkpoint
@@ -30,15 +31,23 @@ def require_plausible_config(checkpoint: Checkpoint) -> None:
     Raises:
         ModelError: it has more layers than the weights, or a width that no tensor has.
     """
-    layers = layers_stored(checkpoint.tensors.keys())
-    widest = max((max(entry.shape, default=1) for entry in checkpoint.tensors.values()), default=1)
-    text = checkpoint.config.get("text_config")
-    for name, value in _numbers(text if isinstance(text, dict) else checkpoint.config, _LAYERS):
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    require_plausible(checkpoint.config, shapes, checkpoint.directory)
+
+
+def require_plausible(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], directory: Path
+) -> None:
+    """The same for weights that are known by their shapes alone."""
+    layers = layers_stored(shapes.keys())
+    widest = max((max(shape, default=1) for shape in shapes.values()), default=1)
+    text = config.get("text_config")
+    for name, value in _numbers(text if isinstance(text, dict) else config, _LAYERS):
         if value > layers:
-            raise _implausible(checkpoint, name, value, f"{layers} layers")
-    for name, value in _numbers(checkpoint.config, _WIDTHS):
+            raise _implausible(directory, name, value, f"{layers} layers")
+    for name, value in _numbers(config, _WIDTHS):
         if value > widest:
-            raise _implausible(checkpoint, name, value, f"no side longer than {widest}")
+            raise _implausible(directory, name, value, f"no side longer than {widest}")
 
 
 def _numbers(config: Mapping[str, Any], names: frozenset[str]) -> Iterator[tuple[str, float]]:
@@ -49,9 +58,9 @@ def _numbers(config: Mapping[str, Any], names: frozenset[str]) -> Iterator[tuple
             yield name, value
 
 
-def _implausible(checkpoint: Checkpoint, name: str, value: float, weights: str) -> ModelError:
+def _implausible(directory: Path, name: str, value: float, weights: str) -> ModelError:
     return ModelError(
         f"{name} is {value:.6g}, but the weights have {weights}",
-        where=str(checkpoint.directory / "config.json"),
+        where=str(directory / "config.json"),
         remedy="The config belongs to another model.",
     )

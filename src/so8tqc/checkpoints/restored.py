@@ -240,16 +240,19 @@ def untied(
     )
 
 
-def without_tied_head(pieces: dict[str, Piece], config: Mapping[str, Any]) -> None:
-    """Drop a head that a training saved beside the embedding that it is tied to, in ``pieces``."""
+def without_tied_head(pieces: dict[str, Piece], config: dict[str, Any]) -> None:
+    """Drop a head that a training saved beside the embedding that it is tied to, in ``pieces``; of
+    one that is no longer the embedding's matrix, ``config`` is made to say so."""
     import torch
 
     head = next((name for name in pieces if name.endswith(HEAD_NAMES)), None)
     embedding = next((name for name in pieces if name.endswith(EMBEDDING_NAMES)), None)
     if not config.get("tie_word_embeddings") or head is None or embedding is None:
         return
-    if torch.equal(pieces[head].value, pieces[embedding].value):
+    if pieces[head].lora is None and torch.equal(pieces[head].value, pieces[embedding].value):
         del pieces[head]
+    else:
+        config["tie_word_embeddings"] = False
 
 
 def _write_shard(path: Path, pieces: Mapping[str, Piece], *, transposed: bool) -> None:

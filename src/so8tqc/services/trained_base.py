@@ -17,6 +17,7 @@ from pathlib import Path
 from so8tqc.adapters.plan import AdapterPlan, plan_adapters
 from so8tqc.adapters.trained import trained
 from so8tqc.checkpoints.beside import Beside, beside_gates
+from so8tqc.checkpoints.fitting import require_fitting_class
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import fitted
 from so8tqc.checkpoints.quantized import require_unquantized
@@ -195,6 +196,8 @@ def _restore(
         pieces = own_pieces(beside, files)
         config, changed = restored_config(base)
         without_tied_head(pieces, config)
+        shapes = {name: tuple(piece.value.shape) for name, piece in pieces.items()}
+        require_fitting_class(config, shapes, base)
         notices.append(
             f"{base.name} is base and gates in one: the base's own names were restored"
             + (f", its config too ({'; '.join(changed)})." if changed else ".")

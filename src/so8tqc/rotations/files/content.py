@@ -198,7 +198,8 @@ def _settings_beside(file: Path) -> dict[str, Any]:
 
 
 def _adapter_settings(content: object) -> dict[str, Any]:
-    """What a checkpoint states of a LoRA, wherever in its dictionaries it does."""
+    """What a checkpoint states of a LoRA, wherever in its dictionaries it does; of two different
+    values of α neither."""
     words = ("lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
     found: dict[str, Any] = {}
     level, seen = [content], {id(content)}
@@ -207,7 +208,10 @@ def _adapter_settings(content: object) -> dict[str, Any]:
         for mapping in level:
             if not isinstance(mapping, Mapping):
                 continue
-            found |= {word: mapping[word] for word in words if word in mapping}
+            for word in words:
+                if word in mapping:
+                    differs = word in found and found[word] != mapping[word]
+                    found[word] = None if word == "lora_alpha" and differs else mapping[word]
             for value in mapping.values():
                 if isinstance(value, Mapping) and id(value) not in seen:
                     seen.add(id(value))

@@ -19,6 +19,7 @@ _PEFT = re.compile(r"(?:(?<=\.)|^)base_model\.(?:model\.)?")
 _PEFT_INSIDE = re.compile(
     r"(?:^|\.)base_model\.model\.(?:model|transformer|gpt_neox|language_model|lm_head|embed_out)\."
 )
+_HELD = ("model.model.", "model.lm_head.", "model.transformer.")
 _LAYER = re.compile(r"^(?P<prefix>(?:.+?\.)?)(?:layers|h|blocks)\.(?P<layer>\d+)\.(?P<rest>.+)$")
 _NUMBERED = re.compile(
     r"^(?:.+\.)?(?:layers?[._]?|\w*(?:gate|rotation|so8|theta)\w*[._])(\d+)(?:\.[A-Za-z]\w*)?$"
@@ -36,11 +37,15 @@ def unwrapped(keys: Collection[str]) -> dict[str, str]:
     """key → its name without the levels that wrappers add.
 
     ``base_model.model.`` is PEFT's where the names go on as a whole model's do; else
-    ``base_model.`` is the level of a class that holds the model beside heads of its own.
+    ``base_model.`` is the level of a class that holds the model beside heads of its own. So is a
+    ``model.`` above a whole model's own names.
     """
     inside = {key: _without_wrappers(key) for key in keys}
     levels = 2 if any(_PEFT_INSIDE.search(name) for name in inside.values()) else 1
-    return {key: _without_base_model(name, levels) for key, name in inside.items()}
+    plain = {key: _without_base_model(name, levels) for key, name in inside.items()}
+    if any(name.startswith(_HELD) for name in plain.values()):
+        return {key: name.removeprefix("model.") for key, name in plain.items()}
+    return plain
 
 
 def layer_of(name: str) -> tuple[str, int, str] | None:

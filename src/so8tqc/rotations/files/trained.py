@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     import torch
 
 _LISTED = 3
+_STRENGTHS = ("alpha", "strength", "scale", "scaling", "mix", "blend", "beta", "gain")
+"""How numbers are called that weigh what a gate computes."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ def read_trained(path: Path, options: RotationOptions) -> RawRotations:
     elif found.stray:
         raise _off_the_way(list(found.stray), path)
     _refuse_doubles(content, found, path)
+    if options.key is None:
+        _refuse_weighed(found, path)
     notices = list(_unread(found))
     strength, site = _strength(found, path)
     recognised = None if options.key else _recognise(found)
@@ -292,28 +296,56 @@ def _strength(found: _Found, path: Path) -> tuple[dict[Target, float], Site | No
             where=str(path),
         )
     if not alphas:
+        _refuse_other_strengths(found, path)
         return {}, Site.HEAD
     ((name, value),) = alphas.items()
-    alpha = float(value)
-    if not math.isfinite(alpha):
-        raise RotationError(f"the strength is {alpha}", where=f"{path}, {found.beside[name][0]}")
+    alpha = _number(value)
+    if alpha is None or not math.isfinite(alpha):
+        what = "no number" if alpha is None else str(alpha)
+        raise RotationError(f"the strength is {what}", where=f"{path}, {found.beside[name][0]}")
     del found.beside[name]
     e = math.exp(-abs(alpha))
     return {HEAD: (1.0 if alpha >= 0 else e) / (1.0 + e)}, Site.HEAD
 
 
-def _alphas(found: _Found) -> dict[str, torch.Tensor]:
-    import torch
-
+def _alphas(found: _Found) -> dict[str, object]:
+    """What is called the strength of a rotation that belongs to no layer: tensor or number."""
     return {
         name: value
         for name, (_, value) in found.beside.items()
-        if "alpha" in name.lower()
-        and layer_of(name) is None
-        and isinstance(value, torch.Tensor)
-        and value.numel() == 1
-        and value.is_floating_point()
+        if "alpha" in name.lower() and "lora" not in name.lower() and layer_of(name) is None
     }
+
+
+def _number(value: object) -> float | None:
+    """A Python number, or a real tensor of one element; None of anything else."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        real = value.numel() == 1 and not value.is_complex() and value.device.type == "cpu"
+        return float(value) if real and value.dtype is not torch.bool else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _is_strength(name: str, value: object) -> bool:
+    """Whether an entry is a number that may weigh what a gate computes."""
+    leaf = name.rsplit(".", maxsplit=1)[-1].lower()
+    return any(word in leaf for word in _STRENGTHS) and "init" not in leaf and (
+        _number(value) is not None
+    )  # fmt: skip
+
+
+def _refuse_other_strengths(found: _Found, path: Path) -> None:
+    """Refuse a number beside the head's rotation of which nobody knows how it weighs it."""
+    for name, (key, value) in found.beside.items():
+        if layer_of(name) is None and "lora" not in name and _is_strength(name, value):
+            raise RotationError(
+                "a number beside the rotation of the output head, and what it does to it is not "
+                "known",
+                where=f"{path}, {key}",
+                remedy="Where the training computes lm_head(h + σ(α)·R·h), save α as alpha; where "
+                "it computes lm_head(R·h), save the rotation alone.",
+            )
 
 
 def _take(
@@ -363,16 +395,35 @@ def _refuse_doubles(content: Content, found: _Found, path: Path) -> None:
         raise RotationError(f"{what}, in different containers of the file", where=f"{path}, {key}")
 
 
-def _unread(found: _Found) -> list[str]:
-    """A notice about the other entries of gates, such as buffers; they leave what lies beside."""
+def _refuse_weighed(found: _Found, path: Path) -> None:
+    """Refuse a gate of a layer whose output a number beside its theta may weigh."""
+    for name in _entries_of_gates(found):
+        key, value = found.beside[name]
+        if layer_of(name) is not None and _is_strength(name, value):
+            raise RotationError(
+                "a number beside a gate's parameters, which may weigh what the gate computes: "
+                "what is folded is R alone",
+                where=f"{path}, {key}",
+                remedy="If the training's forward does not use it, name the parameters alone: "
+                "--key PATTERN, with {layer} for the number of the layer.",
+            )
+
+
+def _entries_of_gates(found: _Found) -> list[str]:
+    """Names of the other entries of gates."""
     parents = {name.rsplit(".", 1)[0] for name in found.names.values() if "." in name}
-    others = [
+    return [
         name
         for name in found.beside
         if any(name.startswith(f"{parent}.") for parent in parents)
         and looks_like_a_gate(name)
         and not _is_weight(name)
     ]
+
+
+def _unread(found: _Found) -> list[str]:
+    """A notice about the other entries of gates, such as buffers; they leave what lies beside."""
+    others = _entries_of_gates(found)
     keys = [found.beside.pop(name)[0] for name in others]
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
     return [f"Gate entries that are not read: {', '.join(keys[:_LISTED])}{more}."] if keys else []
@@ -425,17 +476,30 @@ def _weights(found: _Found) -> dict[str, tuple[str, torch.Tensor]]:
     """What lies beside the gates, with its key, by names without the levels around gates."""
     import torch
 
-    levels = {}
+    levels: dict[tuple[str, str], str] = {}  # (above the layers, wrapped level in one) → without
     for name in found.names.values():
-        if (wrapper := _wrapper(name, found)) is not None:
-            parent = name.rsplit(".", 2)[0]
-            levels[f"{parent}.{wrapper}."] = f"{parent}."
+        placed = layer_of(name)
+        if placed is not None and (wrapper := _wrapper(name, found)) is not None:
+            inside = placed[2].rsplit(".", 2)[0]
+            levels[placed[0], f"{inside}.{wrapper}."] = f"{inside}."
     weights: dict[str, tuple[str, torch.Tensor]] = {}
     for name, (key, value) in found.beside.items():
         if isinstance(value, torch.Tensor):
-            own = next((p for p in levels if name.startswith(p)), "")
-            weights[levels[own] + name[len(own) :] if own else name] = (key, value)
+            weights[_without_wrapper(name, levels)] = (key, value)
     return weights
+
+
+def _without_wrapper(name: str, levels: Mapping[tuple[str, str], str]) -> str:
+    """A name without the level that wraps a module in layers with gates: those without a gate are
+    wrapped as well."""
+    placed = layer_of(name)
+    if placed is None:
+        return name
+    prefix, _, rest = placed
+    for (above, wrapped), plain in levels.items():
+        if prefix == above and rest.startswith(wrapped):
+            return name.removesuffix(rest) + plain + rest.removeprefix(wrapped)
+    return name
 
 
 def _say_what(recognised: _Recognised | None, notices: list[str]) -> None:
