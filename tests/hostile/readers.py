@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,18 @@ TENSORS = {
     "model.embed_tokens.weight": (64, 32), "model.norm.weight": (32,), "lm_head.weight": (64, 32),
     **{f"model.layers.{i}.self_attn.o_proj.weight": (32, 32) for i in range(2)},
 }  # fmt: skip
+
+
+WHOLE = TENSORS | {
+    f"model.layers.{i}.{name}.weight": shape
+    for i in range(2)
+    for name, shape in {
+        "self_attn.q_proj": (32, 32), "self_attn.k_proj": (32, 32), "self_attn.v_proj": (32, 32),
+        "mlp.gate_proj": (48, 32), "mlp.up_proj": (48, 32), "mlp.down_proj": (32, 48),
+        "input_layernorm": (32,), "post_attention_layernorm": (32,),
+    }.items()
+}  # fmt: skip
+"""All weights of that model, which a trained directory needs."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,8 @@ def _make_pt(directory: Path, *, legacy: bool = False) -> None:
     )
 
 
-def _wrapped() -> dict[str, Any]:
-    """A whole model, its attention wrapped, LoRA in it, as a training saves it."""
+def _wrapped(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """A model, its attention wrapped, LoRA in it, as a training saves it."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +95,7 @@ def _wrapped() -> dict[str, Any]:
         name.replace("self_attn.", "self_attn.base_attention."): torch.randn(
             shape, generator=generator
         ).bfloat16()
-        for name, shape in TENSORS.items()
+        for name, shape in shapes.items()
     }
     for i in range(2):
         attention = f"model.layers.{i}.self_attn"
@@ -98,7 +110,7 @@ def _make_trained_file(directory: Path) -> None:
 
     (directory / "base").mkdir()
     _make_checkpoint(directory / "base")
-    content = {"module": _wrapped(), "config": {"lora_alpha": 4.0, "use_rslora": False}}
+    content = {"module": _wrapped(TENSORS), "config": {"lora_alpha": 4.0, "use_rslora": False}}
     torch.save(content, directory / "trained.bin")
 
 
@@ -108,7 +120,9 @@ def _make_trained_directory(directory: Path) -> None:
     trained = directory / "trained"
     trained.mkdir()
     _make_checkpoint(trained)
-    state = {f"_orig_mod.{name}": value for name, value in _wrapped().items()}
+    config = json.loads((trained / "config.json").read_text())
+    (trained / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    state = {f"_orig_mod.{name}": value for name, value in _wrapped(WHOLE).items()}
     names = list(state)
     shards = {"model-00001-of-00002.safetensors": names[:4]}
     shards["model-00002-of-00002.safetensors"] = names[4:]

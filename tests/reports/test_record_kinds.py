@@ -9,9 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from so8tqc.config import AttestConfig, BakeConfig, CaptureConfig, ChooseConfig, VerifyConfig
+from so8tqc.config import (
+    AttestConfig,
+    BakeConfig,
+    CaptureConfig,
+    ChooseConfig,
+    IdentifyConfig,
+    VerifyConfig,
+)
 from so8tqc.errors import InputError
 from so8tqc.languages import Language
 from so8tqc.record_files import read_record, write_record
@@ -23,6 +31,7 @@ from so8tqc.record_kinds.capture import CaptureMetrics
 from so8tqc.record_kinds.choose import ChooseMeasured, ChooseMetrics
 from so8tqc.record_kinds.comparison import ComparisonMetrics
 from so8tqc.record_kinds.export import ExportMetrics
+from so8tqc.record_kinds.identify import IdentifyMetrics
 from so8tqc.record_kinds.longtext import LongTextMetrics
 from so8tqc.record_kinds.qc import QCMetrics
 from so8tqc.record_kinds.quantize import QuantizeMeasured, QuantizeMetrics
@@ -42,6 +51,7 @@ from so8tqc.services.bake import plan
 from so8tqc.services.capture import capture
 from so8tqc.services.choose.service import choose
 from so8tqc.services.compare.service import compare_runs
+from so8tqc.services.identify.service import identify
 from so8tqc.services.report import report
 from so8tqc.services.vendor import vendor
 
@@ -122,6 +132,27 @@ def test_single_services_write_the_structure_of_their_kind(real_run: Path, tmp_p
     )  # fmt: skip
     exactly(ChooseMetrics, found)
     assert found.metrics["search"]
+
+
+@pytest.mark.parametrize("by", ["capture", "text"])
+def test_an_identification_writes_the_structure_of_its_kind(
+    llama: Path, texts_file: Path, tmp_path: Path, by: str
+) -> None:
+    gates = tmp_path / "gates.pt"
+    theta = torch.randn(8, 8, 8, generator=torch.Generator().manual_seed(2)) * 0.2
+    torch.save({f"model.layers.{i}.self_attn.rotation_gate.theta": theta for i in range(3)}, gates)
+    data = (str(texts_file),)
+    recorded = tmp_path / "recorded.safetensors" if by == "capture" else None
+    if recorded is not None:
+        capture(CaptureConfig(model=llama, out=recorded, data=data, max_tokens=32))
+    found = identify(
+        IdentifyConfig(
+            base=llama, rotations=gates, capture=recorded, data=data, windows=4, resamples=100
+        )
+    )
+    exactly(IdentifyMetrics, found)
+    assert IdentifyMetrics.of(found).by == [by]
+    assert len(IdentifyMetrics.of(found).readings) > 2
 
 
 def record(kind: str, run: RunInfo | None = None, **metrics: object) -> Record:
