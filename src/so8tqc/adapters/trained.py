@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from so8tqc.adapters.files import adapter_directory, adapter_kind, read_json
+from so8tqc.rotations.files.content import weight_keys
 from so8tqc.rotations.files.peft_oft import is_adapter, within_orthogonality
+from so8tqc.rotations.files.trained import gate_keys
 from so8tqc.rotations.options import RotationOptions
 
 
@@ -33,7 +35,8 @@ def trained(rotations: Path | None, options: RotationOptions) -> Trained:
 
     An OFT adapter alone is a set of rotations, judged as such, unless it trains other things too
     (biases, whole modules) or its own training left SO(n) (the truncated series): then it is baked
-    as any adapter, as it was trained.
+    as any adapter, as it was trained. An adapter whose modules have gates of their own is a
+    checkpoint of gates with LoRA beside them.
 
     Raises:
         RotationError: an adapter directory cannot be read.
@@ -42,9 +45,16 @@ def trained(rotations: Path | None, options: RotationOptions) -> Trained:
     kind = None if rotations is None else adapter_kind(rotations)
     if rotations is None or kind is None:
         return Trained(rotations, beside)
+    if options.key is not None or _holds_gates(rotations, kind):
+        return Trained(rotations, beside)
     if kind == "OFT" and not beside and _only_rotations(rotations, options):
         return Trained(rotations, ())
     return Trained(None, (rotations, *beside))
+
+
+def _holds_gates(path: Path, kind: str) -> bool:
+    """Whether the modules of an adapter that is no OFT adapter have gates of their own."""
+    return kind != "OFT" and bool(gate_keys(weight_keys(adapter_directory(path))))
 
 
 def _only_rotations(path: Path, options: RotationOptions) -> bool:
