@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from so8tqc.checkpoints.plausible import require_plausible
 from so8tqc.checkpoints.sites import HEAD_NAMES
 from so8tqc.errors import ModelError
-from so8tqc.rotations.names import layer_of
+from so8tqc.rotations.files.names import layer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
