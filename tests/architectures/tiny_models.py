@@ -200,6 +200,10 @@ OWN: dict[str, dict[str, Any]] = {
 """Type → what its configuration needs besides."""
 
 
+LARGEST = 30_000_000
+"""Parameters; a part whose size no key of ``_SIZES`` governs may ask for billions."""
+
+
 def types() -> dict[str, str]:
     """Every text-generation type of the installed transformers → the name of its model class."""
     from transformers.models.auto import modeling_auto
@@ -265,6 +269,10 @@ def build(
         config = configuration(kind, vocabulary)
         causal = type(config) in AutoModelForCausalLM._model_mapping
         auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+        with torch.device("meta"):
+            size = sum(p.numel() for p in auto.from_config(config).parameters())
+        if size > LARGEST:
+            raise ValueError(f"{size:,} parameters: what makes this type large is not known here")
         torch.manual_seed(0)
         model = auto.from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
