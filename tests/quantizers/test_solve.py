@@ -164,7 +164,8 @@ def test_rows_of_one_value(grid: Grid, fill: float) -> None:
     weights[1, ::7] = 0
     found = weights_of(solve(weights, damped(np.eye(N), 0.01), grid.name).stored, grid)
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, weights, rtol=0.05, atol=1e-7)
+    # a grid without a zero, or with the min elsewhere, says zeros by its nearest level
+    np.testing.assert_allclose(found, weights, rtol=0.05, atol=0.01 * abs(fill) + 1e-7)
 
 
 def test_dead_columns_are_damped() -> None:

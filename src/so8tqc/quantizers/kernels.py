@@ -28,6 +28,8 @@ _SPLIT_TINY_HALF = 1.5 * 2.0**28
 """Neighbours of this float64 are 2⁻²⁴ apart, as are half-precision numbers below 2⁻¹⁴."""
 
 _TINY = 1e-300
+_ALIKE = 1e-12
+"""Share of its terms below which a determinant is their rounding."""
 
 
 @njit(**_OPTIONS)
@@ -246,9 +248,12 @@ def _fit_scale_and_min(targets, weights, steps, below_zero, widenings, scale, le
                 sqt[r] = sqt[r] + weighted * t
         for r in range(rows):
             determinant = sw * sqq[r] - sq[r] * sq[r]
-            if determinant > 0.0:
-                s = (sw * sqt[r] - sq[r] * st[r]) / determinant
-                o = (sq[r] * sqt[r] - sqq[r] * st[r]) / determinant
+            alike = not determinant > _ALIKE * sw * sqq[r]  # one code for all: no min can be told
+            if sqq[r] > 0.0 and (below_zero or not alike):
+                s, o = sqt[r] / sqq[r], 0.0
+                if not alike:
+                    s = (sw * sqt[r] - sq[r] * st[r]) / determinant
+                    o = (sq[r] * sqt[r] - sqq[r] * st[r]) / determinant
                 if below_zero and o < 0.0:
                     o = 0.0
                     s = sqt[r] / sqq[r]
