@@ -83,10 +83,15 @@ def test_comes_before_the_warpers(llama: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(str(llama), dtype=torch.float32)
     out = model.generate(
-        torch.tensor([[1, 17, 42, 99]]), max_new_tokens=1, do_sample=True, top_k=5,
+        torch.tensor([[1, 17, 42, 99]]),
+        max_new_tokens=1,
+        do_sample=True,
+        top_k=5,
         logits_processor=[AdaptiveTemperature(0.9, 0.2)],
-        return_dict_in_generate=True, output_scores=True, output_logits=True,
-    )  # fmt: skip
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
     kept = torch.isfinite(out.scores[0][0])
     assert int(kept.sum()) == 5
     expected = _expected(out.logits[0].double().numpy(), 0.9, 0.2, (0.5, 3.0))[0]
@@ -104,9 +109,12 @@ def _config(path: Path, *, entropy: bool = False, language: bool = False) -> Pat
         "bounds": [0.5, 3.0],
         "group_temperatures": {"language": by_language if language else groups, "category": groups},
         "entropy_temperature": {
-            "significant": entropy, "a": 0.9, "b": 0.1, "bounds": [0.6, 2.5],
+            "significant": entropy,
+            "a": 0.9,
+            "b": 0.1,
+            "bounds": [0.6, 2.5],
         },
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
 

@@ -84,8 +84,16 @@ def test_the_table_lists_what_is_public() -> None:
 
 def test_a_function_does_what_its_command_does(here: Path) -> None:
     ours = so8tqc.bake(Path("model"), Path("gates.safetensors"), "ours/", baked_dtype="float32")
-    command = ["bake", "model/", "gates.safetensors", "--out", "theirs/", "--baked-dtype",
-               "float32", "--quiet"]  # fmt: skip
+    command = [
+        "bake",
+        "model/",
+        "gates.safetensors",
+        "--out",
+        "theirs/",
+        "--baked-dtype",
+        "float32",
+        "--quiet",
+    ]
     assert run(command) == 0
     theirs = so8tqc.load_record("theirs.record.json")
     assert so8tqc.load_record("ours.record.json") == ours

@@ -71,11 +71,28 @@ def test_a_second_run_reuses_every_stage(demo: Path, capsys: pytest.CaptureFixtu
 def test_transposed_rotations_bake_and_fail_against_the_trained_gates(tmp_path: Path) -> None:
     base, gates = resolve_model(DEMO_MODEL), resolve_rotations(DEMO_ROTATIONS)
     baked = tmp_path / "baked"
-    assert run_main(["bake", str(base), str(gates), "--convention", "row", "--out", str(baked),
-                     "--quiet"]) == 0  # fmt: skip
-    code = run_main(["qc", "--reference", str(base), "--rotations", str(gates), "--candidate",
-                     str(baked), "--max-tokens", "32", "--out", str(tmp_path / "qc"),
-                     "--quiet"])  # fmt: skip
+    assert (
+        run_main(
+            ["bake", str(base), str(gates), "--convention", "row", "--out", str(baked), "--quiet"]
+        )
+        == 0
+    )
+    code = run_main(
+        [
+            "qc",
+            "--reference",
+            str(base),
+            "--rotations",
+            str(gates),
+            "--candidate",
+            str(baked),
+            "--max-tokens",
+            "32",
+            "--out",
+            str(tmp_path / "qc"),
+            "--quiet",
+        ]
+    )
     assert code == 1
     record = json.loads((tmp_path / "qc" / "record.json").read_text())
     assert [d["code"] for d in record["diagnosis"]] == ["transposed"]

@@ -65,8 +65,14 @@ def test_in_generate_every_sequence_has_its_own_state_and_nothing_changes(model:
     monitor = OscillationMonitor(
         batch=4, run_length=200, loops=None, on_alarm=found.append, eos_token_id=2
     )
-    options = {"max_new_tokens": 200, "do_sample": True, "return_dict_in_generate": True,
-               "output_logits": True, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    options = {
+        "max_new_tokens": 200,
+        "do_sample": True,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
     prompts = torch.tensor([[1, 17, 42, 99], [1, 5, 6, 7], [1, 300, 200, 100]])
     torch.manual_seed(0)
     plain = model.generate(prompts, **options)
@@ -99,9 +105,13 @@ def test_a_loop_stops_its_own_sequence_only(model: Any) -> None:
 
     torch.manual_seed(1)
     out = model.generate(
-        PROMPT.repeat(2, 1), max_new_tokens=80, do_sample=True, pad_token_id=0,
-        logits_processor=[monitor, loop], stopping_criteria=[monitor.stopping("loop")],
-    )  # fmt: skip
+        PROMPT.repeat(2, 1),
+        max_new_tokens=80,
+        do_sample=True,
+        pad_token_id=0,
+        logits_processor=[monitor, loop],
+        stopping_criteria=[monitor.stopping("loop")],
+    )
     (alarm,) = monitor.alarms
     assert (alarm.kind, alarm.row, alarm.period) == ("loop", 0, 1)
     # 25 sevens make a run of 24; one more token is drawn before the sequence ends
@@ -119,8 +129,13 @@ def test_the_padding_of_a_finished_sequence_is_no_loop(model: Any) -> None:
         return scores
 
     torch.manual_seed(0)
-    out = model.generate(PROMPT.repeat(2, 1), max_new_tokens=60, do_sample=True, pad_token_id=0,
-                         logits_processor=[end_first, monitor])  # fmt: skip
+    out = model.generate(
+        PROMPT.repeat(2, 1),
+        max_new_tokens=60,
+        do_sample=True,
+        pad_token_id=0,
+        logits_processor=[end_first, monitor],
+    )
     assert out.shape[1] == 64
     assert not [alarm for alarm in monitor.alarms if alarm.row == 0]
 
@@ -128,8 +143,9 @@ def test_the_padding_of_a_finished_sequence_is_no_loop(model: Any) -> None:
 def test_beams_are_refused(model: Any) -> None:
     monitor = OscillationMonitor(on_alarm=lambda _: None)
     with pytest.raises(ValueError, match="changed places: OscillationMonitor needs decoding"):
-        model.generate(PROMPT, max_new_tokens=60, num_beams=4, pad_token_id=0,
-                       logits_processor=[monitor])  # fmt: skip
+        model.generate(
+            PROMPT, max_new_tokens=60, num_beams=4, pad_token_id=0, logits_processor=[monitor]
+        )
 
 
 def test_assisted_decoding_is_refused(model: Any, make_model: Callable[..., Path]) -> None:
@@ -143,17 +159,22 @@ def test_assisted_decoding_is_refused(model: Any, make_model: Callable[..., Path
         parameter.data.roll(1, 0) if parameter.ndim == 1 else parameter.data.mul_(-1)
     with pytest.raises(ValueError, match=r"taken back: OscillationMonitor needs decoding"):
         model.generate(
-            PROMPT, max_new_tokens=60, pad_token_id=0, assistant_model=assistant, do_sample=False,
+            PROMPT,
+            max_new_tokens=60,
+            pad_token_id=0,
+            assistant_model=assistant,
+            do_sample=False,
             logits_processor=[OscillationMonitor(on_alarm=lambda _: None)],
-        )  # fmt: skip
+        )
 
 
 def test_another_call_begins_anew(model: Any) -> None:
     """Also with the same prompt, and with one that is one token longer."""
     monitor = OscillationMonitor(on_alarm=lambda _: None)
     for prompt in (PROMPT, PROMPT, torch.tensor([[1, 2, 3]]), PROMPT.repeat(2, 1)):
-        model.generate(prompt, max_new_tokens=10, do_sample=True, pad_token_id=0,
-                       logits_processor=[monitor])  # fmt: skip
+        model.generate(
+            prompt, max_new_tokens=10, do_sample=True, pad_token_id=0, logits_processor=[monitor]
+        )
         assert len(monitor._rows) == prompt.shape[0]
         assert max(row.step for row in monitor._rows) == 9
     longer = torch.arange(100, 100 + monitor._length + 1)[None].repeat(2, 1)
@@ -203,8 +224,12 @@ def test_memory_does_not_grow() -> None:
 
 def test_a_criterion_needs_its_monitor(model: Any) -> None:
     with pytest.raises(ValueError, match="hand it to logits_processor, too"):
-        model.generate(PROMPT, max_new_tokens=4, pad_token_id=0,
-                       stopping_criteria=[OscillationMonitor().stopping()])  # fmt: skip
+        model.generate(
+            PROMPT,
+            max_new_tokens=4,
+            pad_token_id=0,
+            stopping_criteria=[OscillationMonitor().stopping()],
+        )
 
 
 def test_wrong_arguments_show_at_once() -> None:

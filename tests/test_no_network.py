@@ -40,8 +40,11 @@ def blocked(tmp_path: Path) -> Callable[..., str]:
     def run(*arguments: object) -> str:
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
-            capture_output=True, text=True, check=False, env=environment,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return seen.read_text() if seen.exists() else ""
 
@@ -56,24 +59,49 @@ def test_bake_qc_and_report_ask_nobody(
     command = ("-m", "so8tqc")
     assert blocked(*command, "bake", llama, gates, "--out", run / "bake" / "model") == ""
     said = blocked(
-        *command, "qc", "--reference", llama, "--rotations", gates, "--candidate",
-        run / "bake" / "model", "--level", "files", "--out", run / "qc",
-    )  # fmt: skip
+        *command,
+        "qc",
+        "--reference",
+        llama,
+        "--rotations",
+        gates,
+        "--candidate",
+        run / "bake" / "model",
+        "--level",
+        "files",
+        "--out",
+        run / "qc",
+    )
     assert said == ""
     assert blocked(*command, "report", run) == ""
 
 
 def test_a_model_that_is_run_asks_nobody(
-    llama: Path, make_gates: Callable[..., Path], texts_file: Path,
-    blocked: Callable[..., str], tmp_path: Path,
-) -> None:  # fmt: skip
+    llama: Path,
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    blocked: Callable[..., str],
+    tmp_path: Path,
+) -> None:
     gates = make_gates(llama)
     command = ("-m", "so8tqc")
     assert blocked(*command, "bake", llama, gates, "--out", tmp_path / "model") == ""
     said = blocked(
-        *command, "qc", "--reference", llama, "--rotations", gates, "--candidate",
-        tmp_path / "model", "--data", texts_file, "--max-tokens", 16, "--out", tmp_path / "qc",
-    )  # fmt: skip
+        *command,
+        "qc",
+        "--reference",
+        llama,
+        "--rotations",
+        gates,
+        "--candidate",
+        tmp_path / "model",
+        "--data",
+        texts_file,
+        "--max-tokens",
+        16,
+        "--out",
+        tmp_path / "qc",
+    )
     assert said == ""
 
 

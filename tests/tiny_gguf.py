@@ -83,8 +83,9 @@ def write_wide(
     make = np.random.default_rng(0).normal
     shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocabulary, width)}
     for i in range(layers):
-        shapes |= {f"blk.{i}.{n}": (width, width)
-                   for n in ("attn_q", "attn_k", "attn_v", "attn_output")}  # fmt: skip
+        shapes |= {
+            f"blk.{i}.{n}": (width, width) for n in ("attn_q", "attn_k", "attn_v", "attn_output")
+        }
         shapes |= {f"blk.{i}.{n}": (width,) for n in ("attn_norm", "ffn_norm")}
         shapes |= {f"blk.{i}.{n}": (256, width) for n in ("ffn_gate", "ffn_up")}
         shapes[f"blk.{i}.ffn_down"] = (width, 256)

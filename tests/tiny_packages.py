@@ -34,8 +34,10 @@ def debian(files: dict[str, bytes]) -> bytes:
     data = tarball({f"./{name}": content for name, content in files.items()}, "w:xz")
     out = b"!<arch>\n"
     for name, content in (
-        (b"debian-binary", b"2.0\n"), (b"control.tar.xz", b"odd"), (b"data.tar.xz", data),
-    ):  # fmt: skip
+        (b"debian-binary", b"2.0\n"),
+        (b"control.tar.xz", b"odd"),
+        (b"data.tar.xz", data),
+    ):
         out += name.ljust(16) + b"0".ljust(12) + b"0".ljust(6) + b"0".ljust(6)
         out += b"100644".ljust(8) + str(len(content)).encode().ljust(10) + b"`\n"
         out += content + b"\n" * (len(content) % 2)

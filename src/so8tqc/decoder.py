@@ -12,9 +12,18 @@ from typing import Any
 from so8tqc.architectures import architecture, in_other_tower
 from so8tqc.errors import RotationError
 
-_PROJECTIONS = frozenset({
-    "o_proj", "out_proj", "dense", "c_proj", "wo", "o_b_proj", "attn_out", "to_out",
-})  # fmt: skip
+_PROJECTIONS = frozenset(
+    {
+        "o_proj",
+        "out_proj",
+        "dense",
+        "c_proj",
+        "wo",
+        "o_b_proj",
+        "attn_out",
+        "to_out",
+    }
+)
 """What transformers calls the linear module that ends an attention."""
 
 _RECURRENT = ("linear", "delta", "mamba", "lightning", "recurrent", "conv", "ssm", "cross")

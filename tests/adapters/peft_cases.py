@@ -38,8 +38,15 @@ TARGETS = {
 }
 _USUAL = ["q_proj", "o_proj", "down_proj"]
 _TRAINED = (
-    "lora_", "oft_R", "boft_", "hra_u", "psoft_R", "road_", "vera_lambda", "modules_to_save",
-)  # fmt: skip
+    "lora_",
+    "oft_R",
+    "boft_",
+    "hra_u",
+    "psoft_R",
+    "road_",
+    "vera_lambda",
+    "modules_to_save",
+)
 
 
 def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:

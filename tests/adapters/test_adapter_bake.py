@@ -36,9 +36,10 @@ def test_w_is_what_pefts_forward_multiplies_by(
             continue
         path = name.removeprefix("base_model.model.")
         found = [
-            c for n, c in changed.items()
+            c
+            for n, c in changed.items()
             if n.endswith(".".join(path.split(".")[-4:]) + ".weight") and len(c.entry.shape) == 2
-        ]  # fmt: skip
+        ]
         assert len(found) == 1, path
         expected = effective(module, found[0].entry.shape[1])
         got = found[0].whole_in_float64()

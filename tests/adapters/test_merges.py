@@ -28,10 +28,14 @@ def files_only(base: Path, adapters: list[Path], candidate: Path, out: Path, **m
     options = RotationOptions(adapters=tuple(rest), **more)
     return qc(
         QCConfig(
-            reference=base, rotations=first, rotation_options=options, candidates=(candidate,),
-            out=out, level="files",
+            reference=base,
+            rotations=first,
+            rotation_options=options,
+            candidates=(candidate,),
+            out=out,
+            level="files",
         )
-    )  # fmt: skip
+    )
 
 
 def codes(record) -> list[str]:
@@ -48,8 +52,9 @@ def edited(base: Path, directory: Path, change: Callable[[Tensors], Tensors]) ->
     tensors = load_file(str(base / "model.safetensors"))
     save_file(
         {k: v.contiguous() for k, v in change(tensors).items()},
-        str(directory / "model.safetensors"), metadata={"format": "pt"},
-    )  # fmt: skip
+        str(directory / "model.safetensors"),
+        metadata={"format": "pt"},
+    )
     return directory
 
 
@@ -127,9 +132,11 @@ def test_missing_layers_and_exchanged_layers(dtype: str, make_model, tmp_path: P
         for k in changes
     }
     record = files_only(
-        base, [directory], edited(base, tmp_path / "m2", lambda t: merged(t, exchanged)),
+        base,
+        [directory],
+        edited(base, tmp_path / "m2", lambda t: merged(t, exchanged)),
         tmp_path / "q2",
-    )  # fmt: skip
+    )
     assert [(d.code, d.layers) for d in record.diagnosis] == [("layers_permuted", (0, 2))]
 
 
@@ -180,10 +187,9 @@ def test_a_merge_into_a_dequantized_base_is_named(make_model, tmp_path: Path) ->
 
     def change(tensors: Tensors) -> Tensors:
         quantized = {
-            k: dict(dequantized(v.float()))["NF4, blocks of 64"].to(v.dtype)
-            if k in changes else v
+            k: dict(dequantized(v.float()))["NF4, blocks of 64"].to(v.dtype) if k in changes else v
             for k, v in tensors.items()
-        }  # fmt: skip
+        }
         return merged(quantized, changes)
 
     record = files_only(base, [directory], edited(base, tmp_path / "m", change), tmp_path / "qc")
@@ -235,9 +241,15 @@ def test_gates_left_out_beside_an_adapter(make_model, make_gates, tmp_path: Path
     (tmp_path / "m" / "so8tqc.json").unlink()
     options = RotationOptions(adapters=(directory,))
     record = qc(
-        QCConfig(reference=base, rotations=gates, rotation_options=options,
-                 candidates=(tmp_path / "m",), out=tmp_path / "qc", level="files")
-    )  # fmt: skip
+        QCConfig(
+            reference=base,
+            rotations=gates,
+            rotation_options=options,
+            candidates=(tmp_path / "m",),
+            out=tmp_path / "qc",
+            level="files",
+        )
+    )
     assert codes(record) == ["part_missing"]
     assert "rotation of the input" in record.diagnosis[0].text
 

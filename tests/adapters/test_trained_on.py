@@ -84,9 +84,12 @@ def test_qc_says_what_the_other_base_changes(make_model, texts_file: Path, tmp_p
     directory = adapter(base, tmp_path / "a", "lora")
     bake(BakeConfig(base=base, rotations=directory, out=tmp_path / "m"))
     common = {
-        "reference": base, "rotations": directory, "candidates": (tmp_path / "m",),
-        "data": (str(texts_file),), "max_tokens": 32,
-    }  # fmt: skip
+        "reference": base,
+        "rotations": directory,
+        "candidates": (tmp_path / "m",),
+        "data": (str(texts_file),),
+        "max_tokens": 32,
+    }
     record = qc(QCConfig(**common, out=tmp_path / "q1", trained_on="nf4"))
     (told,) = [n for n in record.notices if "full-precision base changes" in n]
     assert "nf4" in told

@@ -49,18 +49,30 @@ def test_qc_judges_a_bake_against_the_unmerged_forward(
     directory = adapter(model, tmp_path / "a", "lora")
     bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
     record = qc(
-        QCConfig(reference=model, rotations=directory, candidates=(tmp_path / "m",),
-                 out=tmp_path / "qc", data=(str(texts_file),), max_tokens=48)
-    )  # fmt: skip
+        QCConfig(
+            reference=model,
+            rotations=directory,
+            candidates=(tmp_path / "m",),
+            out=tmp_path / "qc",
+            data=(str(texts_file),),
+            max_tokens=48,
+        )
+    )
     assert record.verdict is Verdict.PASS, [c for c in record.checks if c.verdict is Verdict.FAIL]
     ids = {check.id for check in record.checks}
     assert {"effect.kl", "kl.mean", "logits.max_abs", "algebra.exact"} <= ids
     mean = next(check for check in record.checks if check.id == "kl.mean")
     assert mean.noise_floor is not None
     record = qc(
-        QCConfig(reference=model, rotations=directory, candidates=(model,), out=tmp_path / "q2",
-                 data=(str(texts_file),), max_tokens=48)
-    )  # fmt: skip
+        QCConfig(
+            reference=model,
+            rotations=directory,
+            candidates=(model,),
+            out=tmp_path / "q2",
+            data=(str(texts_file),),
+            max_tokens=48,
+        )
+    )
     assert record.verdict is Verdict.FAIL
     assert [d.code for d in record.diagnosis] == ["not_baked"]
 
@@ -72,9 +84,15 @@ def test_qc_says_what_a_coarse_merge_costs(make_model, texts_file: Path, tmp_pat
         model, [directory], tmp_path / "m", torch.bfloat16, autocast_adapter_dtype=False
     )
     record = qc(
-        QCConfig(reference=model, rotations=directory, candidates=(candidate,),
-                 out=tmp_path / "qc", data=(str(texts_file),), max_tokens=48)
-    )  # fmt: skip
+        QCConfig(
+            reference=model,
+            rotations=directory,
+            candidates=(candidate,),
+            out=tmp_path / "qc",
+            data=(str(texts_file),),
+            max_tokens=48,
+        )
+    )
     assert any("merged in 16-bit arithmetic: mean KL" in notice for notice in record.notices)
 
 
@@ -86,19 +104,33 @@ def test_gates_in_front_of_base_and_branch(
     bake(BakeConfig(base=model, rotations=gates, adapters=(directory,), out=tmp_path / "m"))
     options = RotationOptions(adapters=(directory,))
     record = qc(
-        QCConfig(reference=model, rotations=gates, rotation_options=options,
-                 candidates=(tmp_path / "m",), out=tmp_path / "qc", data=(str(texts_file),),
-                 max_tokens=48, compute_dtype="float64")
-    )  # fmt: skip
+        QCConfig(
+            reference=model,
+            rotations=gates,
+            rotation_options=options,
+            candidates=(tmp_path / "m",),
+            out=tmp_path / "qc",
+            data=(str(texts_file),),
+            max_tokens=48,
+            compute_dtype="float64",
+        )
+    )
     assert record.verdict is Verdict.PASS, [c for c in record.checks if c.verdict is Verdict.FAIL]
     assert {"rotation.orthogonality", "kl.mean"} <= {c.id for c in record.checks}
 
 
 @pytest.mark.parametrize(
     "kinds",
-    [("lora", "lora"), ("oft", "oft"), ("oft", "lora"), ("hra", "hra"), ("dora", "dora"),
-     ("boft", "boft"), ("road", "road")],
-)  # fmt: skip
+    [
+        ("lora", "lora"),
+        ("oft", "oft"),
+        ("oft", "lora"),
+        ("hra", "hra"),
+        ("dora", "dora"),
+        ("boft", "boft"),
+        ("road", "road"),
+    ],
+)
 def test_several_adapters_in_order(
     kinds: tuple[str, str], make_model, texts_file: Path, tmp_path: Path
 ) -> None:
@@ -106,11 +138,18 @@ def test_several_adapters_in_order(
     pair = [adapter(model, tmp_path / f"a{i}", k, seed=i) for i, k in enumerate(kinds)]
     bake(BakeConfig(base=model, rotations=pair[0], adapters=(pair[1],), out=tmp_path / "m"))
     record = qc(
-        QCConfig(reference=model, rotations=pair[0],
-                 rotation_options=RotationOptions(adapters=(pair[1],)),
-                 candidates=(tmp_path / "m",), out=tmp_path / "qc", data=(str(texts_file),),
-                 max_tokens=48, compute_dtype="float64", allow=("rotation.*",))
-    )  # fmt: skip
+        QCConfig(
+            reference=model,
+            rotations=pair[0],
+            rotation_options=RotationOptions(adapters=(pair[1],)),
+            candidates=(tmp_path / "m",),
+            out=tmp_path / "qc",
+            data=(str(texts_file),),
+            max_tokens=48,
+            compute_dtype="float64",
+            allow=("rotation.*",),
+        )
+    )
     failed = [c for c in record.checks if c.verdict is Verdict.FAIL]
     assert record.verdict is Verdict.PASS, failed
 
@@ -121,16 +160,26 @@ def test_capture_and_longtext(
     model = make_model("llama", "float32")
     directory = adapter(model, tmp_path / "a", "lora")
     out = tmp_path / "ref.safetensors"
-    capture(CaptureConfig(model=model, rotations=directory, data=(str(texts_file),), out=out,
-                          max_tokens=48))  # fmt: skip
+    capture(
+        CaptureConfig(
+            model=model, rotations=directory, data=(str(texts_file),), out=out, max_tokens=48
+        )
+    )
     bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
     record = qc(QCConfig(reference=out, candidates=(tmp_path / "m",), out=tmp_path / "qc"))
     kl = next(c for c in record.checks if c.id == "kl.mean")
     assert kl.verdict is Verdict.PASS
     config = LongTextConfig(
-        model=tmp_path / "m", reference=model, rotations=directory, data=(str(long_texts),),
-        out=tmp_path / "long", min_tokens=128, max_new_tokens=8, png=False, resamples=100,
-    )  # fmt: skip
+        model=tmp_path / "m",
+        reference=model,
+        rotations=directory,
+        data=(str(long_texts),),
+        out=tmp_path / "long",
+        min_tokens=128,
+        max_new_tokens=8,
+        png=False,
+        resamples=100,
+    )
     record = longtext(config)
     (case,) = record.metrics["cases"].values()  # type: ignore[union-attr]
     assert case["kl_mean"] < 1e-6  # type: ignore[index,call-overload,operator]
@@ -150,9 +199,21 @@ def test_without_peft_the_command_says_what_to_install(
     with pytest.raises(MissingToolError, match="so8tqc\\[adapters\\]"):
         load_unmerged(model, [directory])
     result = CliRunner().invoke(
-        app, ["qc", "--reference", str(model), "--rotations", str(directory), "--candidate",
-              str(model), "--data", str(texts_file), "--out", str(tmp_path / "qc")],
-    )  # fmt: skip
+        app,
+        [
+            "qc",
+            "--reference",
+            str(model),
+            "--rotations",
+            str(directory),
+            "--candidate",
+            str(model),
+            "--data",
+            str(texts_file),
+            "--out",
+            str(tmp_path / "qc"),
+        ],
+    )
     assert isinstance(result.exception, MissingToolError) or result.exit_code == 4
     # a bake reads the files alone
     bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))

@@ -55,10 +55,13 @@ def counts(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("unbaked models found", f"{sum('FAIL' in r['unbaked'] for r in baked)} of {len(baked)}"),
         ("exports", f"{exports['pass']} pass, {exports['FAIL']} FAIL, {exports['exit']} refused"),
         ("planted conversion faults found", f"{sum(faults)} of {len(faults)}"),
-        ("quantized", f"{sum(r['quantize'] == 'pass' for r in baked)} pass, "
-                      f"{sum(r['quantize'].startswith(('FAIL', 'exit')) for r in baked)} do not"),
+        (
+            "quantized",
+            f"{sum(r['quantize'] == 'pass' for r in baked)} pass, "
+            f"{sum(r['quantize'].startswith(('FAIL', 'exit')) for r in baked)} do not",
+        ),
         ("internal errors (exit 70)", str(internal)),
-    ]  # fmt: skip
+    ]
 
 
 def _cell(text: str) -> str:

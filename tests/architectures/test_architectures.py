@@ -30,8 +30,11 @@ from so8tqc.services.export.traced import places_of
 from so8tqc.services.qc.service import qc
 from so8tqc.sources.hf import HFModel
 
-TENTH = [k for i, k in enumerate(tiny_models.types())
-         if i % 10 == datetime.datetime.now(datetime.UTC).toordinal() % 10]  # fmt: skip
+TENTH = [
+    k
+    for i, k in enumerate(tiny_models.types())
+    if i % 10 == datetime.datetime.now(datetime.UTC).toordinal() % 10
+]
 
 
 def built(kind: str, directory: Path, tokenizer: Path) -> Path:
@@ -92,15 +95,23 @@ def shared_gates(path: Path, layers: tuple[int, ...], *, same: bool) -> Path:
         for i in layers
     }
     write_native(
-        path, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
-        site=Site.INPUT, pet=None,
-    )  # fmt: skip
+        path,
+        theta,
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+        pet=None,
+    )
     return path
 
 
-@pytest.mark.parametrize(("layers", "same", "says"), [
-    ((1,), True, "at once, but layer"), ((1, 3, 5), False, "different gates, but one weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layers", "same", "says"),
+    [
+        ((1,), True, "at once, but layer"),
+        ((1, 3, 5), False, "different gates, but one weight"),
+    ],
+)
 def test_other_gates_for_a_shared_weight_are_refused(
     layers: tuple[int, ...], same: bool, says: str, tokenizer_files: Path, tmp_path: Path
 ) -> None:
@@ -134,9 +145,13 @@ def test_a_hybrid_wants_gates_for_its_attention_layers_alone(
     theta = {Target(3): np.zeros((16, 8, 8))}
     for name, gates in (("right", theta), ("wrong", {Target(2): np.zeros((16, 8, 8))})):
         write_native(
-            tmp_path / f"{name}.safetensors", gates, parametrization=Parametrization.EXP,
-            convention=Convention.COLUMN, site=Site.INPUT, pet=None,
-        )  # fmt: skip
+            tmp_path / f"{name}.safetensors",
+            gates,
+            parametrization=Parametrization.EXP,
+            convention=Convention.COLUMN,
+            site=Site.INPUT,
+            pet=None,
+        )
     bake(
         BakeConfig(
             base=base,
@@ -151,8 +166,20 @@ def test_a_hybrid_wants_gates_for_its_attention_layers_alone(
         )
 
 
-@pytest.mark.parametrize("kind", ["falcon_h1", "hyperclovax", "gemma2", "cohere", "granite", "opt",
-                                  "llama4_text", "mpt", "nanochat"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "falcon_h1",
+        "hyperclovax",
+        "gemma2",
+        "cohere",
+        "granite",
+        "opt",
+        "llama4_text",
+        "mpt",
+        "nanochat",
+    ],
+)
 def test_hidden_states_and_head_make_the_models_own_logits(
     kind: str, tokenizer_files: Path, tmp_path: Path
 ) -> None:
@@ -185,9 +212,12 @@ def test_a_gguf_that_nothing_judged_is_an_error_at_level_files(llama: Path, tmp_
     writer.write_tensors_to_file()
     writer.close()
     config = QCConfig(
-        reference=llama, rotations=tmp_path / "g.safetensors", candidates=(tmp_path / "x.gguf",),
-        out=tmp_path / "qc", level="files",
-    )  # fmt: skip
+        reference=llama,
+        rotations=tmp_path / "g.safetensors",
+        candidates=(tmp_path / "x.gguf",),
+        out=tmp_path / "qc",
+        level="files",
+    )
     with pytest.raises(InputError, match="nothing of it could be judged from files alone"):
         qc(config)
 
@@ -213,8 +243,10 @@ def test_a_key_that_the_converter_misses_is_derived_or_left(tmp_path: Path) -> N
     assert missing_keys("AssertionError") == []
     config: dict[str, Any] = {
         "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 5e5},
-        "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 99,
-    }  # fmt: skip
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 99,
+    }
     expected = {"rotary_pct": 0.25, "rotary_dim": 4, "rope_theta": 5e5, "head_dim": 16, "n_ctx": 99}
     assert {key: derived(key, config, tmp_path) for key in expected} == expected
     assert derived("topk_method", config, tmp_path) is None

@@ -76,9 +76,14 @@ def test_pieces_are_whole_rows_of_the_fold_in_order(
     [(1e6, RotationError, "does not fit"), (float("nan"), ModelError, "NaN or an infinity")],
 )
 def test_what_stops_a_fold_is_named_by_its_place_in_the_stored_tensor(
-    value: float, error: type[Exception], says: str, site: Site, transposed: bool, chunk: int,
+    value: float,
+    error: type[Exception],
+    says: str,
+    site: Site,
+    transposed: bool,
+    chunk: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(baking, "CHUNK_ELEMENTS", chunk)
     stored = stored_weight(site, transposed=transposed)
     stored[13, 9] = value

@@ -35,10 +35,13 @@ def test_a_bare_checkpoint_is_refused_with_its_readings(
     assert run_main(command) == 2
     said = flat(capfd.readouterr().err)
     for words in (
-        "--parametrization scaled-taylor:", "--convention row: the gate computes x_row·R",
-        "--site output: the gate sits after the projection", "so8tqc identify",
-        "what the training's forward computes", "what its bake script wrote",
-    ):  # fmt: skip
+        "--parametrization scaled-taylor:",
+        "--convention row: the gate computes x_row·R",
+        "--site output: the gate sits after the projection",
+        "so8tqc identify",
+        "what the training's forward computes",
+        "what its bake script wrote",
+    ):
         assert words in said
     for partly in (["--convention", "row"], ["--convention", "row", "--site", "input"]):
         assert run_main([*command, *partly]) == 2

@@ -25,8 +25,9 @@ from so8tqc.records import Check, Record, RunInfo, judge, overall
 
 def record_of(kind: str, *checks: Check) -> Record:
     started = datetime(2026, 1, 1, tzinfo=UTC)
-    return Record(kind=kind, verdict=overall(checks), checks=checks,
-                  run=RunInfo(started=started, seconds=0.5))  # fmt: skip
+    return Record(
+        kind=kind, verdict=overall(checks), checks=checks, run=RunInfo(started=started, seconds=0.5)
+    )
 
 
 def so8tqc(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -34,8 +35,11 @@ def so8tqc(*arguments: object) -> subprocess.CompletedProcess[str]:
     code = "import sys; from so8tqc.cli.main import main; sys.argv[0] = 'so8tqc'; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_help_does_not_import_the_heavy_libraries() -> None:
@@ -49,9 +53,12 @@ def test_help_does_not_import_the_heavy_libraries() -> None:
 
 
 def test_bake_and_qc_from_the_command_line(
-    llama: Path, make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path,
+    llama: Path,
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     gates = make_gates(llama)
     baked, out = tmp_path / "baked", tmp_path / "qc"
     assert run_main(["bake", str(llama), str(gates), "--out", str(baked), "--json"]) == 0
@@ -59,13 +66,30 @@ def test_bake_and_qc_from_the_command_line(
     assert record["kind"] == "bake"
     assert record["verdict"] == "pass"
 
-    arguments = ["qc", "--reference", str(llama), "--rotations", str(gates), "--candidate",
-                 str(baked), "--data", str(texts_file), "--max-tokens", "48", "--out",
-                 str(out)]  # fmt: skip
+    arguments = [
+        "qc",
+        "--reference",
+        str(llama),
+        "--rotations",
+        str(gates),
+        "--candidate",
+        str(baked),
+        "--data",
+        str(texts_file),
+        "--max-tokens",
+        "48",
+        "--out",
+        str(out),
+    ]
     assert run_main(arguments) == 0
     assert {p.name for p in out.iterdir()} == {
-        "record.json", "report.md", "report.html", "junit.xml", "tokens.npz", "so8tqc.log",
-    }  # fmt: skip
+        "record.json",
+        "report.md",
+        "report.html",
+        "junit.xml",
+        "tokens.npz",
+        "so8tqc.log",
+    }
     assert "qc: pass" in capsys.readouterr().out
 
     # the same candidate against the transposed gates is a failed verdict
@@ -73,14 +97,30 @@ def test_bake_and_qc_from_the_command_line(
 
 
 def test_the_wrong_convention_bakes_but_does_not_pass(
-    llama: Path, make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path,
+    llama: Path,
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     gates, baked = make_gates(llama), tmp_path / "baked"
     bake = ["bake", str(llama), str(gates), "--out", str(baked), "--convention", "row"]
     assert run_main(bake) == 0
-    qc = ["qc", "--reference", str(llama), "--rotations", str(gates), "--candidate", str(baked),
-          "--data", str(texts_file), "--level", "files", "--out", str(tmp_path / "qc")]  # fmt: skip
+    qc = [
+        "qc",
+        "--reference",
+        str(llama),
+        "--rotations",
+        str(gates),
+        "--candidate",
+        str(baked),
+        "--data",
+        str(texts_file),
+        "--level",
+        "files",
+        "--out",
+        str(tmp_path / "qc"),
+    ]
     assert run_main(qc) == 1
     assert "transposed" in capsys.readouterr().out
 
@@ -99,9 +139,13 @@ def test_the_wrong_convention_bakes_but_does_not_pass(
     ],
 )
 def test_errors_are_one_paragraph_with_the_right_exit_code(
-    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_main(arguments) == code
     captured = capfd.readouterr()
@@ -242,9 +286,12 @@ def test_doctor_describes_what_it_is_given(
 @pytest.mark.llama
 @pytest.mark.skipif(not is_vendored(), reason="run `so8tqc vendor` first")
 def test_the_whole_pipeline_and_its_second_run(
-    llama: Path, make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path,
+    llama: Path,
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     root = Path(__file__).parent.parent.parent
     long_text = json.loads((root / "data" / "longtext_en.json").read_text(encoding="utf-8"))
     (tmp_path / "long.txt").write_text(long_text["texts"][0], encoding="utf-8")
@@ -266,12 +313,22 @@ def test_the_whole_pipeline_and_its_second_run(
     assert code == 0, first
     out = tmp_path / "out"
     for path in (
-        "manifest.json", "record.json", "bake/baked_model/so8tqc.json", "bake/report.md",
-        "export/tiny-F16.gguf", "quantize/tiny-Q5_K_M.gguf",
-        "calibrate/temperature_config.json", "calibrate/reliability.html", "qc/junit.xml",
-        "qc/tokens.npz", "choose/report.html", "longtext/long_entropy.html", "report/report.html",
-        "report/report.md", "report/report.json",
-    ):  # fmt: skip
+        "manifest.json",
+        "record.json",
+        "bake/baked_model/so8tqc.json",
+        "bake/report.md",
+        "export/tiny-F16.gguf",
+        "quantize/tiny-Q5_K_M.gguf",
+        "calibrate/temperature_config.json",
+        "calibrate/reliability.html",
+        "qc/junit.xml",
+        "qc/tokens.npz",
+        "choose/report.html",
+        "longtext/long_entropy.html",
+        "report/report.html",
+        "report/report.md",
+        "report/report.json",
+    ):
         assert (out / path).is_file(), path
     assert "report.html" in first
 
@@ -311,8 +368,19 @@ def test_qc_says_what_counts_and_adds_to_a_githubs_step_summary(
     summary.write_text("before\n", encoding="utf-8")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     gates = make_gates(llama)
-    common = ["qc", "--reference", llama, "--rotations", gates, "--candidate", llama,
-              "--level", "files", "--out", tmp_path / "qc"]  # fmt: skip
+    common = [
+        "qc",
+        "--reference",
+        llama,
+        "--rotations",
+        gates,
+        "--candidate",
+        llama,
+        "--level",
+        "files",
+        "--out",
+        tmp_path / "qc",
+    ]
 
     def run(*more: object) -> tuple[int, str]:
         result = CliRunner().invoke(app, [*map(str, common), *map(str, more)])

@@ -61,8 +61,20 @@ def test_a_log_is_appended_and_tells_what_failed(
     llama: Path, make_gates: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, gates = tmp_path / "qc", make_gates(llama)
-    qc = ["qc", "--reference", str(llama), "--rotations", str(gates), "--candidate", str(llama),
-          "--level", "files", "--out", str(out), "--quiet"]  # fmt: skip
+    qc = [
+        "qc",
+        "--reference",
+        str(llama),
+        "--rotations",
+        str(gates),
+        "--candidate",
+        str(llama),
+        "--level",
+        "files",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     assert run_main(qc) == 1
     once = lines(out / "so8tqc.log")
     assert any(line.startswith("WARNING fail algebra.") for line in once)
@@ -76,13 +88,19 @@ def test_a_log_is_appended_and_tells_what_failed(
 
 @pytest.mark.parametrize(
     ("error", "code", "word"),
-    [(ZeroDivisionError("of something"), 70, "ERROR crashed"), (KeyboardInterrupt(), 130, "WARNING "
-                                                               "interrupted")],
-)  # fmt: skip
+    [
+        (ZeroDivisionError("of something"), 70, "ERROR crashed"),
+        (KeyboardInterrupt(), 130, "WARNING interrupted"),
+    ],
+)
 def test_what_ends_a_command_is_logged(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
     word: str,
-) -> None:  # fmt: skip
+) -> None:
     def end(*_arguments: object, **_options: object) -> None:
         raise error
 
@@ -141,8 +159,10 @@ def test_a_batch_has_one_log_with_the_tracebacks_of_all(
     assert run_main(["run", str(config), "--only", "bake", "--quiet"]) == 4
     said = lines(tmp_path / "out" / "so8tqc.log")
     assert [line for line in said if line.startswith("INFO [")] == [
-        "INFO [1/3] seed=0", "INFO [2/3] seed=1", "INFO [3/3] seed=2",
-    ]  # fmt: skip
+        "INFO [1/3] seed=0",
+        "INFO [2/3] seed=1",
+        "INFO [3/3] seed=2",
+    ]
     assert [line for line in said if line.startswith("ERROR")] == ["ERROR seed=1 stopped"]
     assert "Traceback" in (tmp_path / "out" / "so8tqc.log").read_text()
     assert list((tmp_path / "out").rglob("*.log")) == [tmp_path / "out" / "so8tqc.log"]

@@ -73,9 +73,11 @@ def test_checked_files_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_quiet_doctor_tells_what_is_missing_alone(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     assert run_main(["doctor", str(llama), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     monkeypatch.setattr("so8tqc.llama.vendor.vendor_directory", lambda: tmp_path / "empty")
@@ -90,8 +92,9 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
     ours, theirs = pty.openpty()
     plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     env = plain | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment
-    with subprocess.Popen([*COMMAND, *arguments], stdout=theirs, stderr=theirs, stdin=theirs,
-                          env=env) as process:  # fmt: skip
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=theirs, stderr=theirs, stdin=theirs, env=env
+    ) as process:
         os.close(theirs)
         said = b""
         while select.select([ours], [], [], 60)[0]:
@@ -142,9 +145,13 @@ def _heed_interrupts() -> None:
 @pytest.mark.skipif(not is_vendored(), reason="run `so8tqc vendor` first")
 @pytest.mark.parametrize("moment", ["converting to GGUF", "comparing logits"])
 def test_ctrl_c_leaves_a_run_that_goes_on_where_it_stopped(
-    llama: Path, make_gates: Callable[..., Path], texts_file: Path, long_texts: Path,
-    tmp_path: Path, moment: str,
-) -> None:  # fmt: skip
+    llama: Path,
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    long_texts: Path,
+    tmp_path: Path,
+    moment: str,
+) -> None:
     config, out = tmp_path / "run.yaml", tmp_path / "out"
     (tmp_path / "loose.yaml").write_text(
         "loose:\n  models: {kl.mean: {target: 1.0e-6}}\n"

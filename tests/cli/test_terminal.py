@@ -26,13 +26,20 @@ def test_checks_fit_80_columns_with_all_that_matters(
         record(
             "qc",
             judge("rotation.orthogonality", 5.795e-16, 1e-3, target=1e-3, detail="Drift."),
-            judge("kl.mean", 1.539e-5, 3.079e-5, ci95=(1.2281e-5, 1.8389e-5), target=1e-6,
-                  subject="baked", detail="Near."),
+            judge(
+                "kl.mean",
+                1.539e-5,
+                3.079e-5,
+                ci95=(1.2281e-5, 1.8389e-5),
+                target=1e-6,
+                subject="baked",
+                detail="Near.",
+            ),
             judge("kl.mean", 0.1217, 0.08, ci95=(0.105, 0.138), subject=name, detail="Too [far]."),
             skipped("calibration.ece", "no text", subject=name),
             skipped("calibration.brier", "no text", subject=name),
         )
-    )  # fmt: skip
+    )
     out = capsys.readouterr().out
     assert max(len(line) for line in out.splitlines()) <= 80
     kl = next(line for line in out.splitlines() if "1.539e-05" in line)
@@ -59,11 +66,14 @@ def test_a_calibration_says_its_temperature_in_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     measures = ("nll", "ece", "adaptive_ece", "classwise_ece", "brier", "sharpness")
     metrics = {
-        "fitted": 1.0864, "ci95": [1.0711, 1.1012], "significant": True,
-        "before": dict.fromkeys(measures, 13.085), "at_fitted": dict.fromkeys(measures, 13.0684),
+        "fitted": 1.0864,
+        "ci95": [1.0711, 1.1012],
+        "significant": True,
+        "before": dict.fromkeys(measures, 13.085),
+        "at_fitted": dict.fromkeys(measures, 13.0684),
         "change": {m: {"difference": -0.0166, "ci95": [-0.0231, -0.0094]} for m in measures},
         "reference": dict.fromkeys(measures, 2.9),
-    }  # fmt: skip
+    }
     show(record("calibrate", metrics=metrics))
     out = capsys.readouterr().out
     assert "T = 1.086, 95 % interval 1.071 … 1.101, used" in out
@@ -75,8 +85,14 @@ def test_a_calibration_says_its_temperature_in_80_columns(
 
 
 def test_a_run_shows_its_stages_and_only_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"verdict": "fail", "passed": 1, "failed": 1, "skipped": 0, "seconds": 2.5,
-           "reused": False}  # fmt: skip
+    row = {
+        "verdict": "fail",
+        "passed": 1,
+        "failed": 1,
+        "skipped": 0,
+        "seconds": 2.5,
+        "reused": False,
+    }
     checks = (judge("a.good", 0.0, 1.0, detail=""), judge("a.bad", 2.0, 1.0, detail="Why."))
     show(record("report", *checks, metrics={"stages": {"qc": row}}))
     out = capsys.readouterr().out

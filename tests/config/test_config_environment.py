@@ -28,9 +28,12 @@ def test_what_another_command_knows_is_left_to_it() -> None:
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("SO8TQC_QC__SED", "SO8TQC_QC__SEED"), ("SO8TQC_ZZZZZZZZ", "Unset it"),
-     ("SO8TQC_QC__SEED__X", "SO8TQC_QC__SEED")],
-)  # fmt: skip
+    [
+        ("SO8TQC_QC__SED", "SO8TQC_QC__SEED"),
+        ("SO8TQC_ZZZZZZZZ", "Unset it"),
+        ("SO8TQC_QC__SEED__X", "SO8TQC_QC__SEED"),
+    ],
+)
 @pytest.mark.parametrize("model", [RunConfig, QCConfig])
 def test_what_no_command_knows_is_refused(model: type, name: str, remedy: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: sets no option.*{remedy}"):

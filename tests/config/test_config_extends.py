@@ -24,12 +24,9 @@ def write(path: Path, text: str) -> Path:
 def test_mappings_are_merged_lists_replaced_and_later_files_win(tmp_path: Path) -> None:
     one = write(tmp_path / "one.yaml", "base: m\nqc:\n  seed: 1\n  ctx: 64\ndata: [a, b]\n")
     write(tmp_path / "two.yaml", "rotations: r\nqc: {seed: 2}\n")
-    top = write(tmp_path / "d" / "top.yaml",
-                "extends: [../one.yaml, ../two.yaml]\ndata: [c]\n")  # fmt: skip
+    top = write(tmp_path / "d" / "top.yaml", "extends: [../one.yaml, ../two.yaml]\ndata: [c]\n")
     values, origins = read_layers(top)
-    assert values == {
-        "base": "m", "rotations": "r", "qc": {"seed": 2, "ctx": 64}, "data": ["c"]
-    }  # fmt: skip
+    assert values == {"base": "m", "rotations": "r", "qc": {"seed": 2, "ctx": 64}, "data": ["c"]}
     assert Path(origins[("qc", "ctx")].rpartition(":")[0]).samefile(one)
     assert origins[("qc", "ctx")].endswith("one.yaml:4")
     assert origins[("qc", "seed")].endswith("two.yaml:2")

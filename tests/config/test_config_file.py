@@ -85,15 +85,23 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         load_options(RunConfig, file=path, overrides=["name=-"])
     message = str(caught.value)
     assert message.startswith(f"{path}:3: unknown key export.typ")
-    for part in ("Did you mean type?", f"{path}:5: key qc.seed", "--set name=-: key name",
-                 "key base is missing"):  # fmt: skip
+    for part in (
+        "Did you mean type?",
+        f"{path}:5: key qc.seed",
+        "--set name=-: key name",
+        "key base is missing",
+    ):
         assert part in message
 
 
 def test_a_flag_leaves_its_neighbours_in_the_file_alone(tmp_path: Path) -> None:
     path = write(tmp_path, "rotation_options: {parametrization: cayley, convention: column}\n")
-    flags = {"reference": "m", "candidates": ["c"], "out": "o",
-             "rotation_options": {"convention": "row"}}  # fmt: skip
+    flags = {
+        "reference": "m",
+        "candidates": ["c"],
+        "out": "o",
+        "rotation_options": {"convention": "row"},
+    }
     got = load_options(QCConfig, file=path, flags=flags).rotation_options
     assert (got.parametrization, got.convention) == ("cayley", "row")
 

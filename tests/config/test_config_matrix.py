@@ -73,11 +73,13 @@ def test_exclude_takes_away_what_agrees_in_part() -> None:
         st.sampled_from(["base", "rotations", "quantize.types", "qc.seed"]),
         st.lists(
             st.one_of(st.text(max_size=150), st.integers(), st.lists(st.text(), max_size=2)),
-            min_size=1, max_size=3, unique_by=lambda value: json.dumps(value),
+            min_size=1,
+            max_size=3,
+            unique_by=lambda value: json.dumps(value),
         ),
         min_size=1,
     )
-)  # fmt: skip
+)
 def test_every_combination_has_a_name_of_its_own_that_is_one_folder(
     axes: dict[str, list[object]],
 ) -> None:
@@ -117,8 +119,11 @@ def test_the_matrix_reaches_the_runs_and_their_directories(tmp_path: Path) -> No
     found = batch(file, flags={"out": tmp_path / "o"}, overrides=["qc.seed=3"])
     assert found.out == tmp_path / "o"
     assert [c.name for c in found.combinations] == [
-        "m,r,Q8_0", "m,r,Q4_K_M+Q6_K", "n,r,Q8_0", "n,r,Q4_K_M+Q6_K",
-    ]  # fmt: skip
+        "m,r,Q8_0",
+        "m,r,Q4_K_M+Q6_K",
+        "n,r,Q8_0",
+        "n,r,Q4_K_M+Q6_K",
+    ]
     last = found.combinations[-1].config
     assert (last.base, last.rotations, last.out) == ("n", "r", tmp_path / "o" / "n,r,Q4_K_M+Q6_K")
     assert (last.quantize.types, last.quantize.threads) == (("Q4_K_M", "Q6_K"), 2)
@@ -198,8 +203,11 @@ def test_a_matrix_may_stand_in_the_file_that_is_extended(tmp_path: Path) -> None
     write(tmp_path / "low.yaml", "rotations: r\nmatrix:\n  base: [m, n]\n  qc.seed: [1]\n")
     top = write(tmp_path / "top.yaml", "extends: low.yaml\nmatrix: {qc.seed: [2, 3]}\n")
     assert [c.name for c in batch(top).combinations] == [
-        "m,seed=2", "m,seed=3", "n,seed=2", "n,seed=3",
-    ]  # fmt: skip
+        "m,seed=2",
+        "m,seed=3",
+        "n,seed=2",
+        "n,seed=3",
+    ]
 
 
 def test_other_commands_know_no_matrix(tmp_path: Path) -> None:

@@ -38,8 +38,10 @@ def held(name: str, path: Path, module: str = "locks") -> Iterator[subprocess.Po
     """Another process inside a context manager of ours; it leaves when this one does."""
     process = subprocess.Popen(
         [sys.executable, "-c", _HOLD.format(module=module, name=name), str(path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     with process:  # its end closes the pipes, and waits
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -172,10 +174,12 @@ def test_one_of_two_runs_at_the_same_time_does_the_work(
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "so8tqc", "bake", str(llama), str(gates), "--out", str(out)],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         for gates in rotations
-    ]  # fmt: skip
+    ]
     said = [process.communicate()[1] for process in both]
     codes = [process.returncode for process in both]
     assert set(codes) <= {0, 4}

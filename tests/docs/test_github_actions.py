@@ -39,8 +39,12 @@ def test_every_command_is_accepted(tmp_path) -> None:
 
 
 def test_the_run_file_is_valid(tmp_path) -> None:
-    line = next(line for script in _scripts() for line in lines_of(
-        Block("workflow", 0, "bash", script, "")) if "<<YAML" in line)  # fmt: skip
+    line = next(
+        line
+        for script in _scripts()
+        for line in lines_of(Block("workflow", 0, "bash", script, ""))
+        if "<<YAML" in line
+    )
     environment = {
         "MODEL": "models/base",
         "ROTATIONS": "gates.safetensors",

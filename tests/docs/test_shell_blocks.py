@@ -80,8 +80,10 @@ def gguf_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("gguf") / "world"
     shutil.copytree(world, directory)
     _run(directory, ["export", "baked", "--out", "model-F16.gguf"])
-    _run(directory, ["quantize", "model-F16.gguf", "--type", "Q8_0", "--type", "Q5_K_M",
-                     "--out", "quantized"])  # fmt: skip
+    _run(
+        directory,
+        ["quantize", "model-F16.gguf", "--type", "Q8_0", "--type", "Q5_K_M", "--out", "quantized"],
+    )
     for name in ("model-Q5_K_M.gguf", "q5.gguf", "A.gguf"):
         shutil.copy(directory / "quantized" / "model-Q5_K_M.gguf", directory / name)
     for name in ("model-Q8_0.gguf", "B.gguf"):

@@ -45,9 +45,12 @@ def fault_matrix() -> str:
 
 def _row(fault: Fault) -> str:
     cells = (
-        fault.text, ", ".join(fault.dtypes), _ids(fault.caught_by), _ids(fault.logits),
+        fault.text,
+        ", ".join(fault.dtypes),
+        _ids(fault.caught_by),
+        _ids(fault.logits),
         f"`{fault.diagnosis}`",
-    )  # fmt: skip
+    )
     return "| " + " | ".join(cells) + " |\n"
 
 

@@ -52,9 +52,11 @@ def benches(
             base = make_model(architecture, dtype)
             root = tmp_path_factory.mktemp("bench")
             gates = write_gates(
-                base, root / "gates.safetensors", scale=fault.scale,
+                base,
+                root / "gates.safetensors",
+                scale=fault.scale,
                 parametrization=fault.parametrization,
-            )  # fmt: skip
+            )
             bake(BakeConfig(base=base, rotations=gates, out=root / "baked", verify=False))
             made[key] = base, gates, root / "baked"
         base, gates, baked = made[key]
@@ -91,10 +93,16 @@ def write_gates(
 def judged(bench: Bench, candidate: Path, texts: Path, level: str) -> Record:
     return qc(
         QCConfig(
-            reference=bench.base, rotations=bench.gates, candidates=(candidate,), level=level,
-            data=(str(texts),), out=bench.out.with_suffix(".qc"), max_tokens=48, resamples=100,
+            reference=bench.base,
+            rotations=bench.gates,
+            candidates=(candidate,),
+            level=level,
+            data=(str(texts),),
+            out=bench.out.with_suffix(".qc"),
+            max_tokens=48,
+            resamples=100,
         )  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def failed(record: Record) -> set[str]:
@@ -129,9 +137,13 @@ ONE_OF_EACH = [cases(fault)[i % len(cases(fault))] for i, fault in enumerate(FAU
     ("fault", "architecture", "dtype"), [c for c in CASES if not c.values[0].gguf]
 )
 def test_the_files_show_the_fault(
-    fault: Fault, architecture: str, dtype: str, benches: BenchMaker, texts_file: Path,
+    fault: Fault,
+    architecture: str,
+    dtype: str,
+    benches: BenchMaker,
+    texts_file: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     bench = benches(architecture, dtype, fault, tmp_path / "model")
     fault.break_it(bench)
     record = judged(bench, bench.out, texts_file, "files")
@@ -144,9 +156,13 @@ def test_the_files_show_the_fault(
     [c for c in ONE_OF_EACH if not c.values[0].gguf],
 )
 def test_the_logits_show_the_fault(
-    fault: Fault, architecture: str, dtype: str, benches: BenchMaker, texts_file: Path,
+    fault: Fault,
+    architecture: str,
+    dtype: str,
+    benches: BenchMaker,
+    texts_file: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     bench = benches(architecture, dtype, fault, tmp_path / "model")
     fault.break_it(bench)
     record = judged(bench, bench.out, texts_file, "full")
@@ -158,9 +174,13 @@ def test_the_logits_show_the_fault(
 @pytest.mark.skipif(not is_vendored(), reason="run `so8tqc vendor` first")
 @pytest.mark.parametrize(("fault", "architecture", "dtype"), [c for c in CASES if c.values[0].gguf])
 def test_the_gguf_shows_the_fault(
-    fault: Fault, architecture: str, dtype: str, benches: BenchMaker, texts_file: Path,
+    fault: Fault,
+    architecture: str,
+    dtype: str,
+    benches: BenchMaker,
+    texts_file: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     bench = benches(architecture, dtype, fault, tmp_path / "model")
     candidate = fault.break_it(bench)
     assert candidate is not None
@@ -176,12 +196,14 @@ def test_a_correct_bake_is_not_blamed(
     """Twenty bakes: architectures, dtypes, conventions, parametrizations, sites, sizes vary."""
     base = make_model(ARCHITECTURES[seed % 2], ("bfloat16", "float32", "float16")[seed % 3])
     gates = write_gates(
-        base, tmp_path / "gates.safetensors", seed=100 + seed,
+        base,
+        tmp_path / "gates.safetensors",
+        seed=100 + seed,
         scale=(0.05, 0.1, 0.2)[seed // 2 % 3],
         convention=list(Convention)[seed // 2 % 2],
         parametrization=list(Parametrization)[seed % 5],
         site=list(Site)[seed // 3 % 2],
-    )  # fmt: skip
+    )
     bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "model", verify=False))
     bench = Bench(base, gates, tmp_path / "model")
     record = judged(bench, bench.out, texts_file, "full")

@@ -47,9 +47,13 @@ def gates(path: Path, sigma: float, parametrization: Parametrization = Parametri
     draw = np.random.default_rng(4)
     theta = {Target(i): draw.normal(size=(BLOCKS, 8, 8)) * sigma / 2**0.5 for i in range(LAYERS)}
     write_native(
-        path, theta, parametrization=parametrization, convention=Convention.COLUMN,
-        site=Site.INPUT, pet=None,
-    )  # fmt: skip
+        path,
+        theta,
+        parametrization=parametrization,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+        pet=None,
+    )
     return path
 
 
@@ -63,9 +67,13 @@ def examined(tmp_path: Path, sigma: float, fold: Fold, **options: object) -> Rec
         skew = theta[Target(i)] - theta[Target(i)].transpose(0, 2, 1)
         baked[i] = fold(w.double(), dense(np.stack([expm(a) for a in skew])))
     config = QCConfig(
-        reference=model(tmp_path / "base", weights), rotations=file, level="files",
-        candidates=(model(tmp_path / "model", baked),), out=tmp_path / "qc", **options,
-    )  # type: ignore[arg-type]  # fmt: skip
+        reference=model(tmp_path / "base", weights),
+        rotations=file,
+        level="files",
+        candidates=(model(tmp_path / "model", baked),),
+        out=tmp_path / "qc",
+        **options,
+    )  # type: ignore[arg-type]
     return qc(config)
 
 
@@ -82,9 +90,12 @@ def test_recovered_blocks_are_the_true_ones(sigma: float, tmp_path: Path) -> Non
     baked = {i: w.double() @ dense(true.blocks[Target(i)].copy()) for i, w in weights.items()}
     base, candidate = model(tmp_path / "base", weights), model(tmp_path / "model", baked)
     config = QCConfig(
-        reference=base, candidates=(candidate,), level="files", out=tmp_path / "qc",
+        reference=base,
+        candidates=(candidate,),
+        level="files",
+        out=tmp_path / "qc",
         save_recovered=found,
-    )  # fmt: skip
+    )
     record = qc(config)
     assert record.check("rotation.recovered").verdict is Verdict.PASS
     assert record.outputs["recovered"].path == str(found)
@@ -95,10 +106,13 @@ def test_recovered_blocks_are_the_true_ones(sigma: float, tmp_path: Path) -> Non
         assert 1e-6 < distance.max() <= 6e-5  # 4e-4 were asked for
     again = qc(
         QCConfig(
-            reference=base, rotations=found, candidates=(candidate,), level="files",
+            reference=base,
+            rotations=found,
+            candidates=(candidate,),
+            level="files",
             out=tmp_path / "qc",
         )
-    )  # fmt: skip
+    )
     assert codes(again) == {"storage_rounding"}  # nearly the right ones, not the right ones
     assert "within" in again.diagnosis[0].text
 
@@ -113,10 +127,13 @@ def test_a_model_that_carries_no_rotation_of_the_base_is_told(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="one candidate"):
         qc(
             QCConfig(
-                reference=tmp_path / "base", candidates=(tmp_path / "base", tmp_path / "model"),
-                level="files", out=tmp_path / "qc", save_recovered=tmp_path / "f.safetensors",
+                reference=tmp_path / "base",
+                candidates=(tmp_path / "base", tmp_path / "model"),
+                level="files",
+                out=tmp_path / "qc",
+                save_recovered=tmp_path / "f.safetensors",
             )
-        )  # fmt: skip
+        )
 
 
 def test_one_small_element_is_not_taken_for_rounding(tmp_path: Path) -> None:

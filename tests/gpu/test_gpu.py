@@ -50,10 +50,16 @@ def judged(
 ) -> Record:
     return qc(
         QCConfig(
-            reference=base, rotations=gates, candidates=(candidate,), data=(str(texts),), out=out,
-            max_tokens=64, resamples=200, **options,
+            reference=base,
+            rotations=gates,
+            candidates=(candidate,),
+            data=(str(texts),),
+            out=out,
+            max_tokens=64,
+            resamples=200,
+            **options,
         )
-    )  # fmt: skip
+    )
 
 
 def failures(record: Record) -> list[tuple[str, float | None, float | None]]:
@@ -78,9 +84,13 @@ def test_the_model_computes_on_the_gpu_in_bfloat16(llama: Path) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3_text", "qwen2_vl", "phi3"])
 @pytest.mark.parametrize("dtype", [None, "float32", "float64"])
 def test_a_right_bake_passes(
-    architecture: str, dtype: str | None, make_model: Callable[..., Path],
-    make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    architecture: str,
+    dtype: str | None,
+    make_model: Callable[..., Path],
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    tmp_path: Path,
+) -> None:
     base = make_model(architecture)
     gates = make_gates(base, seed=7)
     bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "baked"))
@@ -98,9 +108,11 @@ def test_statistics_beside_the_passes_are_those_between_them(
     texts = [EncodedText(str(i), generator.integers(3, 500, 20 + 40 * (i % 12))) for i in range(60)]
     model, rotations = HFModel.load(base), read_rotations(gates)
     walked = [
-        GatedSource(model, rotations, "a"), FoldedSource(model, rotations, "b", None),
-        HFSource(model, "c"), HFSource(HFModel.load(candidate), "d"),
-    ]  # fmt: skip
+        GatedSource(model, rotations, "a"),
+        FoldedSource(model, rotations, "b", None),
+        HFSource(model, "c"),
+        HFSource(HFModel.load(candidate), "d"),
+    ]
     pairs = [("a", "b"), ("a", "c"), ("a", "d")]
     monkeypatch.setattr("so8tqc.sources.compare.head_rows", lambda _v: 70)
     beside = compare(walked, pairs, texts)
@@ -141,9 +153,14 @@ def test_a_wrong_bake_fails_and_is_named(
     ("dtype", "nll", "kl"), [("float64", 1e-5, 1e-3), ("float32", 1e-4, 0.1), (None, 0.05, None)]
 )
 def test_numbers_are_those_of_the_cpu(
-    dtype: str | None, nll: float, kl: float | None, baked: Baked, texts_file: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    dtype: str | None,
+    nll: float,
+    kl: float | None,
+    baked: Baked,
+    texts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Against float64 on the CPU; of bfloat16 only that its noise is small beside the effect.
 
     Even in float64 transformers takes norms and rotary angles in float32.
@@ -181,10 +198,14 @@ def test_a_capture_made_on_the_gpu_is_read_on_the_cpu(
     assert torch.equal(stored, on_cpu(live).to(stored.dtype))
     record = qc(
         QCConfig(
-            reference=path, base=base, rotations=gates, candidates=(candidate,),
-            out=tmp_path / "qc", resamples=200,
+            reference=path,
+            base=base,
+            rotations=gates,
+            candidates=(candidate,),
+            out=tmp_path / "qc",
+            resamples=200,
         )
-    )  # fmt: skip
+    )
     assert record.check("kl.mean").verdict is Verdict.PASS, failures(record)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     sources = [
@@ -255,12 +276,28 @@ def test_two_processes_share_a_gpu_and_give_the_record_of_one(
     for number, start in enumerate((["-m"], launcher)):
         out = tmp_path / f"qc{number}"
         done = subprocess.run(
-            [sys.executable, *start, "so8tqc", "qc", "--reference", str(base), "--rotations",
-             str(gates), "--candidate", str(candidate), "--data", str(texts_file), "--out",
-             str(out), "--json"],
-            capture_output=True, text=True, check=False,
+            [
+                sys.executable,
+                *start,
+                "so8tqc",
+                "qc",
+                "--reference",
+                str(base),
+                "--rotations",
+                str(gates),
+                "--candidate",
+                str(candidate),
+                "--data",
+                str(texts_file),
+                "--out",
+                str(out),
+                "--json",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         record = json.loads((out / "record.json").read_text())
         records.append({k: v for k, v in record.items() if k not in ("run", "config")})
@@ -274,10 +311,17 @@ def test_longtext_runs_on_the_gpu(baked: Baked, long_texts: Path, tmp_path: Path
     base, gates, candidate = baked
     record = longtext(
         LongTextConfig(
-            model=candidate, reference=base, rotations=gates, data=(str(long_texts),),
-            out=tmp_path / "out", resamples=200, min_tokens=256, max_new_tokens=40, png=False,
+            model=candidate,
+            reference=base,
+            rotations=gates,
+            data=(str(long_texts),),
+            out=tmp_path / "out",
+            resamples=200,
+            min_tokens=256,
+            max_new_tokens=40,
+            png=False,
         )
-    )  # fmt: skip
+    )
     assert record.check("phase.layer0").value == 0.0
     assert {c.id for c in record.checks if c.verdict is Verdict.FAIL} == set(), failures(record)
 

@@ -114,8 +114,9 @@ def _deep_pickle() -> bytes:
 
 
 def _bytearray(count: int) -> bytes:
-    return _torch_zip(b"\x80\x02c__builtin__\nbytearray\n\x8a\x08"
-                      + struct.pack("<q", count) + b"\x85R.")  # fmt: skip
+    return _torch_zip(
+        b"\x80\x02c__builtin__\nbytearray\n\x8a\x08" + struct.pack("<q", count) + b"\x85R."
+    )
 
 
 def _bytearray_of(count: int) -> Plant:

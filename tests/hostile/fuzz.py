@@ -102,10 +102,14 @@ def fuzz(reader: Reader, inputs: int, folder: Path, seed: int | None) -> Counter
     counts: Counter[str] = Counter()
 
     @settings(
-        max_examples=inputs, derandomize=seed is None, database=None, deadline=None,
-        suppress_health_check=list(HealthCheck), print_blob=False,
+        max_examples=inputs,
+        derandomize=seed is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
         phases=[Phase.generate, Phase.shrink],
-    )  # fmt: skip
+    )
     @given(st.data())
     def one(data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(reader.files)))
@@ -203,13 +207,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 except Exception as error:
                     dropped[bomb.text] = "fault"
                     faults.append(f"{bomb.text}: {_told(error)}")
-        row |= {"inputs": counts.total(), READ: counts[READ], REFUSED: counts[REFUSED],
-                "corpus": dropped, "faults": faults}  # fmt: skip
+        row |= {
+            "inputs": counts.total(),
+            READ: counts[READ],
+            REFUSED: counts[REFUSED],
+            "corpus": dropped,
+            "faults": faults,
+        }
         failed |= bool(faults)
         results[reader.name] = row
-        print(f"{reader.name}: {counts.total()} inputs, {counts[REFUSED]} refused, "
-              f"{len(dropped)} of the corpus, {time.monotonic() - started:.1f} s",
-              *(f"\n  FAULT {fault}" for fault in faults), file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"{reader.name}: {counts.total()} inputs, {counts[REFUSED]} refused, "
+            f"{len(dropped)} of the corpus, {time.monotonic() - started:.1f} s",
+            *(f"\n  FAULT {fault}" for fault in faults),
+            file=sys.stderr,
+            flush=True,
+        )
         options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return int(failed)
 

@@ -20,16 +20,48 @@ from hypothesis import strategies as st
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 NUMBERS = (
-    0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
-    0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF, 1 << 40,
-)  # fmt: skip
+    0,
+    1,
+    2,
+    7,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    0x7FFFFFFFFFFFFFFF,
+    0x8000000000000000,
+    0xFFFFFFFFFFFFFFFF,
+    1 << 40,
+)
 """Ends of the integer types, and sizes that no file has."""
 
 TEXTS = (
-    "", "..", "/", "../../../../etc/passwd", "/etc/passwd", "a/b", "C:\\x", "\x00", "x" * 100_000,
-    "model.layers.0.self_attn.o_proj.theta", "__metadata__", "F32", "I64", "BF16", "F8_E4M3",
-    "auto_map", "https://example.org/x", "\u202e", "NaN", "none", "exp",
-)  # fmt: skip
+    "",
+    "..",
+    "/",
+    "../../../../etc/passwd",
+    "/etc/passwd",
+    "a/b",
+    "C:\\x",
+    "\x00",
+    "x" * 100_000,
+    "model.layers.0.self_attn.o_proj.theta",
+    "__metadata__",
+    "F32",
+    "I64",
+    "BF16",
+    "F8_E4M3",
+    "auto_map",
+    "https://example.org/x",
+    "\u202e",
+    "NaN",
+    "none",
+    "exp",
+)
 
 VALUES: tuple[str, ...] = (
     "null", "true", "[]", "{}", '""', "-1", "0", "1e308", "-1e400", "NaN", "Infinity", "1.5",

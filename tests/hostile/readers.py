@@ -20,9 +20,11 @@ Make = Callable[[Path], None]
 Read = Callable[[Path], object]
 
 TENSORS = {
-    "model.embed_tokens.weight": (64, 32), "model.norm.weight": (32,), "lm_head.weight": (64, 32),
+    "model.embed_tokens.weight": (64, 32),
+    "model.norm.weight": (32,),
+    "lm_head.weight": (64, 32),
     **{f"model.layers.{i}.self_attn.o_proj.weight": (32, 32) for i in range(2)},
-}  # fmt: skip
+}
 
 
 WHOLE = TENSORS | {
@@ -137,9 +139,15 @@ def _make_gated_adapter(directory: Path) -> None:
     from safetensors.torch import save_file
 
     config = {
-        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": True, "bias": "none",
-        "alpha_pattern": {"o_proj": 2}, "fan_in_fan_out": False, "use_dora": False,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "use_rslora": True,
+        "bias": "none",
+        "alpha_pattern": {"o_proj": 2},
+        "fan_in_fan_out": False,
+        "use_dora": False,
+    }
     (directory / "base").mkdir()
     _make_checkpoint(directory / "base")
     (directory / "adapter").mkdir()
@@ -205,10 +213,19 @@ def _make_adapter(directory: Path) -> None:
     from safetensors.numpy import save_file
 
     config = {
-        "peft_type": "OFT", "peft_version": "0.21.0", "oft_block_size": 8, "r": 0, "bias": "none",
-        "coft": True, "eps": 6e-5, "block_share": False, "use_cayley_neumann": True,
-        "num_cayley_neumann_terms": 5, "target_modules": ["o_proj"], "modules_to_save": None,
-    }  # fmt: skip
+        "peft_type": "OFT",
+        "peft_version": "0.21.0",
+        "oft_block_size": 8,
+        "r": 0,
+        "bias": "none",
+        "coft": True,
+        "eps": 6e-5,
+        "block_share": False,
+        "use_cayley_neumann": True,
+        "num_cayley_neumann_terms": 5,
+        "target_modules": ["o_proj"],
+        "modules_to_save": None,
+    }
     (directory / "adapter_config.json").write_text(json.dumps(config))
     prefix = "base_model.model.model.layers"
     vectors = {
@@ -223,9 +240,13 @@ def _make_checkpoint(directory: Path) -> None:
     from safetensors.torch import save_file
 
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64,
-    }  # fmt: skip
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    }
     (directory / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -363,9 +384,13 @@ def _make_imatrix(directory: Path) -> None:
     sums = np.random.default_rng(0).random((1, 32))
     names = [f"blk.{i}.attn_output.weight" for i in range(2)]
     write_imatrix(
-        directory / "imatrix.gguf", dict.fromkeys(names, sums),
-        dict.fromkeys(names, np.array([40])), datasets=["x"], chunks=3, chunk_size=64,
-    )  # fmt: skip
+        directory / "imatrix.gguf",
+        dict.fromkeys(names, sums),
+        dict.fromkeys(names, np.array([40])),
+        datasets=["x"],
+        chunks=3,
+        chunk_size=64,
+    )
 
 
 def _make_dat(directory: Path) -> None:
@@ -429,9 +454,12 @@ def _read_profiles(directory: Path) -> object:
 
 def _make_texts(directory: Path) -> None:
     value = {
-        "texts": ["One two.", "日本語の文。", "Three"], "ids": ["a", "b", "c"], "language": "en",
-        "prompts": ["p", "", ""], "categories": ["x", "y", "z"],
-    }  # fmt: skip
+        "texts": ["One two.", "日本語の文。", "Three"],
+        "ids": ["a", "b", "c"],
+        "language": "en",
+        "prompts": ["p", "", ""],
+        "categories": ["x", "y", "z"],
+    }
     (directory / "texts.json").write_text(json.dumps(value, ensure_ascii=False), "utf-8")
     lines = [json.dumps({"id": i, "text": t}) for i, t in enumerate(value["texts"])]
     (directory / "texts.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
@@ -458,8 +486,11 @@ def _make_run(directory: Path) -> None:
     from so8tqc.services.run.directory import RunDirectory
 
     _make_bake(directory)
-    config = BakeConfig(base=directory / "base", rotations=directory / "gates.safetensors",
-                        out=directory / "bake" / "baked_model")  # fmt: skip
+    config = BakeConfig(
+        base=directory / "base",
+        rotations=directory / "gates.safetensors",
+        out=directory / "bake" / "baked_model",
+    )
     write_record(directory / "bake" / "record.json", bake(config))
     run = RunDirectory(directory)
     run.ref(directory / "gates.safetensors")
@@ -495,8 +526,10 @@ def _make_tokens(directory: Path) -> None:
     table = TokenTable(
         {name: np.linspace(0, 1, n) for name in COLUMNS},
         np.repeat(np.arange(2, dtype=np.int32), n // 2),
-        np.arange(n, dtype=np.int32), 64, ("a", "b"),
-    )  # fmt: skip
+        np.arange(n, dtype=np.int32),
+        64,
+        ("a", "b"),
+    )
     write_tokens(directory / "tokens.npz", {"candidate": table})
 
 
@@ -511,13 +544,14 @@ def _read_tokens(directory: Path) -> None:
 
 def _make_temperature(directory: Path) -> None:
     value = {
-        "temperature": 1.1, "bounds": [0.5, 3.0],
+        "temperature": 1.1,
+        "bounds": [0.5, 3.0],
         "entropy_temperature": {"significant": True, "a": 1.0, "b": 0.1, "bounds": [0.5, 3.0]},
         "group_temperatures": {
             "language": {"significant": True, "temperatures": {"en": {"temperature": 1.2}}},
             "category": {"significant": False, "temperatures": {}},
         },
-    }  # fmt: skip
+    }
     (directory / "temperature_config.json").write_text(json.dumps(value))
 
 
@@ -559,9 +593,14 @@ def _make_model(directory: Path) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     with quiet_transformers():
         LlamaForCausalLM(config).save_pretrained(str(directory))
 

@@ -32,8 +32,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("fuzz") / "results.json"
     done = subprocess.run(
         [sys.executable, str(FUZZ), "--inputs", str(INPUTS), "--light", "--out", str(out)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode in (0, 1), done.stderr[-3000:]
     found: dict[str, Any] = json.loads(out.read_text("utf-8"))
     return found

@@ -26,12 +26,32 @@ SECONDS_LIMIT = 10.0
 """CPU seconds that one input may take."""
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod",
-            "os.truncate"}  # fmt: skip
-_STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty",
-           "pty.spawn"}  # fmt: skip
-_REACHES = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto",
-            "socket.bind"}  # fmt: skip
+_CHANGES = {
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+}
+_STARTS = {
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+}
+_REACHES = {
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "socket.sendto",
+    "socket.bind",
+}
 _DEVICES = ("/dev/null", "/dev/shm/so8tqc-logits-")
 
 

@@ -15,10 +15,14 @@ from so8tqc.closure import PACKAGE, Sources, own_sources, versions_of
 
 ROOT = Path(so8tqc.__file__).parent
 SERVICES = {
-    "bake": "bake", "export": "export.service", "quantize": "quantize.service",
-    "calibrate": "calibrate.service", "qc": "qc.service", "choose": "choose.among",
+    "bake": "bake",
+    "export": "export.service",
+    "quantize": "quantize.service",
+    "calibrate": "calibrate.service",
+    "qc": "qc.service",
+    "choose": "choose.among",
     "longtext": "longtext.service",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -134,17 +138,27 @@ def test_imports_of_every_form(tmp_path: Path) -> None:
         "        import yaml.loader as y\n",
         "room/__init__.py": "match 1:\n    case 1:\n        from . import sibling\n",
         "room/inner.py": "from ..c import name\nx = ['-P', '-m', 'so8tqc.child', 'x']\n",
-        "room/sibling.py": "", "c.py": "name = 1", "no.py": "", "other.py": "",
+        "room/sibling.py": "",
+        "c.py": "name = 1",
+        "no.py": "",
+        "other.py": "",
         "child.py": 'from importlib.util import find_spec\nfind_spec("llama_cpp")\n',
-    }  # fmt: skip
+    }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     found = Sources(tmp_path).closure("so8tqc.a")
     assert found.modules == tuple(
-        sorted(["so8tqc", *(f"so8tqc.{n}" for n in ("a", "b", "c", "child", "room", "room.inner",
-                                                   "room.sibling"))])
-    )  # fmt: skip
+        sorted(
+            [
+                "so8tqc",
+                *(
+                    f"so8tqc.{n}"
+                    for n in ("a", "b", "c", "child", "room", "room.inner", "room.sibling")
+                ),
+            ]
+        )
+    )
     assert found.distributions == ("llama-cpp-python", "pyyaml")
     with pytest.raises(ModuleNotFoundError):
         Sources(tmp_path).closure("so8tqc.nowhere")

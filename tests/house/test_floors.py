@@ -19,9 +19,13 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the contracts of ``folder/pyproject.toml`` on ``folder/src``."""
     # the interpreter puts the script's folder first, so that the copy is looked at
     return subprocess.run(
-        [sys.executable, "-c", LINT], cwd=folder, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", LINT],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env={"PYTHONPATH": str(folder / "src"), "COLUMNS": "200"},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -30,8 +30,14 @@ def tiny_gguf(tmp_path: Path) -> Callable[[int], Path]:
         for name in ("token_embd", "output"):
             writer.add_tensor(f"{name}.weight", make(size=(64, 32)).astype(np.float32))
         for name in (
-            "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
-        ):  # fmt: skip
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+            "ffn_gate",
+            "ffn_up",
+            "ffn_down",
+        ):
             writer.add_tensor(f"blk.0.{name}.weight", (make(size=(32, 32)) / 6).astype(np.float32))
         for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
             writer.add_tensor(f"{name}.weight", np.ones(32, dtype=np.float32))

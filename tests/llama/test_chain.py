@@ -141,9 +141,14 @@ def test_llama_perplexity_protocol_from_files_alone(
     content = "One fox.\r\n\nTwo <s> foxes, 三 foxes.\n" * 30
     (tmp_path / "text.txt").write_bytes(content.encode())
     config = QCConfig(
-        reference=gguf, candidates=(tmp_path / "tiny-Q8_0.gguf",), out=tmp_path / "qc",
-        data=(str(tmp_path / "text.txt"),), protocol="llama-perplexity", ctx=64, resamples=200,
-    )  # fmt: skip
+        reference=gguf,
+        candidates=(tmp_path / "tiny-Q8_0.gguf",),
+        out=tmp_path / "qc",
+        data=(str(tmp_path / "text.txt"),),
+        protocol="llama-perplexity",
+        ctx=64,
+        resamples=200,
+    )
     tokenizer = AutoTokenizer.from_pretrained(str(model), add_bos_token=True)
     ids = tokenizer(content[:-1], split_special_tokens=True)["input_ids"]
     windows = evaluation_texts(config, _no_tokenizer)

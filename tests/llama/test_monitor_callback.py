@@ -26,10 +26,14 @@ def test_in_llama_cpp_python(tiny_gguf: Callable[[int], Path]) -> None:
             scores[7] = 1e4
         return scores
 
-    tokens = list(llm.generate(
-        [1, 17, 42, 9], temp=0.0, logits_processor=LogitsProcessorList([monitor, loop]),
-        stopping_criteria=StoppingCriteriaList([monitor.stopping("loop")]),
-    ))  # fmt: skip
+    tokens = list(
+        llm.generate(
+            [1, 17, 42, 9],
+            temp=0.0,
+            logits_processor=LogitsProcessorList([monitor, loop]),
+            stopping_criteria=StoppingCriteriaList([monitor.stopping("loop")]),
+        )
+    )
     assert tokens[-25:] == [7] * 25
     assert len(tokens) == 20 + 25
     assert [alarm.kind for alarm in monitor.alarms] == ["loop"]

@@ -64,9 +64,14 @@ def test_only_the_converter_is_unpacked_and_what_is_tracked_stays(
     pin = package(tmp_path, monkeypatch, WANTED | more, link="/etc/passwd")
     converter = vendor.fetch_converter(pin=pin)
     assert names(directory) == {
-        "README.md", "pin.json", "SOURCE", "LICENSE", "convert_hf_to_gguf.py",
-        "conversion/base.py", "gguf-py/gguf/a.py",
-    }  # fmt: skip
+        "README.md",
+        "pin.json",
+        "SOURCE",
+        "LICENSE",
+        "convert_hf_to_gguf.py",
+        "conversion/base.py",
+        "gguf-py/gguf/a.py",
+    }
     assert (directory / "README.md").read_text() == "ours"
     assert converter.revision == f"llama-cpp-python 1 sha256:{pin.sha256}"
     assert converter.python_path == directory / "gguf-py"

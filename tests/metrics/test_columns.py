@@ -32,9 +32,12 @@ print(json.dumps({name: rows[:, i].tolist() for i, name in enumerate(columns.COL
 def rows(order: str, cache: Path) -> dict[str, list[float]]:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
     done = subprocess.run(
-        [sys.executable, "-c", _ROWS, order], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", _ROWS, order],
+        capture_output=True,
+        text=True,
+        check=True,
         env=environment,
-    )  # fmt: skip
+    )
     found: dict[str, list[float]] = json.loads(done.stdout)
     return found
 

@@ -41,9 +41,12 @@ print(distribution(torch.tensor([[0.0, 0.0]]), torch.tensor([0])).numbers[0, 1])
 def nll_of_a_coin(program: str = PROGRAM, **environment: str) -> float:
     """Compute a row in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **environment},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 

@@ -85,11 +85,13 @@ def test_batches_are_summarised_as_numpy_does(statistic: str) -> None:
     for i in range(3):
         batch = x[2 + 16 * i : 2 + 16 * (i + 1)]
         around = x[16 * i : 2 + 16 * (i + 1)]
-        expected.append({
-            "index": np.abs(np.diff(around, n=2)).mean(),
-            "von_neumann": np.square(np.diff(around)[1:]).sum()
-            / np.square(batch - batch.mean()).sum(),
-        }[statistic])  # fmt: skip
+        expected.append(
+            {
+                "index": np.abs(np.diff(around, n=2)).mean(),
+                "von_neumann": np.square(np.diff(around)[1:]).sum()
+                / np.square(batch - batch.mean()).sum(),
+            }[statistic]
+        )
     np.testing.assert_allclose(np.exp(got), expected, rtol=1e-6)
 
 

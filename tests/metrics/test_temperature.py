@@ -122,8 +122,9 @@ def test_worst_case_one_token_against_all_others() -> None:
     z[:, 7] = [9.0, 12.5, 16.0]  # near ln V = 12.5 the distribution switches over
     table = _table(z, np.array([7, 7, 7]), np.zeros(3, dtype=np.intp))
     for temperature in np.geomspace(*BOUNDS, 41):
-        exact = logsumexp((z[:, [7, 0]] - z[:, [7]]).astype(np.float64) / temperature,
-                          b=[[1, V - 1]], axis=1)  # fmt: skip
+        exact = logsumexp(
+            (z[:, [7, 0]] - z[:, [7]]).astype(np.float64) / temperature, b=[[1, V - 1]], axis=1
+        )
         np.testing.assert_allclose(table.at(float(temperature)).nll, exact, atol=1e-3)
 
 

@@ -62,8 +62,13 @@ def by_ggml(
 
     chunk = ggml().ggml_quantize_chunk
     chunk.restype = ctypes.c_size_t
-    chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3,
-                      ctypes.c_void_p]  # fmt: skip
+    chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
     rows, n = weights.shape
     stored = np.empty((rows, n // grid.block * grid.bytes), np.uint8)
     means = importance.astype(np.float32)
@@ -152,8 +157,9 @@ def test_what_lies_on_a_grid_stays(grid: Grid) -> None:
     first = weights_of(solve(matrix(16), curvature, grid.name).stored, grid)
     again = solve(first, curvature, grid.name)
     moved = costs(first, again, grid, np.asarray(curvature.hessian))
-    before = costs(matrix(16), solve(matrix(16), curvature, grid.name), grid,
-                   np.asarray(curvature.hessian))  # fmt: skip
+    before = costs(
+        matrix(16), solve(matrix(16), curvature, grid.name), grid, np.asarray(curvature.hessian)
+    )
     assert moved.sum() < 0.5 * before.sum()
 
 

@@ -81,13 +81,19 @@ class Bench:
         library = build_library(folder)
         self._server = subprocess.Popen(
             [sys.executable, str(HERE / "disk_server.py"), str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={
-                **os.environ, "LD_PRELOAD": str(library), "FAULTS_ROOT": str(self.root),
-                "FAULTS_CONTROL": str(self._control), "FAULTS_TRACE": str(self._trace),
-                "OMP_NUM_THREADS": "1", **(environment or {}),
+                **os.environ,
+                "LD_PRELOAD": str(library),
+                "FAULTS_ROOT": str(self.root),
+                "FAULTS_CONTROL": str(self._control),
+                "FAULTS_TRACE": str(self._trace),
+                "OMP_NUM_THREADS": "1",
+                **(environment or {}),
             },
-        )  # fmt: skip
+        )
         assert self._line() == "ready"
 
     def run(

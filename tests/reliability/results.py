@@ -63,9 +63,14 @@ class Results:
         counts = {(row["kind"], row["tried"]): row["count"] for row in old}
         counts |= {(kind, f"{case}: {how}"): n for (kind, case, how), n in self._counts.items()}
         rows = [
-            {"kind": kind, "tried": tried, "count": count, "outcome": _OUTCOMES[kind],
-             "planted": _PLANTED[kind]}
+            {
+                "kind": kind,
+                "tried": tried,
+                "count": count,
+                "outcome": _OUTCOMES[kind],
+                "planted": _PLANTED[kind],
+            }
             for (kind, tried), count in sorted(counts.items())
-        ]  # fmt: skip
+        ]
         text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8")

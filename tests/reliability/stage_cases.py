@@ -38,9 +38,13 @@ def write_inputs(folder: Path, model: Path) -> Inputs:
     generator = np.random.default_rng(0)
     theta = {Target(i): generator.normal(size=(BLOCKS, 8, 8)) * 0.3 for i in range(LAYERS)}
     write_native(
-        folder / "gates.safetensors", theta, parametrization=Parametrization.EXP,
-        convention=Convention.COLUMN, site=Site.INPUT, pet=None,
-    )  # fmt: skip
+        folder / "gates.safetensors",
+        theta,
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+        pet=None,
+    )
     data = Path(__file__).parents[2] / "data"
     texts = json.loads((data / "validation_en.json").read_text(encoding="utf-8"))["texts"]
     lines = [json.dumps({"id": f"t{i}", "text": text[:300]}) for i, text in enumerate(texts[:6])]
@@ -49,18 +53,27 @@ def write_inputs(folder: Path, model: Path) -> Inputs:
     long = {key: long[key][:1] for key in ("ids", "texts", "prompts")}
     (folder / "long.json").write_text(json.dumps(long), encoding="utf-8")
     options = {
-        "name": "tiny", "base": str(model), "rotations": str(folder / "gates.safetensors"),
-        "data": [str(folder / "texts.jsonl")], "long_data": [str(folder / "long.json")],
-        "export": {"type": "f16"}, "quantize": {"types": ["F16", "BF16"]}, "calibrate_type": "F16",
+        "name": "tiny",
+        "base": str(model),
+        "rotations": str(folder / "gates.safetensors"),
+        "data": [str(folder / "texts.jsonl")],
+        "long_data": [str(folder / "long.json")],
+        "export": {"type": "f16"},
+        "quantize": {"types": ["F16", "BF16"]},
+        "calibrate_type": "F16",
         "calibrate": {"png": False, "allow_small": True, "resamples": 100},
-        "qc": {"resamples": 100}, "choose": {"repeats": 1},
+        "qc": {"resamples": 100},
+        "choose": {"repeats": 1},
         "longtext": {"min_tokens": 256, "max_new_tokens": 4, "png": False},
-    }  # fmt: skip
+    }
     (folder / "run.yaml").write_text(json.dumps(options), encoding="utf-8")  # YAML contains JSON
     return Inputs(
-        model, folder / "gates.safetensors", folder / "texts.jsonl", folder / "long.json",
+        model,
+        folder / "gates.safetensors",
+        folder / "texts.jsonl",
+        folder / "long.json",
         folder / "run.yaml",
-    )  # fmt: skip
+    )
 
 
 class Cases:
@@ -101,33 +114,91 @@ def commands(inputs: Inputs, root: Path) -> dict[str, tuple[str | None, ...]]:
     return {
         "bake": (None, "bake", model, gates, "--out", baked),
         "bake again": (
-            "bake", "bake", model, gates, "--convention", "row", "--out", baked,
+            "bake",
+            "bake",
+            model,
+            gates,
+            "--convention",
+            "row",
+            "--out",
+            baked,
         ),
         "export": ("bake", "export", baked, "--type", "f16", "--out", f16),
         "quantize": (
-            "export", "quantize", f16, "--type", "Q8_0", "--type", "Q4_0",
-            "--out", str(root / "quantize"),
+            "export",
+            "quantize",
+            f16,
+            "--type",
+            "Q8_0",
+            "--type",
+            "Q4_0",
+            "--out",
+            str(root / "quantize"),
         ),
         "calibrate": (
-            "export", "calibrate", f16, "--tokenizer", model, "--data", str(inputs.texts),
-            "--no-png", "--allow-small", "--set", "resamples=100", "--out", str(root / "calibrate"),
+            "export",
+            "calibrate",
+            f16,
+            "--tokenizer",
+            model,
+            "--data",
+            str(inputs.texts),
+            "--no-png",
+            "--allow-small",
+            "--set",
+            "resamples=100",
+            "--out",
+            str(root / "calibrate"),
         ),
         "qc": (
-            "export", "qc", "--reference", model, "--rotations", gates, "--candidate", baked,
-            "--candidate", f16, "--data", str(inputs.texts), "--set", "resamples=100",
-            "--out", str(root / "qc"),
+            "export",
+            "qc",
+            "--reference",
+            model,
+            "--rotations",
+            gates,
+            "--candidate",
+            baked,
+            "--candidate",
+            f16,
+            "--data",
+            str(inputs.texts),
+            "--set",
+            "resamples=100",
+            "--out",
+            str(root / "qc"),
         ),
         "longtext": (
-            "bake", "longtext", baked, "--reference", model, "--rotations", gates,
-            "--data", str(inputs.long), "--min-tokens", "256", "--max-new-tokens", "4", "--no-png",
-            "--out", str(root / "longtext"),
+            "bake",
+            "longtext",
+            baked,
+            "--reference",
+            model,
+            "--rotations",
+            gates,
+            "--data",
+            str(inputs.long),
+            "--min-tokens",
+            "256",
+            "--max-new-tokens",
+            "4",
+            "--no-png",
+            "--out",
+            str(root / "longtext"),
         ),
         "capture": (
-            None, "capture", model, "--rotations", gates, "--data", str(inputs.texts),
-            "--out", str(root / "capture.safetensors"),
+            None,
+            "capture",
+            model,
+            "--rotations",
+            gates,
+            "--data",
+            str(inputs.texts),
+            "--out",
+            str(root / "capture.safetensors"),
         ),
         "attest": ("run", "attest", str(root / "run")),
         "run": (None, "run", str(inputs.pipeline), "--only", "bake", "--out", str(root / "run")),
         "report": ("run", "report", str(root / "run")),
         "pipeline": (None, "run", str(inputs.pipeline), "--out", str(root / "pipeline")),
-    }  # fmt: skip
+    }

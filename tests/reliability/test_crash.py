@@ -26,9 +26,18 @@ def case(name: str, *marks: pytest.MarkDecorator) -> object:
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CRASH = pytest.mark.crash
 NAMES = (
-    "bake", "bake again", "run", "report", "export", "quantize", "calibrate", "qc", "longtext",
-    "capture", "attest",
-)  # fmt: skip
+    "bake",
+    "bake again",
+    "run",
+    "report",
+    "export",
+    "quantize",
+    "calibrate",
+    "qc",
+    "longtext",
+    "capture",
+    "attest",
+)
 ALL = [case(name) for name in NAMES]
 ERRORS = {errno.ENOSPC: True, errno.EIO: False, errno.EROFS: True, errno.EACCES: True}
 """Number → whether it lasts: once a sector cannot be written, or the whole disk from there on."""

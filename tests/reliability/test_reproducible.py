@@ -38,8 +38,9 @@ def chain(inputs: Inputs, out: Path, environment: dict[str, str]) -> None:
     ):
         subprocess.run(
             [sys.executable, "-m", "so8tqc", *map(str, command), "--quiet"],
-            check=True, env={**os.environ, **environment, "SOURCE_DATE_EPOCH": EPOCH},
-        )  # fmt: skip
+            check=True,
+            env={**os.environ, **environment, "SOURCE_DATE_EPOCH": EPOCH},
+        )
 
 
 def files(out: Path) -> dict[str, str]:

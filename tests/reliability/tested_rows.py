@@ -117,9 +117,14 @@ def main(wanted: Sequence[str]) -> int:
         if pytest.main(selected, plugins=[count]) != pytest.ExitCode.OK:
             return 1
         parts.setdefault(row.part, []).append(
-            {"kind": row.part, "tried": row.tried, "count": count.passed, "outcome": row.outcome,
-             "planted": row.planted}
-        )  # fmt: skip
+            {
+                "kind": row.part,
+                "tried": row.tried,
+                "count": count.passed,
+                "outcome": row.outcome,
+                "planted": row.planted,
+            }
+        )
     for part, rows in parts.items():
         text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         (HERE / f"{part}.json").write_text(text, encoding="utf-8")

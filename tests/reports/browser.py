@@ -68,8 +68,11 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", media="", features=[feature])
         self.command(
             "Emulation.setDeviceMetricsOverride",
-            width=width, height=HEIGHT, deviceScaleFactor=1, mobile=width < 600,
-        )  # fmt: skip
+            width=width,
+            height=HEIGHT,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self._wait(self._load(page.as_uri()))
         assert self.evaluate(_READY), "a plot was not drawn"
 

@@ -37,9 +37,11 @@ def real_run(make_model: object, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_native(
         gates,
         {Target(i): generator.normal(size=(BLOCKS, 8, 8)) * 0.3 for i in range(LAYERS)},
-        parametrization=Parametrization.EXP, convention=Convention.COLUMN, site=Site.INPUT,
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
         pet=None,
-    )  # fmt: skip
+    )
     root = Path(__file__).parents[2] / "data"
     texts = json.loads((root / "validation_en.json").read_text(encoding="utf-8"))["texts"]
     data = folder / "texts.jsonl"
@@ -47,12 +49,17 @@ def real_run(make_model: object, tmp_path_factory: pytest.TempPathFactory) -> Pa
     data.write_text("\n".join(lines), encoding="utf-8")
     run(
         RunConfig(
-            name="tiny", base=str(make_model("llama")), rotations=str(gates),  # type: ignore[operator]
-            out=folder / "out", data=(str(data),), export=ExportOptions(type="f16"),
-            quantize=QuantizeOptions(types=("Q4_K_M", "Q8_0")), calibrate_type="Q4_K_M",
+            name="tiny",
+            base=str(make_model("llama")),
+            rotations=str(gates),  # type: ignore[operator]
+            out=folder / "out",
+            data=(str(data),),
+            export=ExportOptions(type="f16"),
+            quantize=QuantizeOptions(types=("Q4_K_M", "Q8_0")),
+            calibrate_type="Q4_K_M",
             calibrate=CalibrateOptions(png=False, resamples=200, allow_small=True),
             qc=QCOptions(resamples=200, max_tokens=96),
             longtext=LongTextOptions(min_tokens=384, max_new_tokens=40, png=False, resamples=200),
         )
-    )  # fmt: skip
+    )
     return folder / "out"

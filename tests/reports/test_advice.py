@@ -92,25 +92,35 @@ def test_a_significant_temperature_is_to_be_applied_once() -> None:
 
 def test_a_diagnosis_speaks_for_the_checks_it_explains() -> None:
     found = Diagnosis(code="transposed", text="Rᵀ was folded.", remedy="Use --convention row.")
-    qc = record("qc", judge("algebra.exact", 9.0, 0.5, detail="", subject="baked"),
-                diagnosis=(found,))  # fmt: skip
+    qc = record(
+        "qc", judge("algebra.exact", 9.0, 0.5, detail="", subject="baked"), diagnosis=(found,)
+    )
     assert next_steps({"qc": qc}) == [NextStep("Rᵀ was folded. Use --convention row.")]
 
 
 @pytest.mark.parametrize(
     ("code", "extra"),
-    [("transposed", ""), ("storage_rounding", " --baked-dtype float32"),
-     ("non_orthogonal", " --orthogonalize polar")],
-)  # fmt: skip
+    [
+        ("transposed", ""),
+        ("storage_rounding", " --baked-dtype float32"),
+        ("non_orthogonal", " --orthogonalize polar"),
+    ],
+)
 def test_a_wrong_bake_is_made_again_as_the_reference_was_trained(code: str, extra: str) -> None:
     """The bake was told column; what counts is what the qc believes the rotations to be."""
     found = Diagnosis(code=code, layers=(0, 1), text="Wrong.", remedy="Bake again.")
     told = {"convention": "row", "site": None, "orthogonalize": "as-trained"}
     qc = record(
-        "qc", judge("algebra.exact", 9.0, 0.5, detail="", subject="baked"), diagnosis=(found,),
-        config={"reference": "my model", "rotations": "g.safetensors", "rotation_options": told,
-                "candidates": ["out/x.gguf", "out/baked/"]},
-    )  # fmt: skip
+        "qc",
+        judge("algebra.exact", 9.0, 0.5, detail="", subject="baked"),
+        diagnosis=(found,),
+        config={
+            "reference": "my model",
+            "rotations": "g.safetensors",
+            "rotation_options": told,
+            "candidates": ["out/x.gguf", "out/baked/"],
+        },
+    )
     bake = record("bake", config={"base": "m", "rotations": "g", "convention": "column"})
     (step,) = next_steps({"bake": bake, "qc": qc})
     assert step.command == (

@@ -107,8 +107,13 @@ def test_every_plot_is_drawn(browser: Browser, page: Path, width: int) -> None:
 def test_every_page_of_the_run_is_quiet_and_drawn(browser: Browser, real_run: Path) -> None:
     pages = sorted(real_run.glob("*/*.html"))
     assert {p.parent.name for p in pages} == {
-        "bake", "qc", "choose", "calibrate", "longtext", "report",
-    }  # fmt: skip
+        "bake",
+        "qc",
+        "choose",
+        "calibrate",
+        "longtext",
+        "report",
+    }
     for each in pages:
         browser.show(each, width=PHONE)
         assert browser.complaints == [], each

@@ -27,15 +27,18 @@ def test_the_error_is_split_into_its_parts() -> None:
     candidates = candidate_table(found)
     assert candidates is not None
     assert [row[0] for row in candidates.rows] == [
-        "baked", "(rounding alone)", "(arithmetic alone)",
-    ]  # fmt: skip
+        "baked",
+        "(rounding alone)",
+        "(arithmetic alone)",
+    ]
     assert split_table(record()) is None
 
 
 def test_layers_whose_gate_is_smaller_than_the_quantization_show() -> None:
     layer = {"type": "Q4_K", "error": 0.07, "to_base": 0.1}
-    found = record(survival={"x.gguf": {"0": layer | {"rotation": 0.09},
-                                        "1": layer | {"rotation": 0.01}}})  # fmt: skip
+    found = record(
+        survival={"x.gguf": {"0": layer | {"rotation": 0.09}, "1": layer | {"rotation": 0.01}}}
+    )
     (table,) = survival_tables(found)
     assert table.title == "Survival of the gates in x.gguf"
     assert [row[-1] for row in table.rows] == ["yes", "no"]
@@ -46,11 +49,19 @@ def test_what_solving_gained_shows() -> None:
     solved = {"type": "Q5_0", "damping": 0.01, "libllama": 0.3, "solved": 0.15}
     other = solved | {"libllama": 0.4, "solved": 0.2}
     metrics = {
-        "files": {}, "library": None, "derivation": None,
-        "solver": {"version": 1, "files": {
-            "x.gguf": {"tensors": {"a": solved, "b": other}, "left": {"token_embd.weight": "Q6_K"}},
-        }},
-    }  # fmt: skip
+        "files": {},
+        "library": None,
+        "derivation": None,
+        "solver": {
+            "version": 1,
+            "files": {
+                "x.gguf": {
+                    "tensors": {"a": solved, "b": other},
+                    "left": {"token_embd.weight": "Q6_K"},
+                },
+            },
+        },
+    }
     table = solved_table(record(**metrics))
     assert table is not None
     assert table.rows == [["x.gguf", "2", "0.3536", "0.1768", "1 Q6_K"]]

@@ -123,11 +123,19 @@ def test_a_language_holds_within_its_block_and_english_is_what_is_missing() -> N
 
 def record(kind: str, **fields: object) -> Record:
     checks = (
-        judge("kl.mean", 0.2, 2e-5, detail="Too far.", subject="baked", ci95=(0.1, 0.3),
-              target=1e-6, noise_floor=1e-5),
+        judge(
+            "kl.mean",
+            0.2,
+            2e-5,
+            detail="Too far.",
+            subject="baked",
+            ci95=(0.1, 0.3),
+            target=1e-6,
+            noise_floor=1e-5,
+        ),
         judge("effect.kl", 0.2, 1e-4, comparison=">=", detail="The gate works."),
         skipped("calibration.ece", "no text"),
-    )  # fmt: skip
+    )
     run = RunInfo(started=datetime(2026, 1, 1, tzinfo=UTC), seconds=1.5)
     return Record(kind=kind, verdict=overall(checks), checks=checks, run=run, **fields)  # type: ignore[arg-type]
 
@@ -199,10 +207,16 @@ def test_a_table_on_a_terminal_stays_straight_with_wide_letters(
 
     monkeypatch.setenv("COLUMNS", "80")
     rows = {
-        name: {"verdict": verdict, "passed": n, "failed": 1, "skipped": 0, "seconds": s,
-               "reused": False}
+        name: {
+            "verdict": verdict,
+            "passed": n,
+            "failed": 1,
+            "skipped": 0,
+            "seconds": s,
+            "reused": False,
+        }
         for name, verdict, n, s in (("bake", "pass", 7, 1.5), ("calibrate", "fail", 120, 10.25))
-    }  # fmt: skip
+    }
     with spoken(Language.JAPANESE):
         show(record("report", metrics={"stages": rows}))
     lines = capsys.readouterr().out.splitlines()

@@ -39,9 +39,10 @@ def run_directory(tmp_path: Path) -> Path:
     out = tmp_path / "run"
     files = {}
     for folder, name in (
-        ("export", "m-F16.gguf"), ("quantize", "m-Q4_K_M.gguf"),
+        ("export", "m-F16.gguf"),
+        ("quantize", "m-Q4_K_M.gguf"),
         ("calibrate", "m-Q4_K_M-calibrated.gguf"),
-    ):  # fmt: skip
+    ):
         path = out / folder / name
         path.parent.mkdir(parents=True)
         path.write_bytes(name.encode() * 1000)
@@ -52,10 +53,13 @@ def run_directory(tmp_path: Path) -> Path:
     statistics = {"texts": 25, "tokens": 6375, "top1": 0.9}
     records = {
         "export": record("export", judge("export.tensors", 0, 0, detail=""), outputs={"gguf": f16}),
-        "quantize": record("quantize", judge("quantize.types", 0, 0, detail=""),
-                           outputs={"Q4_K_M": q4}),
+        "quantize": record(
+            "quantize", judge("quantize.types", 0, 0, detail=""), outputs={"Q4_K_M": q4}
+        ),
         "calibrate": record(
-            "calibrate", judge("calibration.nll", -0.1, 0, detail=""), inputs={"gguf": q4},
+            "calibrate",
+            judge("calibration.nll", -0.1, 0, detail=""),
+            inputs={"gguf": q4},
             outputs={"calibrated": applied},
             metrics={"temperature": 1.0871, "applied": {"how": "norm"}},
         ),
@@ -64,12 +68,14 @@ def run_directory(tmp_path: Path) -> Path:
             judge("kl.mean", 2e-5, 1e-4, detail="", subject="m-F16.gguf", ci95=(1e-5, 3e-5)),
             judge("kl.mean", 0.125, 0.1, detail="", subject="m-Q4_K_M.gguf", ci95=(0.11, 0.14)),
             inputs={"reference": base, "rotations": gates},
-            metrics={"candidates": {
-                "m-F16.gguf": {**statistics, "kl_mean": 2e-5, "top1": 0.999},
-                "m-Q4_K_M.gguf": {**statistics, "kl_mean": 0.125},
-            }},
+            metrics={
+                "candidates": {
+                    "m-F16.gguf": {**statistics, "kl_mean": 2e-5, "top1": 0.999},
+                    "m-Q4_K_M.gguf": {**statistics, "kl_mean": 0.125},
+                }
+            },
         ),
-    }  # fmt: skip
+    }
     for stage, value in records.items():
         write_record(out / stage / "record.json", value)
     return out
@@ -83,16 +89,38 @@ def test_each_file_has_its_numbers(run_directory: Path) -> None:
         if line.startswith("| m-")
         for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
     }
-    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-               for p in run_directory.glob("*/*.gguf")}  # fmt: skip
+    digests = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run_directory.glob("*/*.gguf")
+    }
     assert rows == {
-        "m-F16.gguf": ["10.0 kB", "2e-05", "1e-05 … 3e-05", "99.90 %", "–", "pass",
-                       f"`{digests['m-F16.gguf']}`"],
-        "m-Q4_K_M.gguf": ["13.0 kB", "0.125", "0.11 … 0.14", "90.00 %", "1.087", "fail",
-                          f"`{digests['m-Q4_K_M.gguf']}`"],
-        "m-Q4_K_M-calibrated.gguf": ["24.0 kB", "–", "–", "–", "1.087, in the file", "–",
-                                     f"`{digests['m-Q4_K_M-calibrated.gguf']}`"],
-    }  # fmt: skip
+        "m-F16.gguf": [
+            "10.0 kB",
+            "2e-05",
+            "1e-05 … 3e-05",
+            "99.90 %",
+            "–",
+            "pass",
+            f"`{digests['m-F16.gguf']}`",
+        ],
+        "m-Q4_K_M.gguf": [
+            "13.0 kB",
+            "0.125",
+            "0.11 … 0.14",
+            "90.00 %",
+            "1.087",
+            "fail",
+            f"`{digests['m-Q4_K_M.gguf']}`",
+        ],
+        "m-Q4_K_M-calibrated.gguf": [
+            "24.0 kB",
+            "–",
+            "–",
+            "–",
+            "1.087, in the file",
+            "–",
+            f"`{digests['m-Q4_K_M-calibrated.gguf']}`",
+        ],
+    }
     assert "Verdict of the run: **fail** (kl.mean failed)." in text
     assert "25 texts, 6,375 scored tokens" in text
     assert f"Base model: org/m@{COMMIT} (sha256 bbbbbbbbbbbbbbbb…)." in text

@@ -70,9 +70,14 @@ MEASURED: dict[str, type[OnThisMachine]] = {"quantize": QuantizeMeasured, "choos
 
 
 LAYER = LayerDrift(
-    layer=0, target="q_proj", blocks=2, orthogonality_max=0.0, orthogonality_mean=0.0,
-    angle_max=0.5, angle_mean=0.25,
-)  # fmt: skip
+    layer=0,
+    target="q_proj",
+    blocks=2,
+    orthogonality_max=0.0,
+    orthogonality_mean=0.0,
+    angle_max=0.5,
+    angle_mean=0.25,
+)
 
 
 def exactly(kind: type[Metrics], record: Record) -> None:
@@ -126,10 +131,17 @@ def test_single_services_write_the_structure_of_their_kind(real_run: Path, tmp_p
     exactly(CaptureMetrics, capture(told))
     found = choose(
         ChooseConfig(
-            gguf=gguf, reference=recorded, out=tmp_path / "choice", types=("Q4_K_M", "Q8_0"),
-            resamples=100, repeats=1, threads=1, max_kl=1e-4, max_evaluations=4,
+            gguf=gguf,
+            reference=recorded,
+            out=tmp_path / "choice",
+            types=("Q4_K_M", "Q8_0"),
+            resamples=100,
+            repeats=1,
+            threads=1,
+            max_kl=1e-4,
+            max_evaluations=4,
         )
-    )  # fmt: skip
+    )
     exactly(ChooseMetrics, found)
     assert found.metrics["search"]
 
@@ -187,10 +199,20 @@ def test_a_record_of_an_older_version_still_reads() -> None:
     assert split_table(qc) is not None
 
     row = {
-        "bytes": 1000, "kl_mean": 0.5, "kl_ci95": None, "kl_99": 1.0, "kl_99_ci95": None,
-        "top1": 0.75, "top1_ci95": [0.5, 1.0], "ppl_ratio": 1.5, "ppl_ratio_ci95": None,
-        "type": "Q8_0", "path": "q/m.gguf", "bits_per_weight": 8.5, "types": {"Q8_0": 7},
-    }  # fmt: skip
+        "bytes": 1000,
+        "kl_mean": 0.5,
+        "kl_ci95": None,
+        "kl_99": 1.0,
+        "kl_99_ci95": None,
+        "top1": 0.75,
+        "top1_ci95": [0.5, 1.0],
+        "ppl_ratio": 1.5,
+        "ppl_ratio_ci95": None,
+        "type": "Q8_0",
+        "path": "q/m.gguf",
+        "bits_per_weight": 8.5,
+        "types": {"Q8_0": 7},
+    }
     choice = record("choose", rows={"Q8_0": row}, recommended="Q8_0")
     table = row_table(choice)
     assert table is not None
@@ -256,8 +278,12 @@ def test_a_read_without_a_type_would_be_found(tmp_path: Path) -> None:
         "    return record.metrics['a'], record.run.measured.get('b')  # type: ignore\n"
     )
     assert [what.partition(": ")[2] for what in reads(module)] == [
-        "Any", "Any", ".metrics", ".measured", "type: ignore",
-    ]  # fmt: skip
+        "Any",
+        "Any",
+        ".metrics",
+        ".measured",
+        "type: ignore",
+    ]
 
 
 def test_templates_are_handed_what_they_show() -> None:

@@ -49,16 +49,28 @@ def run_directory(tmp_path: Path) -> Path:
     )
     qc = record(
         "qc",
-        judge("kl.mean", 0.2, 2e-5, detail="Too far.", subject="baked", ci95=(0.1, 0.3),
-              target=1e-6, noise_floor=1e-5),
+        judge(
+            "kl.mean",
+            0.2,
+            2e-5,
+            detail="Too far.",
+            subject="baked",
+            ci95=(0.1, 0.3),
+            target=1e-6,
+            noise_floor=1e-5,
+        ),
         judge("effect.kl", 0.2, 1e-4, comparison=">=", detail="The gate works."),
         skipped("calibration.ece", "no <reason> | given"),
         metrics={"candidates": {"baked": STATISTICS}},
         diagnosis=(
-            Diagnosis(code="transposed", layers=(0, 1, 2, 5), text="Rᵀ was folded.",
-                      remedy="Bake again with --convention row."),
+            Diagnosis(
+                code="transposed",
+                layers=(0, 1, 2, 5),
+                text="Rᵀ was folded.",
+                remedy="Bake again with --convention row.",
+            ),
         ),
-    )  # fmt: skip
+    )
     for name, value in (("bake", bake), ("qc", qc)):
         (tmp_path / name).mkdir()
         write_record(tmp_path / name / "record.json", value)

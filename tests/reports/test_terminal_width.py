@@ -34,9 +34,24 @@ CUT = re.compile(r"\S*\S…\S*")
 
 STAGES = ("bake", "export", "quantize", "calibrate", "qc", "choose", "longtext")
 COMMANDS = (
-    "run", "demo", "bake", "export", "quantize", "calibrate", "capture", "qc", "longtext",
-    "report", "attest", "verify", "explain", "doctor", "vendor", "data", "config",
-)  # fmt: skip
+    "run",
+    "demo",
+    "bake",
+    "export",
+    "quantize",
+    "calibrate",
+    "capture",
+    "qc",
+    "longtext",
+    "report",
+    "attest",
+    "verify",
+    "explain",
+    "doctor",
+    "vendor",
+    "data",
+    "config",
+)
 
 
 def too_wide(text: str) -> list[str]:
@@ -54,8 +69,12 @@ def piped(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
     return subprocess.run(
         [sys.executable, "-m", "so8tqc", *arguments],
-        capture_output=True, text=True, timeout=300, check=False, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=environment,
+    )
 
 
 def on_a_terminal(*arguments: str) -> str:
@@ -66,8 +85,11 @@ def on_a_terminal(*arguments: str) -> str:
     environment = {k: v for k, v in os.environ.items() if k not in unwanted}
     with subprocess.Popen(
         [sys.executable, "-m", "so8tqc", *arguments],
-        stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm-256color"},
-    ):  # fmt: skip
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**environment, "TERM": "xterm-256color"},
+    ):
         os.close(theirs)
         shown = b""
         while chunk := _read(ours):

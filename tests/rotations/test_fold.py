@@ -104,8 +104,9 @@ def test_every_element_is_the_exact_product_rounded_once(dtype: torch.dtype, see
     blocks = rotations(3, seed)
     # exact ties and cancellations need rotations with short significands
     blocks[1] = np.eye(8)[:, [1, 0, 3, 2, 5, 4, 7, 6]]
-    half = np.kron(np.eye(2), 0.5 * np.array([[1, 1, 1, 1], [1, -1, 1, -1],
-                                              [1, 1, -1, -1], [1, -1, -1, 1]]))  # fmt: skip
+    half = np.kron(
+        np.eye(2), 0.5 * np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+    )
     blocks[2] = half
     matrix = adversarial(dtype, 6, 24, seed)
     folded = fold(matrix, blocks, dtype)

@@ -51,9 +51,14 @@ def assert_all(got: dict[int, np.ndarray]) -> None:
 
 
 WRAPPERS = [
-    "_orig_mod.{}", "module.{}", "_orig_mod.module.{}", "base_model.model.{}", "base_model.{}",
-    "_fsdp_wrapped_module.{}", "module._orig_mod.base_model.model.{}",
-]  # fmt: skip
+    "_orig_mod.{}",
+    "module.{}",
+    "_orig_mod.module.{}",
+    "base_model.model.{}",
+    "base_model.{}",
+    "_fsdp_wrapped_module.{}",
+    "module._orig_mod.base_model.model.{}",
+]
 INSIDE = [
     "model.layers.{}.self_attn.rotation_gate.theta",
     "model.layers.{}._fsdp_wrapped_module.self_attn.rotation_gate.theta",
@@ -64,9 +69,15 @@ INSIDE = [
     "layer_{}", "layers.{}", "{}", "so8t.layer_{}.theta",
 ]  # fmt: skip
 CONTAINERS = [
-    (), ("state_dict",), ("model_state_dict",), ("model",), ("module",), ("state_dict", "model"),
-    ("params",), ("trainer", "gates"),
-]  # fmt: skip
+    (),
+    ("state_dict",),
+    ("model_state_dict",),
+    ("model",),
+    ("module",),
+    ("state_dict", "model"),
+    ("params",),
+    ("trainer", "gates"),
+]
 
 
 @pytest.mark.parametrize("inside", INSIDE)
@@ -99,8 +110,10 @@ def test_safetensors_without_the_native_header(tmp_path: Path) -> None:
 def test_names_of_a_class_that_holds_the_model_and_of_peft() -> None:
     own = ["base_model.model.embed_tokens.weight", "base_model.lm_head.weight", "head.0.weight"]
     assert list(unwrapped(own).values()) == [
-        "model.embed_tokens.weight", "lm_head.weight", "head.0.weight",
-    ]  # fmt: skip
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "head.0.weight",
+    ]
     peft = ["base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"]
     assert list(unwrapped(peft).values()) == ["model.embed_tokens.weight", "lm_head.weight"]
 
@@ -229,8 +242,10 @@ def test_every_reading_makes_its_rotations(tmp_path: Path) -> None:
     for reading in possible:
         made = rotation_set(raw, reading, "c.pt")
         assert (made.parametrization, made.convention, made.site) == (
-            reading.parametrization, reading.convention, reading.site,
-        )  # fmt: skip
+            reading.parametrization,
+            reading.convention,
+            reading.site,
+        )
         for i, gate in enumerate(GATES):
             expected = rotation(gate / 4, reading.parametrization).numpy()
             np.testing.assert_allclose(made.blocks[Target(i)], expected, atol=1e-12)
@@ -269,9 +284,11 @@ def test_a_head_of_blocks_has_to_be_said(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 2**32 - 1), st.integers(1, 5), st.floats(1e-9, 3.0),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 5),
+    st.floats(1e-9, 3.0),
     st.sampled_from([2, 4, 8]),
-)  # fmt: skip
+)
 def test_scaled_taylor_is_what_the_issue_of_its_terms_says(
     seed: int, count: int, scale: float, size: int
 ) -> None:

@@ -13,10 +13,15 @@ from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 
 LLAMA_70B = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192,
-    "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-    "num_key_value_heads": 8, "vocab_size": 128256,
-}  # fmt: skip
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
 
 
 def write_sparse(directory: Path, config: dict[str, object], shards: int) -> int:
@@ -32,8 +37,10 @@ def write_sparse(directory: Path, config: dict[str, object], shards: int) -> int
         for name, shape in part:
             size = 2 * int(np.prod(shape, dtype=np.int64))
             header[name] = {
-                "dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size],
-            }  # fmt: skip
+                "dtype": "BF16",
+                "shape": shape,
+                "data_offsets": [offset, offset + size],
+            }
             weight_map[name] = file
             offset += size
         encoded = encode_header(header)
@@ -49,9 +56,15 @@ def write_sparse(directory: Path, config: dict[str, object], shards: int) -> int
 def _shapes(config: dict[str, object]) -> dict[str, list[int]]:
     width, inner, vocabulary, layers, heads, groups = (
         int(str(config[name]))
-        for name in ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers",
-                     "num_attention_heads", "num_key_value_heads")
-    )  # fmt: skip
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "vocab_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+        )
+    )
     narrow = width // heads * groups
     shapes = {"model.embed_tokens.weight": [vocabulary, width]}
     for i in range(layers):
@@ -79,6 +92,10 @@ def write_gates(path: Path, config: dict[str, object]) -> None:
         Target(i): (generator.normal(size=(blocks, 8, 8)) * 0.1).astype(np.float32) for i in layers
     }
     write_native(
-        path, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
-        site=Site.INPUT, pet=None,
-    )  # fmt: skip
+        path,
+        theta,
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+        pet=None,
+    )

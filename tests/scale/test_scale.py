@@ -38,9 +38,18 @@ def test_the_plan_of_a_70b_bake(imports: Cost, tmp_path: Path) -> None:
     write_gates(tmp_path / "gates.safetensors", LLAMA_70B)
     assert total > 141e9
     cost = measured(
-        ["-m", "so8tqc", "bake", str(tmp_path / "base"), str(tmp_path / "gates.safetensors"),
-         "--out", str(tmp_path / "out"), "--dry-run", "--json"]
-    )  # fmt: skip
+        [
+            "-m",
+            "so8tqc",
+            "bake",
+            str(tmp_path / "base"),
+            str(tmp_path / "gates.safetensors"),
+            "--out",
+            str(tmp_path / "out"),
+            "--dry-run",
+            "--json",
+        ]
+    )
     assert cost.status == 0
     record = json.loads(cost.said)
     assert record["metrics"]["bytes_written"] == total
@@ -60,8 +69,9 @@ def test_structure_checks_hold_a_buffer_not_a_tensor(imports: Cost, tmp_path: Pa
         "from so8tqc.services.weights.structure import structure_checks\n"
         "checks = structure_checks(*map(open_checkpoint, paths), ())\n"
         "assert all(check.verdict == 'pass' for check in checks), checks\n",
-        tmp_path / "a", tmp_path / "b",
-    )  # fmt: skip
+        tmp_path / "a",
+        tmp_path / "b",
+    )
     assert cost.peak - imports.peak < 64 * MIB
 
 
@@ -73,7 +83,7 @@ def test_loading_a_tensor_would_be_seen(imports: Cost, tmp_path: Path) -> None:
         "tensors = open_checkpoint(paths[0]).tensors\n"
         "load_tensor(tensors['model.layers.0.mlp.up_proj.weight'])\n",
         tmp_path / "a",
-    )  # fmt: skip
+    )
     assert cost.peak - imports.peak > 256 * MIB
 
 
@@ -85,8 +95,9 @@ def test_a_thousand_shards(imports: Cost, tmp_path: Path) -> None:
     assert checkpoint.bytes == total
     cost = run(
         "from so8tqc.checkpoints.safetensors_index import open_checkpoint\n"
-        "open_checkpoint(paths[0])\n", tmp_path / "a",
-    )  # fmt: skip
+        "open_checkpoint(paths[0])\n",
+        tmp_path / "a",
+    )
     assert cost.peak - imports.peak < 64 * MIB
     (tmp_path / "a" / "model-00777-of-01000.safetensors").unlink()
     with pytest.raises(ModelError, match="model-00777-of-01000"):
@@ -112,8 +123,9 @@ def test_ten_thousand_texts(imports: Cost, tokenizer_files: Path, tmp_path: Path
         "assert len(texts) == len(encoded) == 10_000\n"
         "scored = sum(window.tokens.size - 1 - window.first for window in windows)\n"
         "print(scored == sum(text.tokens.size - 1 for text in encoded), len(windows))\n",
-        tmp_path / "texts.jsonl", tokenizer_files,
-    )  # fmt: skip
+        tmp_path / "texts.jsonl",
+        tokenizer_files,
+    )
     assert cost.said.startswith("True")
     # transformers itself is 200 MB of that
     assert cost.peak - imports.peak < 512 * MIB

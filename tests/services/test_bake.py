@@ -202,8 +202,10 @@ def test_one_fold_from_three_kinds_of_source(llama: Path, tmp_path: Path) -> Non
     explicit = {"convention": "row", "parametrization": "cayley", "site": "input"}
     results = []
     for source, options in (
-        ("gates.pt", explicit), ("gates.safetensors", {}), ("adapter", {}),
-    ):  # fmt: skip
+        ("gates.pt", explicit),
+        ("gates.safetensors", {}),
+        ("adapter", {}),
+    ):
         out = tmp_path / f"baked-{source}"
         bake(BakeConfig(base=llama, rotations=tmp_path / source, out=out, **options))
         results.append((out / "model.safetensors").read_bytes())
@@ -217,10 +219,14 @@ def test_gpt2_conv1d_and_neox_dense(tmp_path: Path) -> None:
     configs = {
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, **small},
         "gpt_neox": {
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 64, "max_position_embeddings": 64, **small,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 64,
+            **small,
         },
-    }  # fmt: skip
+    }
     for kind, options in configs.items():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
@@ -231,9 +237,13 @@ def test_gpt2_conv1d_and_neox_dense(tmp_path: Path) -> None:
                 Target(i): np.random.default_rng(i).normal(size=(4, 8, 8)) * 0.4 for i in range(2)
             }
             write_native(
-                gates, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
-                site=site, pet=None,
-            )  # fmt: skip
+                gates,
+                theta,
+                parametrization=Parametrization.EXP,
+                convention=Convention.COLUMN,
+                site=site,
+                pet=None,
+            )
             out = tmp_path / f"{kind}-{site}"
             record = bake(BakeConfig(base=base, rotations=gates, out=out))
             assert record.verdict is Verdict.PASS
@@ -360,10 +370,13 @@ def test_a_shared_block_is_repeated_as_peft_does(
     live = get_peft_model(
         AutoModelForCausalLM.from_pretrained(str(llama), dtype=torch.float64),
         OFTConfig(
-            r=0, oft_block_size=16, target_modules=["o_proj", "down_proj"], block_share=True,
+            r=0,
+            oft_block_size=16,
+            target_modules=["o_proj", "down_proj"],
+            block_share=True,
             use_cayley_neumann=cayley_neumann,
         ),
-    )  # fmt: skip
+    )
     torch.manual_seed(2)
     for name, parameter in live.named_parameters():
         if "oft_R" in name:
@@ -409,10 +422,19 @@ def test_the_same_bytes_whatever_the_threads_chunks_and_cpu_features(
         out = tmp_path / f"baked{i}"
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": features} if features else os.environ
         subprocess.run(
-            [sys.executable, "-c", BAKE_IN_A_PROCESS, str(threads), str(chunk), str(base),
-             str(gates), str(out)],
-            check=True, env=environment,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-c",
+                BAKE_IN_A_PROCESS,
+                str(threads),
+                str(chunk),
+                str(base),
+                str(gates),
+                str(out),
+            ],
+            check=True,
+            env=environment,
+        )
         results.add(weights_bytes(out))
     assert len(results) == 1
 
@@ -430,10 +452,16 @@ def test_other_architectures(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     small = {
-        "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**small, **options})
     base = tmp_path / "base"
@@ -443,9 +471,13 @@ def test_other_architectures(
     theta = {Target(i): np.random.default_rng(i).normal(size=(width // 8, 8, 8)) for i in range(2)}
     gates = tmp_path / "gates.safetensors"
     write_native(
-        gates, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
-        site=Site.INPUT, pet=None,
-    )  # fmt: skip
+        gates,
+        theta,
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+        pet=None,
+    )
     assert (
         bake(BakeConfig(base=base, rotations=gates, out=tmp_path / "out")).verdict is Verdict.PASS
     )
@@ -478,10 +510,17 @@ def test_a_bias_at_the_output_site_turns_with_the_weight(tmp_path: Path) -> None
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
-        "llama", vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-        num_attention_heads=2, attention_bias=True, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        "llama",
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        attention_bias=True,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     projection = model.model.layers[0].self_attn.o_proj
@@ -490,9 +529,13 @@ def test_a_bias_at_the_output_site_turns_with_the_weight(tmp_path: Path) -> None
     model.save_pretrained(str(base))
     theta = {Target(0): np.random.default_rng(0).normal(size=(4, 8, 8))}
     write_native(
-        gates, theta, parametrization=Parametrization.CAYLEY, convention=Convention.ROW,
-        site=Site.OUTPUT, pet=None,
-    )  # fmt: skip
+        gates,
+        theta,
+        parametrization=Parametrization.CAYLEY,
+        convention=Convention.ROW,
+        site=Site.OUTPUT,
+        pet=None,
+    )
     assert bake(BakeConfig(base=base, rotations=gates, out=out)).verdict is Verdict.PASS
     blocks = read_rotations(gates).blocks[Target(0)]
     dense = torch.block_diag(*torch.from_numpy(blocks.copy()))

@@ -55,16 +55,23 @@ def numbers(count: int, seed: int) -> np.ndarray:
 def checkpoint(directory: Path, dtype: torch.dtype) -> Path:
     directory.mkdir()
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4,
-        "intermediate_size": WIDTH, "vocab_size": WIDTH, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": WIDTH,
+        "vocab_size": WIDTH,
+        "tie_word_embeddings": True,
+    }
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = {
-        f"model.layers.{i}.self_attn.o_proj.weight":
-        torch.from_numpy(numbers(WIDTH * WIDTH, i).reshape(WIDTH, WIDTH)).to(dtype)
+        f"model.layers.{i}.self_attn.o_proj.weight": torch.from_numpy(
+            numbers(WIDTH * WIDTH, i).reshape(WIDTH, WIDTH)
+        ).to(dtype)
         for i in range(LAYERS)
-    }  # fmt: skip
+    }
     tensors["model.embed_tokens.weight"] = torch.zeros(WIDTH, WIDTH, dtype=dtype)
     save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
     return directory

@@ -85,8 +85,9 @@ def test_lora_of_a_tied_head(tied: Path, tmp_path: Path, kind: str) -> None:
     plain = wrapped_state(tied, gates)
     state = plain | {
         "lm_head.base_layer.weight": plain["model.embed_tokens.weight"].clone(),
-        "lm_head.lora_A.default.weight": a, "lm_head.lora_B.default.weight": b,
-    }  # fmt: skip
+        "lm_head.lora_A.default.weight": a,
+        "lm_head.lora_B.default.weight": b,
+    }
     if kind == "base":
         with pytest.raises(RotationError, match=r"lm_head\.weight.*base's is tied"):
             baked(tied, saved(tmp_path / "c.bin", state), tmp_path / "baked", lora_alpha=2)
@@ -112,8 +113,11 @@ def test_the_strength_of_a_heads_rotation_may_be_any_number(
     file = saved(tmp_path / "head.pt", {"so8_rotation": r, "alpha": alpha, "lora_alpha": 16})
     baked(tied, file, tmp_path / "baked", site=site, **MATRIX)
     model = loaded(tied)
-    strength = torch.sigmoid(torch.tensor(float(alpha)).double() if isinstance(alpha, int) else
-                             torch.as_tensor(alpha, dtype=torch.float64)).reshape(())  # fmt: skip
+    strength = torch.sigmoid(
+        torch.tensor(float(alpha)).double()
+        if isinstance(alpha, int)
+        else torch.as_tensor(alpha, dtype=torch.float64)
+    ).reshape(())
     model.lm_head.register_forward_pre_hook(
         lambda _, args: (args[0] + strength * turned(args[0], r.double()[None], "row"),)
     )

@@ -77,9 +77,11 @@ def test_a_wrapped_attention_is_recognised(
     assert divergence(expected, logits(loaded(tmp_path / "baked"))) <= EXACT
     assert divergence(expected, logits(loaded(base))) > 1e-3
     assert record.metrics["reading"] == {
-        "parametrization": parametrization, "convention": "row", "site": "output",
+        "parametrization": parametrization,
+        "convention": "row",
+        "site": "output",
         "recognised": f"self_attn.{level} beside self_attn.{gate}.theta",
-    }  # fmt: skip
+    }
     assert any(f"self_attn.{level} beside" in notice for notice in record.notices)
     provenance = read_provenance(tmp_path / "baked")
     assert provenance is not None
@@ -93,13 +95,18 @@ def test_one_directory_is_base_and_gates(
 ) -> None:
     gates = thetas(scale=0.2)
     trained = trained_directory(
-        tmp_path / "trained", base, wrapped_state(base, gates), kind=kind, shards=shards,
+        tmp_path / "trained",
+        base,
+        wrapped_state(base, gates),
+        kind=kind,
+        shards=shards,
         config={
-            "architectures": ["SO8TMistralForCausalLM"], "model_type": "so8t_mistral",
+            "architectures": ["SO8TMistralForCausalLM"],
+            "model_type": "so8t_mistral",
             "auto_map": {"AutoModelForCausalLM": "modeling.SO8TMistralForCausalLM"},
             "so8t_init_scale": 0.05,
         },
-    )  # fmt: skip
+    )
     out = tmp_path / "baked"
     record = baked(trained, None, out)
     expected = trained_logits(
@@ -174,10 +181,13 @@ def peft_directory(
     live = get_peft_model(
         loaded(base).float(),
         LoraConfig(
-            r=4, lora_alpha=8, target_modules=["q_proj", "o_proj"], init_lora_weights=False,
+            r=4,
+            lora_alpha=8,
+            target_modules=["q_proj", "o_proj"],
+            init_lora_weights=False,
             **config,  # type: ignore[arg-type]
         ),
-    )  # fmt: skip
+    )
     for i, gate in enumerate(gates):
         module = live.get_submodule(f"base_model.model.model.layers.{i}.self_attn.o_proj")
         module.so8t_rotation_gate = torch.nn.Module()
@@ -186,11 +196,12 @@ def peft_directory(
     state = load_file(str(out / "adapter_model.safetensors"))
     halves = {
         key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): (
-            value, state[key.replace("lora_A", "lora_B")],
+            value,
+            state[key.replace("lora_A", "lora_B")],
         )
         for key, value in state.items()
         if ".lora_A." in key
-    }  # fmt: skip
+    }
     scale = 8 / 4**0.5 if config.get("use_rslora") else 8 / 4
     return out, with_lora(base_state(base), halves, scale)
 
@@ -203,9 +214,12 @@ def test_gates_in_a_lora_adapter_take_the_lora_along(
     adapter, merged = peft_directory(tmp_path / "adapter", base, gates, use_rslora=rslora)
     record = baked(base, adapter, tmp_path / "baked")
     expected = trained_logits(
-        base, [rotation(g, "cayley") for g in gates], convention="row", site="input",
+        base,
+        [rotation(g, "cayley") for g in gates],
+        convention="row",
+        site="input",
         weights=merged,
-    )  # fmt: skip
+    )
     without = trained_logits(
         base, [rotation(g, "cayley") for g in gates], convention="row", site="input"
     )
@@ -250,9 +264,12 @@ def test_lora_and_gates_in_one_checkpoint(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing states their scale.*--lora-alpha.*r = 4"):
         baked(base, file, tmp_path / "baked")
     expected = trained_logits(
-        base, [rotation(g, "scaled-taylor") for g in gates], convention="row", site="output",
+        base,
+        [rotation(g, "scaled-taylor") for g in gates],
+        convention="row",
+        site="output",
         weights=merged,
-    )  # fmt: skip
+    )
     baked(base, file, tmp_path / "baked", lora_alpha=8)
     assert divergence(expected, logits(loaded(tmp_path / "baked"))) <= EXACT
     stating = {"model_state_dict": state, "config": {"lora": {"lora_alpha": 8}}}
@@ -266,9 +283,12 @@ def test_a_directory_with_lora_and_gates_is_base_lora_and_gates(base: Path, tmp_
     trained = trained_directory(tmp_path / "trained", base, state, kind="bin")
     baked(trained, None, tmp_path / "baked", lora_alpha=8)
     expected = trained_logits(
-        base, [rotation(g, "scaled-taylor") for g in gates], convention="row", site="output",
+        base,
+        [rotation(g, "scaled-taylor") for g in gates],
+        convention="row",
+        site="output",
         weights=merged,
-    )  # fmt: skip
+    )
     assert divergence(expected, logits(loaded(tmp_path / "baked"))) <= EXACT
     kept = load_file(str(tmp_path / "baked" / "model.safetensors"))
     assert {value.dtype for value in kept.values()} == {torch.float32}
@@ -280,9 +300,12 @@ def test_changed_weights_beside_the_gates_are_taken_and_named(base: Path, tmp_pa
     changed = {"model.norm.weight": state["model.norm.weight"] * 1.5}
     record = baked(base, saved(tmp_path / "c.bin", {**state, **changed}), tmp_path / "baked")
     expected = trained_logits(
-        base, [rotation(g, "scaled-taylor") for g in gates], convention="row", site="output",
+        base,
+        [rotation(g, "scaled-taylor") for g in gates],
+        convention="row",
+        site="output",
         weights=changed,
-    )  # fmt: skip
+    )
     assert divergence(expected, logits(loaded(tmp_path / "baked"))) <= EXACT
     assert any("1 weights" in n and "model.norm.weight" in n for n in record.notices)
 
@@ -342,15 +365,21 @@ def test_a_bare_gate_is_what_it_is_stated_to_be(
 
 
 HEADS = [
-    ("llama", False, "column"), ("llama", True, "row"), ("mistral", True, "column"),
-]  # fmt: skip
+    ("llama", False, "column"),
+    ("llama", True, "row"),
+    ("mistral", True, "column"),
+]
 
 
 @pytest.mark.parametrize(("architecture", "reflected", "convention"), HEADS)
 def test_a_rotation_in_front_of_the_head(
-    make_model: ModelMaker, tmp_path: Path, texts_file: Path, architecture: str, reflected: bool,
+    make_model: ModelMaker,
+    tmp_path: Path,
+    texts_file: Path,
+    architecture: str,
+    reflected: bool,
     convention: str,
-) -> None:  # fmt: skip
+) -> None:
     base = make_model(architecture, "float32")
     generator = torch.Generator().manual_seed(1)
     r = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64)).Q.float()
@@ -396,9 +425,11 @@ def test_a_trained_directory_whose_class_names_no_base_asks_for_it(
     base: Path, tmp_path: Path
 ) -> None:
     trained = trained_directory(
-        tmp_path / "trained", base, wrapped_state(base, thetas()),
+        tmp_path / "trained",
+        base,
+        wrapped_state(base, thetas()),
         config={"model_type": "ours", "architectures": ["OurModel"]},
-    )  # fmt: skip
+    )
     with pytest.raises(ModelError, match=r"does not say of which base.*so8tqc bake BASE"):
         baked(trained, None, tmp_path / "baked")
     baked(base, trained, tmp_path / "baked")
@@ -453,8 +484,10 @@ def test_shards_of_one_file_format_are_read_together(base: Path, tmp_path: Path)
 
 
 def test_weights_that_are_the_bases_rounded_are_told(base: Path, tmp_path: Path) -> None:
-    state = {k: v.bfloat16() if "theta" not in k else v for k, v in
-             wrapped_state(base, thetas(scale=0.2)).items()}  # fmt: skip
+    state = {
+        k: v.bfloat16() if "theta" not in k else v
+        for k, v in wrapped_state(base, thetas(scale=0.2)).items()
+    }
     record = baked(base, saved(tmp_path / "c.bin", state), tmp_path / "baked")
     (said,) = [notice for notice in record.notices if "in bfloat16, the base's own" in notice]
     assert "30 weights" in said or "29 weights" in said

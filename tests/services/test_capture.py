@@ -36,9 +36,15 @@ Baked = tuple[Path, Path, Path]
 
 def captured(baked: Baked, texts: Path, out: Path, **options: object) -> Path:
     capture(
-        CaptureConfig(model=baked[0], rotations=baked[1], data=(str(texts),), out=out,
-                      max_tokens=64, **options)  # type: ignore[arg-type]
-    )  # fmt: skip
+        CaptureConfig(
+            model=baked[0],
+            rotations=baked[1],
+            data=(str(texts),),
+            out=out,
+            max_tokens=64,
+            **options,
+        )  # type: ignore[arg-type]
+    )
     return out
 
 
@@ -105,9 +111,15 @@ def test_a_16_bit_capture_errs_by_its_rounding_and_still_passes_a_right_bake(
     save_file(tensors, str(rounded), metadata=metadata)
     if dtype == "float16":
         record = capture(
-            CaptureConfig(model=base, rotations=gates, data=(str(texts_file),), max_tokens=64,
-                          out=tmp_path / "own.safetensors", dtype="float16")
-        )  # fmt: skip
+            CaptureConfig(
+                model=base,
+                rotations=gates,
+                data=(str(texts_file),),
+                max_tokens=64,
+                out=tmp_path / "own.safetensors",
+                dtype="float16",
+            )
+        )
         for name, tensor in load_file(str(tmp_path / "own.safetensors")).items():
             torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=0)
         largest = max(
@@ -143,9 +155,12 @@ def test_the_recipe_is_short_and_needs_torch_and_safetensors_alone() -> None:
         name.split(".")[0]
         for node in ast.walk(ast.parse(recipe()))
         if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module] if isinstance(node, ast.ImportFrom) else
-                     [alias.name for alias in node.names])
-    }  # fmt: skip
+        for name in (
+            [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+    }
     assert imports == {"json", "torch", "safetensors"}
 
 
@@ -165,8 +180,14 @@ def run_recipe(base: Path, gates: Path, texts: Path, folder: Path) -> Path:
     token_ids = {item["id"]: tokenizer(item["text"])["input_ids"] for item in items}
     code = recipe().replace('"ref.safetensors"', "target")
     assert code != recipe()
-    exec(code, {"model": trained(base, gates), "token_ids": token_ids,
-                "target": str(folder / "ref.safetensors")})  # fmt: skip
+    exec(
+        code,
+        {
+            "model": trained(base, gates),
+            "token_ids": token_ids,
+            "target": str(folder / "ref.safetensors"),
+        },
+    )
     return folder / "ref.safetensors"
 
 
@@ -254,8 +275,10 @@ def test_what_a_capture_cannot_be_used_for(
     out = tmp_path / "qc"
     with pytest.raises(InputError, match=r"not to a capture\. Give that directory too: --base"):
         judged(recording, candidate, out, rotations=gates)
-    for reference, more in ((recording, {"base": base}), (base, {"base": base,
-                                                                 "rotations": gates})):  # fmt: skip
+    for reference, more in (
+        (recording, {"base": base}),
+        (base, {"base": base, "rotations": gates}),
+    ):
         with pytest.raises(ConfigError, match="base is for a capture"):
             judged(reference, candidate, out, **more)
     with pytest.raises(InputError, match="nothing can be judged from files alone"):
@@ -266,8 +289,9 @@ def test_what_a_capture_cannot_be_used_for(
     tensors = load_file(str(recording))
     with safe_open(str(recording), framework="pt") as handle:
         metadata = handle.metadata()
-    widened = {n: torch.nn.functional.pad(t, (0, 3)) if t.ndim == 2 else t
-               for n, t in tensors.items()}  # fmt: skip
+    widened = {
+        n: torch.nn.functional.pad(t, (0, 3)) if t.ndim == 2 else t for n, t in tensors.items()
+    }
     save_file(widened, str(narrow), metadata=metadata)
     with pytest.raises(InputError, match="has 512 vocabulary entries, reference has 515"):
         judged(narrow, candidate, out)
@@ -278,8 +302,14 @@ def test_capture_refuses_before_it_runs(baked: Baked, texts_file: Path, tmp_path
     with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
         captured(baked, texts_file, tmp_path / "ref.bin")
     with pytest.raises(InputError, match="not to a GGUF file"):
-        capture(CaptureConfig(model=tmp_path / "m.gguf", rotations=gates, data=(str(texts_file),),
-                              out=tmp_path / "ref.safetensors"))  # fmt: skip
+        capture(
+            CaptureConfig(
+                model=tmp_path / "m.gguf",
+                rotations=gates,
+                data=(str(texts_file),),
+                out=tmp_path / "ref.safetensors",
+            )
+        )
     with pytest.raises(DataError, match="no such data file"):
         captured(baked, tmp_path / "absent.txt", tmp_path / "ref.safetensors")
     assert list(tmp_path.glob("*.safetensors")) == [gates]
@@ -301,8 +331,11 @@ def test_a_gguf_is_captured_and_judged(baked: Baked, texts_file: Path, tmp_path:
     gguf = tmp_path / "model-f32.gguf"
     export(ExportConfig(model=candidate, out=gguf, type="f32"))
     recording = tmp_path / "gguf.safetensors"
-    capture(CaptureConfig(model=gguf, tokenizer=candidate, data=(str(texts_file),), out=recording,
-                          max_tokens=64))  # fmt: skip
+    capture(
+        CaptureConfig(
+            model=gguf, tokenizer=candidate, data=(str(texts_file),), out=recording, max_tokens=64
+        )
+    )
     record = judged(recording, gguf, tmp_path / "qc")
     assert record.verdict is Verdict.PASS
     assert record.check("kl.mean").value == pytest.approx(0, abs=1e-12)
@@ -313,17 +346,36 @@ def test_capture_and_qc_from_the_command_line(
 ) -> None:
     base, gates, candidate = baked
     recording = tmp_path / "ref.safetensors"
-    arguments = ["capture", str(base), "--rotations", str(gates), "--data", str(texts_file),
-                 "--max-tokens", "48", "--out", str(recording)]  # fmt: skip
+    arguments = [
+        "capture",
+        str(base),
+        "--rotations",
+        str(gates),
+        "--data",
+        str(texts_file),
+        "--max-tokens",
+        "48",
+        "--out",
+        str(recording),
+    ]
     assert run_main([*arguments, "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert (metrics["texts"], metrics["vocab_size"], metrics["rounding"]) == (6, 512, 0)
     assert metrics["bytes"] == recording.stat().st_size
     assert (tmp_path / "ref.safetensors.record.json").is_file()
     qc_arguments = [
-        "qc", "--reference", str(recording), "--base", str(base), "--rotations", str(gates),
-        "--candidate", str(candidate), "--out", str(tmp_path / "qc"),
-    ]  # fmt: skip
+        "qc",
+        "--reference",
+        str(recording),
+        "--base",
+        str(base),
+        "--rotations",
+        str(gates),
+        "--candidate",
+        str(candidate),
+        "--out",
+        str(tmp_path / "qc"),
+    ]
     assert run_main(qc_arguments) == 0
     assert "qc: pass" in capsys.readouterr().out
     assert run_main([*qc_arguments, "--convention", "row", "--quiet"]) == 1

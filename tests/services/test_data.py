@@ -58,14 +58,17 @@ class Bench:
         self.packages.mkdir()
         self.sources: list[dict[str, Any]] = []
         self.add(
-            "one.whl", "pip", wheel({"LICENSE": b"MIT License", "a/text.txt": self.english()}),
+            "one.whl",
+            "pip",
+            wheel({"LICENSE": b"MIT License", "a/text.txt": self.english()}),
             [{"reader": "text", "files": ["a/*.txt"], "language": "en", "domain": "medicine"}],
-        )  # fmt: skip
+        )
         self.add(
-            "two.deb", "apt",
+            "two.deb",
+            "apt",
             debian({"LICENSE": b"MIT License", "b/text.txt": japanese("山", "森", "丘").encode()}),
             [{"reader": "text", "files": ["b/*.txt"], "language": "ja", "domain": "literature"}],
-        )  # fmt: skip
+        )
         self.write_texts("calibration_a.json", categories=["language", "physics"])
         self.save()
 
@@ -77,25 +80,35 @@ class Bench:
         (self.packages / file).write_bytes(content)
         self.sources.append(
             {
-                "client": client, "package": file.partition(".")[0], "version": "1.0",
-                "file": file, "sha256": hashlib.sha256(content).hexdigest(), "licence": "MIT",
-                "licence_file": "LICENSE", "licence_phrase": "MIT License", "parts": parts,
+                "client": client,
+                "package": file.partition(".")[0],
+                "version": "1.0",
+                "file": file,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "licence": "MIT",
+                "licence_file": "LICENSE",
+                "licence_phrase": "MIT License",
+                "parts": parts,
             }
-        )  # fmt: skip
+        )
 
     def write_texts(self, name: str, **columns: Any) -> None:
         value = {
-            "texts": ["A written text.", "書いた文章。"], "languages": ["en", "ja"],
+            "texts": ["A written text.", "書いた文章。"],
+            "languages": ["en", "ja"],
             "ids": ["x", "y"],
-        }  # fmt: skip
+        }
         (self.data / name).write_text(json.dumps({**value, **columns}))
 
     def save(self, **changes: Any) -> None:
         value = {
-            "seed": 1, "quota": {"en": 3, "ja": 3}, "written": ["calibration_*.json"],
-            "categories": {"physics": "mathematics_physics"}, "sources": self.sources,
+            "seed": 1,
+            "quota": {"en": 3, "ja": 3},
+            "written": ["calibration_*.json"],
+            "categories": {"physics": "mathematics_physics"},
+            "sources": self.sources,
             "result": {"sha256": "0" * 64, "samples": 0, "counts": {}},
-        }  # fmt: skip
+        }
         (self.data / manifest.MANIFEST).write_text(json.dumps({**value, **changes}))
 
     def pin(self) -> None:
@@ -170,8 +183,9 @@ def test_the_same_inputs_give_the_same_bytes(bench: Bench, tmp_path: Path) -> No
         out = tmp_path / f"{seed}.jsonl"
         subprocess.run(
             [sys.executable, "-c", code, bench.data / manifest.MANIFEST, bench.packages, out],
-            check=True, env={**os.environ, "PYTHONHASHSEED": seed},
-        )  # fmt: skip
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
         digests.add(hashlib.sha256(out.read_bytes()).hexdigest())
     assert digests == {read_corpus_manifest(bench.data / manifest.MANIFEST).result.sha256}
 
@@ -246,8 +260,10 @@ def test_missing_packages_are_named(bench: Bench, tmp_path: Path) -> None:
     record = calibration_data(bench.packages, tmp_path / "part.jsonl", allow_missing=True)
     assert "Without apt:two: no two.deb." in record.notices
     assert {t.category for t in load_texts([str(tmp_path / "part.jsonl")])} == {
-        "language", "medicine", "mathematics_physics",
-    }  # fmt: skip
+        "language",
+        "medicine",
+        "mathematics_physics",
+    }
 
 
 def test_what_is_not_built_says_how_to_build_it(bench: Bench) -> None:
@@ -311,11 +327,14 @@ def test_rules_decide_the_domain(bench: Bench) -> None:
     }
     entries["duke"]["k"] = "People"
     bench.add(
-        "three.tgz", "npm",
+        "three.tgz",
+        "npm",
         tarball({"LICENSE": b"MIT License", "all.json": json.dumps(entries).encode()}),
         [
             {
-                "reader": "json-text", "files": ["all.json"], "language": "en",
+                "reader": "json-text",
+                "files": ["all.json"],
+                "language": "en",
                 "keys": ["*", "t:k,d"],
                 "rules": [
                     {"domain": "ethics_philosophy", "tag": "Science", "pattern": "science"},
@@ -324,7 +343,7 @@ def test_rules_decide_the_domain(bench: Bench) -> None:
                 ],
             }
         ],
-    )  # fmt: skip
+    )
     bench.save()
     bench.pin()
     texts = load_texts(["builtin:calibration"])
@@ -337,22 +356,27 @@ def test_rules_decide_the_domain(bench: Bench) -> None:
 def source(client: str, package: str) -> Source:
     return Source.model_validate(
         {
-            "client": client, "package": package, "version": "1.0", "file": "file-1.0.tgz",
-            "sha256": hashlib.sha256(b"content").hexdigest(), "licence": "MIT",
-            "licence_file": "LICENSE", "licence_phrase": "MIT",
-            "parts": [
-                {"reader": "text", "files": ["*"], "language": "en", "domain": "language"}
-            ],
+            "client": client,
+            "package": package,
+            "version": "1.0",
+            "file": "file-1.0.tgz",
+            "sha256": hashlib.sha256(b"content").hexdigest(),
+            "licence": "MIT",
+            "licence_file": "LICENSE",
+            "licence_phrase": "MIT",
+            "parts": [{"reader": "text", "files": ["*"], "language": "en", "domain": "language"}],
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("client", ["pip", "npm", "apt"])
 def test_no_client_may_run_a_packages_code(client: str, tmp_path: Path) -> None:
     command = " ".join(fetch.download_command(source(client, "name"), tmp_path))
     assert {
-        "pip": "--no-deps --only-binary :all:", "npm": "--ignore-scripts", "apt": "download",
-    }[client] in command  # fmt: skip
+        "pip": "--no-deps --only-binary :all:",
+        "npm": "--ignore-scripts",
+        "apt": "download",
+    }[client] in command
 
 
 @pytest.fixture

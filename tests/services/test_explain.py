@@ -71,8 +71,9 @@ def test_every_id_is_explained_in_both_languages(
 
 def test_a_check_says_its_limits_in_the_profiles_that_come_along() -> None:
     (found,) = explain("kl.mean")
-    told = {(row.profile, row.files): (row.limit, row.target, row.floor_factor)
-            for row in found.limits}  # fmt: skip
+    told = {
+        (row.profile, row.files): (row.limit, row.target, row.floor_factor) for row in found.limits
+    }
     wanted = {}
     for profile, content in PROFILES_FILE.items():
         for files, limits in (("models", content["models"]), *content["gguf"].items()):

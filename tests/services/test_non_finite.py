@@ -38,9 +38,12 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
     seed=st.integers(0, 1000),
 )
 def test_the_first_is_torchs_first(
-    dtype: torch.dtype, rows: int, places: list[tuple[float, float]], seed: int,
+    dtype: torch.dtype,
+    rows: int,
+    places: list[tuple[float, float]],
+    seed: int,
     tmp_path_factory: pytest.TempPathFactory,
-) -> None:  # fmt: skip
+) -> None:
     """Tensors of up to several pieces; largest and smallest numbers are none of these."""
     info = torch.finfo(dtype)
     values = torch.rand(rows, 1021, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -76,9 +79,14 @@ def test_in_a_candidate(
     bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
     candidate = spoilt(tmp_path / "baked", tmp_path / "candidate", tensor, 64 * 3 + 5, value)
     record = qc(
-        QCConfig(reference=llama, rotations=gates, candidates=(candidate,), level="files",
-                 out=tmp_path / "qc")
-    )  # fmt: skip
+        QCConfig(
+            reference=llama,
+            rotations=gates,
+            candidates=(candidate,),
+            level="files",
+            out=tmp_path / "qc",
+        )
+    )
     check = record.check("algebra.finite" if tensor == O_PROJ else "structure.finite")
     assert (record.verdict, check.value) == (Verdict.FAIL, 1)
     assert tensor in check.detail
@@ -92,9 +100,13 @@ def test_in_the_rotations(value: float, tmp_path: Path) -> None:
     theta[2, 5, 7] = value
     path = tmp_path / "gates.safetensors"
     write_native(
-        path, {Target(0): np.zeros_like(theta), Target(1): theta}, pet=None,
-        parametrization=Parametrization.EXP, convention=Convention.COLUMN, site=Site.INPUT,
-    )  # fmt: skip
+        path,
+        {Target(0): np.zeros_like(theta), Target(1): theta},
+        pet=None,
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+    )
     with pytest.raises(RotationError, match=r"layer 1 .*block 2 has a non-finite.*\[5, 7\]"):
         read_rotations(path)
 

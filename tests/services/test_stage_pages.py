@@ -39,9 +39,13 @@ def left(out: Path, **changed: object) -> Record:
     write_series(out / SERIES_FILE, {"../a b": kept}, np.array([6.28, 40.0]))
     reference = FileRef(path="x", sha256="0" * 64, bytes=1)
     return Record(
-        kind="longtext", verdict=Verdict.PASS, metrics={"cases": {"../a b": {}}},
-        inputs={"reference": reference}, outputs={SERIES_FILE: reference}, run=Stopwatch().info(),
-    )  # fmt: skip
+        kind="longtext",
+        verdict=Verdict.PASS,
+        metrics={"cases": {"../a b": {}}},
+        inputs={"reference": reference},
+        outputs={SERIES_FILE: reference},
+        run=Stopwatch().info(),
+    )
 
 
 def test_pages_of_long_text_speak_the_language_asked_for(tmp_path: Path) -> None:
@@ -91,8 +95,13 @@ def test_a_broken_series_is_refused(tmp_path: Path, changed: dict[str, object]) 
 
 def test_no_series_is_refused_and_a_gguf_has_no_attention(tmp_path: Path) -> None:
     names = ("candidate", "reference")
-    none = {key: None for name in names for key in spectrum_arrays(name, spectrum(
-        np.random.default_rng(1).random(64), seed=0, surrogates=20))}  # fmt: skip
+    none = {
+        key: None
+        for name in names
+        for key in spectrum_arrays(
+            name, spectrum(np.random.default_rng(1).random(64), seed=0, surrogates=20)
+        )
+    }
     record = left(tmp_path, **none, **{attention_key(name): None for name in names})
     assert len(draw_pages(record, tmp_path).files) == 2
     (tmp_path / SERIES_FILE).write_bytes(b"PK")

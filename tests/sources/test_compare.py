@@ -42,10 +42,15 @@ def setup(vocabulary: int = 40) -> tuple[list[EncodedText], list[Recorded]]:
         for i, n in enumerate((3, 200, 129))
     ]
     sources = [
-        Recorded(name, {i: generator.normal(size=(t.tokens.size, vocabulary)) * 2
-                        for i, t in enumerate(texts)})
+        Recorded(
+            name,
+            {
+                i: generator.normal(size=(t.tokens.size, vocabulary)) * 2
+                for i, t in enumerate(texts)
+            },
+        )
         for name in ("a", "b", "c")
-    ]  # fmt: skip
+    ]
     return texts, sources
 
 

@@ -103,11 +103,18 @@ def test_offline_the_cache_is_used_and_the_commit_recorded(
 
     shutil.rmtree(cache)
     baked = fill_cache(cache, "org/baked", out)
-    judged = qc(QCConfig(
-        reference=llama, rotations=make_gates(llama), candidates=(Path("org/baked"),),
-        data=(str(texts_file),), max_tokens=48, resamples=100, out=Path("qc"),
-        tokenizer=Path("org/baked"),
-    ))  # fmt: skip
+    judged = qc(
+        QCConfig(
+            reference=llama,
+            rotations=make_gates(llama),
+            candidates=(Path("org/baked"),),
+            data=(str(texts_file),),
+            max_tokens=48,
+            resamples=100,
+            out=Path("qc"),
+            tokenizer=Path("org/baked"),
+        )
+    )
     assert judged.verdict == "pass"
     assert {check.subject for check in judged.checks} >= {"baked"}
     assert judged.inputs["candidate_1"] == file_ref(baked)
@@ -149,8 +156,13 @@ def so8tqc(hub: FakeHub, here: Path, *arguments: object) -> subprocess.Completed
     }
     return subprocess.run(
         [sys.executable, "-m", "so8tqc", *map(str, arguments)],
-        cwd=here, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_a_name_is_fetched_and_nothing_else(
@@ -186,11 +198,41 @@ def test_local_paths_ask_nobody(
     with fake_hub({}) as hub:
         for arguments in (
             ("bake", "models/base", gates, "--out", "baked"),
-            ("qc", "--reference", "models/base", "--rotations", gates, "--candidate", "baked",
-             "--data", texts_file, "--max-tokens", "32", "--set", "resamples=100", "--out", "qc"),
-            ("longtext", "baked", "--reference", "models/base", "--data", texts_file, "--out", "lt",
-             "--min-tokens", "64", "--max-new-tokens", "2", "--no-png", "--set", "resamples=100"),
-        ):  # fmt: skip
+            (
+                "qc",
+                "--reference",
+                "models/base",
+                "--rotations",
+                gates,
+                "--candidate",
+                "baked",
+                "--data",
+                texts_file,
+                "--max-tokens",
+                "32",
+                "--set",
+                "resamples=100",
+                "--out",
+                "qc",
+            ),
+            (
+                "longtext",
+                "baked",
+                "--reference",
+                "models/base",
+                "--data",
+                texts_file,
+                "--out",
+                "lt",
+                "--min-tokens",
+                "64",
+                "--max-new-tokens",
+                "2",
+                "--no-png",
+                "--set",
+                "resamples=100",
+            ),
+        ):
             done = so8tqc(hub, tmp_path, *arguments)
             assert done.returncode in (0, 1), done.stderr  # so short a text may fail its checks
         for wrong in ("./org/tiny", "models/bse"):

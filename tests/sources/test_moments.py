@@ -77,8 +77,12 @@ def test_moments_are_those_of_the_whole_model(
 def test_matrices_that_share_an_input_share_its_moments(llama: Path) -> None:
     (layer,) = layer_moments(HFModel.load(llama), _chunks(), wanted=lambda name: name == "1")
     names = [[m.rsplit(".", 1)[1] for m in moments.modules] for moments in layer.moments]
-    assert names == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"],
-                     ["down_proj"]]  # fmt: skip
+    assert names == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
 
 
 def test_layers_that_depend_on_one_another_otherwise_are_noticed(llama: Path) -> None:

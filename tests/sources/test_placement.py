@@ -47,9 +47,12 @@ def test_offloaded_weights_give_the_same_logits(
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_a_right_bake_passes_in_every_compute_dtype(
-    dtype: str, make_model: Callable[..., Path], make_gates: Callable[..., Path], texts_file: Path,
+    dtype: str,
+    make_model: Callable[..., Path],
+    make_gates: Callable[..., Path],
+    texts_file: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     from so8tqc.config import BakeConfig
 
     base = make_model("llama", "bfloat16")
@@ -57,8 +60,14 @@ def test_a_right_bake_passes_in_every_compute_dtype(
     bake(BakeConfig(base=base, rotations=gates, out=baked))
     record = qc(
         QCConfig(
-            reference=base, rotations=gates, candidates=(baked,), data=(str(texts_file),),
-            out=tmp_path / "qc", compute_dtype=dtype, device_map="auto", resamples=200,
+            reference=base,
+            rotations=gates,
+            candidates=(baked,),
+            data=(str(texts_file),),
+            out=tmp_path / "qc",
+            compute_dtype=dtype,
+            device_map="auto",
+            resamples=200,
         )
-    )  # fmt: skip
+    )
     assert record.verdict is Verdict.PASS, [c for c in record.checks if c.verdict is Verdict.FAIL]

@@ -46,9 +46,11 @@ def launched(processes: int, arguments: list[str]) -> subprocess.CompletedProces
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
     return subprocess.run(
         [sys.executable, *(launcher if processes > 1 else ["-m"]), "so8tqc", *arguments],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
 
 
 def without_run(record: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +59,11 @@ def without_run(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_two_processes_give_the_record_of_one(
-    make_model: Callable[..., Path], make_gates: Callable[..., Path], texts_file: Path,
+    make_model: Callable[..., Path],
+    make_gates: Callable[..., Path],
+    texts_file: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     base = make_model("llama", "bfloat16")
     gates, baked = make_gates(base), tmp_path / "baked"
     bake(BakeConfig(base=base, rotations=gates, out=baked))
@@ -68,9 +72,21 @@ def test_two_processes_give_the_record_of_one(
         out = tmp_path / f"qc{processes}"
         done = launched(
             processes,
-            ["qc", "--reference", str(base), "--rotations", str(gates), "--candidate", str(baked),
-             "--data", str(texts_file), "--out", str(out), "--json"],
-        )  # fmt: skip
+            [
+                "qc",
+                "--reference",
+                str(base),
+                "--rotations",
+                str(gates),
+                "--candidate",
+                str(baked),
+                "--data",
+                str(texts_file),
+                "--out",
+                str(out),
+                "--json",
+            ],
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('"kind": "qc"') == 1  # only one of them speaks
         records.append(json.loads((out / "record.json").read_text()))
@@ -93,13 +109,35 @@ def test_a_failed_verdict_is_shown_before_anybody_ends(
         "report.write_stage_reports = write_slowly\nsys.exit(main())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(slow),
-         "qc", "--reference", str(llama), "--rotations", str(make_gates(llama)),
-         "--candidate", str(llama), "--data", str(texts_file), "--out", str(tmp_path / "qc")],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-             "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            str(slow),
+            "qc",
+            "--reference",
+            str(llama),
+            "--rotations",
+            str(make_gates(llama)),
+            "--candidate",
+            str(llama),
+            "--data",
+            str(texts_file),
+            "--out",
+            str(tmp_path / "qc"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+        },
+    )
     assert done.returncode == 1, done.stderr
     assert "FAIL" in done.stdout.upper()
     for name in ("record.json", "report.md", "report.html", "junit.xml"):
@@ -119,6 +157,9 @@ def test_an_error_in_one_process_is_told_and_none_waits_forever(tmp_path: Path) 
     )
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)],
-        capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     assert sorted(done.stdout.splitlines()) == ["0 text 7: spoilt.", "1 text 7: spoilt."]

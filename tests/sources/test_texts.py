@@ -33,14 +33,24 @@ def test_the_shipped_texts_are_what_they_should_be() -> None:
     assert len({t.id for t in texts}) == 25
     long = load_texts(["builtin:longtext"])
     assert [t.id.split("/")[1] for t in long] == [
-        "scientific_explanation", "mathematical_proof", "technical_implementation",
-    ]  # fmt: skip
+        "scientific_explanation",
+        "mathematical_proof",
+        "technical_implementation",
+    ]
 
 
 DOMAINS = (
-    "mathematics_physics", "computing_ai", "language", "culture_history", "ethics_philosophy",
-    "business_economics", "biology_chemistry", "engineering", "medicine", "literature",
-)  # fmt: skip
+    "mathematics_physics",
+    "computing_ai",
+    "language",
+    "culture_history",
+    "ethics_philosophy",
+    "business_economics",
+    "biology_chemistry",
+    "engineering",
+    "medicine",
+    "literature",
+)
 
 
 def _units(text: Text) -> list[str]:

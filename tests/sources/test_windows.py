@@ -142,9 +142,11 @@ def test_llama_perplexity_scores_the_second_halves(
     np.testing.assert_allclose(table.columns["nll_candidate"], -log_q[at], rtol=1e-9)
     kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     np.testing.assert_allclose(table.columns["kl"], kl, rtol=1e-9)
-    positions = [chunk * context + context // 2 + i
-                 for chunk in range(length // context)
-                 for i in range(context - 1 - context // 2)]  # fmt: skip
+    positions = [
+        chunk * context + context // 2 + i
+        for chunk in range(length // context)
+        for i in range(context - 1 - context // 2)
+    ]
     assert table.position.tolist() == positions
     np.testing.assert_array_equal(tokens, before)
 

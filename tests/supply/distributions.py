@@ -34,9 +34,22 @@ SPDX = {
 """What distributions call their licence → its SPDX name."""
 
 ALLOWED = frozenset(
-    {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "MPL-2.0", "PSF-2.0",
-     "Zlib", "BSL-1.0", "CC0-1.0", "CNRI-Python", "Public-Domain"}
-)  # fmt: skip
+    {
+        "MIT",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "0BSD",
+        "ISC",
+        "MPL-2.0",
+        "PSF-2.0",
+        "Zlib",
+        "BSL-1.0",
+        "CC0-1.0",
+        "CNRI-Python",
+        "Public-Domain",
+    }
+)
 """Licences that go with Apache-2.0. MPL-2.0 binds its own files alone; nothing of it is copied."""
 
 _PAGE = """# Licences

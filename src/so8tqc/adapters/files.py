@@ -29,11 +29,22 @@ PICKLE_NAME = "adapter_model.bin"
 
 PARTS = frozenset(
     {
-        "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
-        "oft_R", "boft_R", "boft_s", "hra_u", "psoft_R", "road_theta", "road_alpha",
-        "vera_lambda_b", "vera_lambda_d",
+        "lora_A",
+        "lora_B",
+        "lora_embedding_A",
+        "lora_embedding_B",
+        "lora_magnitude_vector",
+        "oft_R",
+        "boft_R",
+        "boft_s",
+        "hra_u",
+        "psoft_R",
+        "road_theta",
+        "road_alpha",
+        "vera_lambda_b",
+        "vera_lambda_d",
     }
-)  # fmt: skip
+)
 """Names of a method's tensors below the module they change."""
 
 _LEAVES = frozenset({"weight", "bias", "vector_a", "vector_b"})

@@ -40,8 +40,12 @@ from so8tqc.rotations.fold import to_storage
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet, orthogonality_error
 
 _COMPARED = (
-    "model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
-)  # fmt: skip
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "num_attention_heads",
+)
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,57 @@ from so8tqc.rotations.files.peft_config import CONFIG_NAME
 
 _NEUTRAL = frozenset(
     {
-        "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode",
-        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-        "init_weights", "peft_type", "peft_version", "fan_in_fan_out", "bias", "modules_to_save",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "task_type",
+        "inference_mode",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "init_weights",
+        "peft_type",
+        "peft_version",
+        "fan_in_fan_out",
+        "bias",
+        "modules_to_save",
     }
-)  # fmt: skip
+)
 _UNDERSTOOD = {
     "LORA": frozenset(
         {
-            "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
-            "lora_bias", "target_parameters", "lora_dropout", "init_lora_weights", "loftq_config",
-            "eva_config", "corda_config", "lora_ga_config", "megatron_core", "qalora_group_size",
-            "runtime_config", "ensure_weight_tying", "target_modules_to_tie",
+            "r",
+            "lora_alpha",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_rslora",
+            "use_dora",
+            "lora_bias",
+            "target_parameters",
+            "lora_dropout",
+            "init_lora_weights",
+            "loftq_config",
+            "eva_config",
+            "corda_config",
+            "lora_ga_config",
+            "megatron_core",
+            "qalora_group_size",
+            "runtime_config",
+            "ensure_weight_tying",
+            "target_modules_to_tie",
         }
     ),
     "OFT": frozenset(
         {
-            "r", "oft_block_size", "coft", "eps", "block_share", "use_cayley_neumann",
-            "num_cayley_neumann_terms", "module_dropout",
+            "r",
+            "oft_block_size",
+            "coft",
+            "eps",
+            "block_share",
+            "use_cayley_neumann",
+            "num_cayley_neumann_terms",
+            "module_dropout",
         }
     ),
     "BOFT": frozenset(
@@ -39,16 +72,24 @@ _UNDERSTOOD = {
     "HRA": frozenset({"r", "apply_GS"}),
     "PSOFT": frozenset(
         {
-            "r", "psoft_alpha", "psoft_dropout", "ab_svd_init", "psoft_svd",
-            "psoft_svd_lowrank_niter", "random_seed", "psoft_orth", "psoft_mag_b", "psoft_mag_a",
-            "use_cayley_neumann", "num_cayley_neumann_terms", "cayley_neumann_eps",
+            "r",
+            "psoft_alpha",
+            "psoft_dropout",
+            "ab_svd_init",
+            "psoft_svd",
+            "psoft_svd_lowrank_niter",
+            "random_seed",
+            "psoft_orth",
+            "psoft_mag_b",
+            "psoft_mag_a",
+            "use_cayley_neumann",
+            "num_cayley_neumann_terms",
+            "cayley_neumann_eps",
         }
     ),
     "ROAD": frozenset({"variant", "group_size"}),
-    "VERA": frozenset(
-        {"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"}
-    ),
-}  # fmt: skip
+    "VERA": frozenset({"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"}),
+}
 
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 

@@ -142,8 +142,10 @@ def beside_gates(
     for name, branch in lora.items():
         place = place_of(name, base)
         if place is None:
-            raise RotationError("a LoRA branch of a weight that the base model does not have",
-                                where=f"{where}, {name}")  # fmt: skip
+            raise RotationError(
+                "a LoRA branch of a weight that the base model does not have",
+                where=f"{where}, {name}",
+            )
         placed[place] = branch
     return Beside(tuple(same), coarser, replaced, placed, tuple(unknown))
 
@@ -166,11 +168,10 @@ def _refuse_own_head(
     embedding = next((v for name, v in plain.items() if name.endswith(EMBEDDING_NAMES)), None)
     own = [name for name in lora if name.endswith(HEAD_NAMES)]
     own += [
-        name for name, value in plain.items()
-        if name.endswith(HEAD_NAMES)
-        and embedding is not None
-        and not torch.equal(value, embedding)
-    ]  # fmt: skip
+        name
+        for name, value in plain.items()
+        if name.endswith(HEAD_NAMES) and embedding is not None and not torch.equal(value, embedding)
+    ]
     if own:
         raise RotationError(
             "the checkpoint's output head is not its embedding's matrix, and the base's is tied "
@@ -329,14 +330,25 @@ def _pattern(patterns: object, name: str, usual: object) -> object:
 
 
 _PLAIN = {
-    "bias": ("none",), "fan_in_fan_out": (False, None), "init_lora_weights": (True, False,
-    "gaussian", "orthogonal"),
-}  # fmt: skip
+    "bias": ("none",),
+    "fan_in_fan_out": (False, None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+}
 _FORBIDDEN = (
-    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "layer_replication",
-    "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
-    "megatron_config", "monteclora_config", "velora_config", "kasa_config",
-)  # fmt: skip
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "megatron_config",
+    "monteclora_config",
+    "velora_config",
+    "kasa_config",
+)
 
 
 def _refuse_other_kinds(settings: Mapping[str, Any], where: str) -> None:

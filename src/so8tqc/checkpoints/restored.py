@@ -45,17 +45,37 @@ _OUR_WORDS = ("so8t", "so8_")
 
 _ROOTS = frozenset(
     {
-        "model", "lm_head", "embed_out", "transformer", "language_model", "visual", "vision_tower",
-        "vision_model", "audio_tower", "multi_modal_projector", "embed_tokens", "norm", "wte",
+        "model",
+        "lm_head",
+        "embed_out",
+        "transformer",
+        "language_model",
+        "visual",
+        "vision_tower",
+        "vision_model",
+        "audio_tower",
+        "multi_modal_projector",
+        "embed_tokens",
+        "norm",
+        "wte",
     }
-)  # fmt: skip
+)
 """First levels of names that belong to a language model, beside that of its layers."""
 
 _DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
 
 
 @dataclass(frozen=True)
@@ -166,9 +186,12 @@ def restored_config(directory: Path) -> tuple[dict[str, Any], list[str]]:
     """
     config = json_object(directory / _CONFIG)
     dropped = [
-        key for key in config if key == "auto_map" or key.lower().startswith(_OUR_WORDS)
+        key
+        for key in config
+        if key == "auto_map"
+        or key.lower().startswith(_OUR_WORDS)
         or key.lower().startswith("use_so8")
-    ]  # fmt: skip
+    ]
     restored = {key: value for key, value in config.items() if key not in dropped}
     model_type, classes = _known_class(restored, directory)
     changed = [f"{key} left out" for key in dropped]

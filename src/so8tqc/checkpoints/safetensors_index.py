@@ -234,10 +234,15 @@ def load_any(entry: TensorEntry) -> torch.Tensor:
     import torch
 
     others = {
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+        "F8_E4M3": torch.float8_e4m3fn,
         "F8_E5M2": torch.float8_e5m2,
-    }  # fmt: skip
+    }
     dtype = others.get(entry.dtype)
     if dtype is None:
         return load_tensor(entry)

@@ -57,9 +57,12 @@ def _print(console: Console, explanation: Explanation) -> None:
     title, meaning, failure, remedy = (
         escape(say(text))
         for text in (
-            explanation.title, explanation.meaning, explanation.failure, explanation.remedy,
+            explanation.title,
+            explanation.meaning,
+            explanation.failure,
+            explanation.remedy,
         )
-    )  # fmt: skip
+    )
     console.print(f"[bold]{explanation.id}[/]  {title}", highlight=False)
     for text in (
         meaning,

@@ -153,9 +153,7 @@ def _refuse_hidden(
             )
 
 
-def _place(
-    key: str, value: object, matrix: Mapping[str, Any], origins: Mapping[Key, str]
-) -> str:  # fmt: skip
+def _place(key: str, value: object, matrix: Mapping[str, Any], origins: Mapping[Key, str]) -> str:
     """Where a value of a combination stands in the matrix."""
     if key in matrix and value in matrix[key]:
         path: Key = (MATRIX, key, str(matrix[key].index(value)))

@@ -176,10 +176,11 @@ def names_of(combinations: Sequence[Values]) -> list[str]:
     ]
     folded = [name.casefold() for name in names]
     return [
-        _cut(name, combination) if len(name) > _LONGEST_NAME or folded.count(name.casefold()) > 1
+        _cut(name, combination)
+        if len(name) > _LONGEST_NAME or folded.count(name.casefold()) > 1
         else name
         for name, combination in zip(names, combinations, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _labels(key: str, values: Mapping[str, Any]) -> dict[str, str]:

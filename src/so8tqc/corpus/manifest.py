@@ -20,8 +20,16 @@ MANIFEST = "calibration-sources.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Language = Literal["en", "ja"]
 Reader = Literal[
-    "catalog", "html", "json-html", "json-text", "jsonl", "lyx", "markdown", "records", "text",
-]  # fmt: skip
+    "catalog",
+    "html",
+    "json-html",
+    "json-text",
+    "jsonl",
+    "lyx",
+    "markdown",
+    "records",
+    "text",
+]
 
 
 class Domain(StrEnum):

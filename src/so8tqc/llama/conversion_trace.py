@@ -47,8 +47,15 @@ class Tracer:
 
         created = gguf.lazy.LazyBase.__init__
 
-        def create(lazy: Any, *, meta: Any, data: Any = None, args: Any = (), kwargs: Any = None,
-                   func: Any = None) -> None:  # fmt: skip
+        def create(
+            lazy: Any,
+            *,
+            meta: Any,
+            data: Any = None,
+            args: Any = (),
+            kwargs: Any = None,
+            func: Any = None,
+        ) -> None:
             created(lazy, meta=meta, data=data, args=args, kwargs=kwargs, func=func)
             lazy._so8tqc_node = self._node(func, args, kwargs or {}, data)
 
@@ -180,9 +187,11 @@ def _operation(func: Any, args: Any) -> tuple[str, Any]:  # noqa: PLR0911  a cas
         op, inner = _operation(bound["fn"].cell_contents, shared[0])
         return f"item {index} of {op}", inner
     for known, op in (
-        ("from_local_tensor", "load"), ("from_safetensors_slice", "load"),
-        (".numpy.", "numpy"), (".astype.", "astype"),
-    ):  # fmt: skip
+        ("from_local_tensor", "load"),
+        ("from_safetensors_slice", "load"),
+        (".numpy.", "numpy"),
+        (".astype.", "astype"),
+    ):
         if known in place:
             return op, args
     return f"function {place}", args

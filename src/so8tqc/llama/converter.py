@@ -51,9 +51,18 @@ def convert(
     # the converter takes the name for a template, in which {ftype} stands for the type
     literal = str(out).replace("{", "{{").replace("}", "}}")
     command = [
-        sys.executable, "-P", "-m", "so8tqc.llama.guarded_script", str(converter.script),
-        str(model), "--outtype", type_, "--outfile", literal, *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        "-m",
+        "so8tqc.llama.guarded_script",
+        str(converter.script),
+        str(model),
+        "--outtype",
+        type_,
+        "--outfile",
+        literal,
+        *arguments,
+    ]
     with (
         log.open("w", encoding="utf-8") as sink,
         progress.task("converting to GGUF", total=100, unit="%") as task,
@@ -85,9 +94,17 @@ def trace_conversion(converter: Converter, model: Path, trace: Path) -> None:
         ToolError: it failed.
     """
     command = [
-        sys.executable, "-P", "-m", "so8tqc.llama.guarded_script", str(converter.script),
-        str(model), "--outtype", "f16", "--outfile", str(trace.with_suffix(".gguf")),
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        "-m",
+        "so8tqc.llama.guarded_script",
+        str(converter.script),
+        str(model),
+        "--outtype",
+        "f16",
+        "--outfile",
+        str(trace.with_suffix(".gguf")),
+    ]
     environment = _environment(converter, trace) | {TRACE_ALONE: "1"}
     status, last = follow(command, lambda _line: None, environment)
     if status != 0:

@@ -147,9 +147,11 @@ def main(job: Mapping[str, Any]) -> int:
     squares = Squares()
     try:
         model = LlamaModel(
-            Path(job["gguf"]), threads=job["threads"] or None, context=int(job["chunk"]),
+            Path(job["gguf"]),
+            threads=job["threads"] or None,
+            context=int(job["chunk"]),
             on_node=squares.visit,
-        )  # fmt: skip
+        )
         length = min(int(job["chunk"]), model.trained_context)
         chunks = list(cut(*tokenize(model.path, Path(job["text"]).read_bytes().decode()), length))
         if not chunks:
@@ -160,9 +162,13 @@ def main(job: Mapping[str, Any]) -> int:
         print(f"error: {squares.failure or error}", flush=True)
         return 1
     write_imatrix(
-        Path(job["out"]), squares.sums, squares.counts,
-        datasets=job["datasets"], chunks=len(chunks), chunk_size=length,
-    )  # fmt: skip
+        Path(job["out"]),
+        squares.sums,
+        squares.counts,
+        datasets=job["datasets"],
+        chunks=len(chunks),
+        chunk_size=length,
+    )
     return 0
 
 

@@ -240,8 +240,9 @@ class LlamaModel:
         with self._batch(tokens, position, first) as batch:
             code = self._lib.llama_decode(self._context, batch)
         if code != 0:
-            raise ToolError(f"libllama cannot decode (code {code}): {last_words()}",
-                            where=str(self.path))  # fmt: skip
+            raise ToolError(
+                f"libllama cannot decode (code {code}): {last_words()}", where=str(self.path)
+            )
         pointer = self._lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(count - first, self.vocab_size))
 
@@ -277,8 +278,10 @@ class LlamaModel:
         with _interrupts_deferred():
             self._context = self._lib.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise ToolError(f"libllama cannot make a context of {length} tokens: {last_words()}",
-                            where=str(self.path))  # fmt: skip
+            raise ToolError(
+                f"libllama cannot make a context of {length} tokens: {last_words()}",
+                where=str(self.path),
+            )
         self._context_length = length
 
     def close(self) -> None:

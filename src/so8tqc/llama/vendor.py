@@ -110,9 +110,18 @@ def _revision(pin: Pin) -> str:
 
 def _download(pin: Pin, scratch: Path) -> Path:
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-        "--no-binary", pin.name, "--dest", str(scratch), f"{pin.name}=={pin.version}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary",
+        pin.name,
+        "--dest",
+        str(scratch),
+        f"{pin.name}=={pin.version}",
+    ]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_SECONDS, check=False

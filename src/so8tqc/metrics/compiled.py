@@ -10,9 +10,16 @@ from typing import Any
 from numba import njit
 
 _NOT_KEPT = (
-    OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError,
-    ImportError, MemoryError,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    MemoryError,
+)
 """What numba raises where there is no room to keep a kernel, or the file of one is damaged."""
 
 

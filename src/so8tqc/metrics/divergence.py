@@ -47,10 +47,17 @@ def token_rows(reference: Distribution, candidate: Distribution) -> torch.Tensor
         raise ValueError(f"{reference.logits.shape} and {candidate.logits.shape} logits differ")
     rows = np.empty((reference.logits.shape[0], len(COLUMNS)))
     kernels.pair_rows(
-        reference.logits, candidate.logits, reference.weights, candidate.weights,
-        as_records(reference.numbers, SIDE_ROW), as_records(candidate.numbers, SIDE_ROW),
-        reference.leaders, candidate.leaders, reference.targets, as_records(rows, ROW),
-    )  # fmt: skip
+        reference.logits,
+        candidate.logits,
+        reference.weights,
+        candidate.weights,
+        as_records(reference.numbers, SIDE_ROW),
+        as_records(candidate.numbers, SIDE_ROW),
+        reference.leaders,
+        candidate.leaders,
+        reference.targets,
+        as_records(rows, ROW),
+    )
     return torch.from_numpy(rows)
 
 

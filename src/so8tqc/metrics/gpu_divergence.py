@@ -78,9 +78,16 @@ def gpu_distribution(logits: torch.Tensor, targets: torch.Tensor) -> GpuDistribu
     places = logits.new_empty((height, 1 + kernels.LEADERS), dtype=torch.int32)
     with _on(logits.device):
         kernels.side_kernel[(height,)](
-            logits, logits.stride(0), targets, numbers, places, width,
-            BLOCK=kernels.BLOCK, COLUMNS=kernels.columns(width), num_warps=kernels.WARPS,
-        )  # fmt: skip
+            logits,
+            logits.stride(0),
+            targets,
+            numbers,
+            places,
+            width,
+            BLOCK=kernels.BLOCK,
+            COLUMNS=kernels.columns(width),
+            num_warps=kernels.WARPS,
+        )
     return GpuDistribution(logits, numbers, places)
 
 
@@ -100,11 +107,20 @@ def gpu_token_rows(
     rows = reference.numbers.new_empty((height, len(Column)))
     with _on(rows.device):
         kernels.pair_kernel[(height,)](
-            reference.logits, reference.logits.stride(0),
-            candidate.logits, candidate.logits.stride(0), targets,
-            reference.numbers, candidate.numbers, reference.places, candidate.places, rows, width,
-            BLOCK=kernels.BLOCK, num_warps=kernels.WARPS,
-        )  # fmt: skip
+            reference.logits,
+            reference.logits.stride(0),
+            candidate.logits,
+            candidate.logits.stride(0),
+            targets,
+            reference.numbers,
+            candidate.numbers,
+            reference.places,
+            candidate.places,
+            rows,
+            width,
+            BLOCK=kernels.BLOCK,
+            num_warps=kernels.WARPS,
+        )
     return rows
 
 

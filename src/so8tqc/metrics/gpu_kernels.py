@@ -125,9 +125,7 @@ def _lane_maxima(start_of_row, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _write_leaders(
-    out, best, at, start_of_row, width, BLOCK: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
+def _write_leaders(out, best, at, start_of_row, width, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     """The places of the row's largest logits: each is the largest of its lane, whose next one then
     takes its place. COLUMNS is at least the number of logits in a lane."""
     lanes = tl.arange(0, BLOCK)
@@ -166,9 +164,15 @@ def _weight_sums(start_of_row, top, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def side_kernel(
-    logits, stride, targets, numbers, places, width,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    logits,
+    stride,
+    targets,
+    numbers,
+    places,
+    width,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """One model's distribution in each row.
 
     Args:
@@ -237,9 +241,13 @@ def _differences(first, second, top, other_top, most, other_most, width, BLOCK: 
         reverse += tl.where(near, q * (even - odd), p - q + q * x)
         js += (p + q) * _spread(tl.abs(x) * 0.5)
     return (
-        tl.sum(kl, 0), tl.sum(reverse, 0), tl.sum(js, 0),
-        tl.max(largest, 0), tl.sum(total, 0), tl.sum(square, 0),
-    )  # fmt: skip
+        tl.sum(kl, 0),
+        tl.sum(reverse, 0),
+        tl.sum(js, 0),
+        tl.max(largest, 0),
+        tl.sum(total, 0),
+        tl.sum(square, 0),
+    )
 
 
 @triton.jit
@@ -258,10 +266,19 @@ def _shared(first, second, width):
 
 @triton.jit
 def pair_kernel(
-    reference, reference_stride, candidate, candidate_stride, targets,
-    reference_numbers, candidate_numbers, reference_places, candidate_places, rows, width,
+    reference,
+    reference_stride,
+    candidate,
+    candidate_stride,
+    targets,
+    reference_numbers,
+    candidate_numbers,
+    reference_places,
+    candidate_places,
+    rows,
+    width,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """A row of the token table for each position.
 
     Args:

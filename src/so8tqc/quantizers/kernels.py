@@ -49,11 +49,17 @@ def _add_products(target, coefficients, rows):
     whole = count - count % 8
     for i in range(0, whole, 8):
         a, b, c, d = (
-            coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3],
-        )  # fmt: skip
+            coefficients[i],
+            coefficients[i + 1],
+            coefficients[i + 2],
+            coefficients[i + 3],
+        )
         e, f, g, h = (
-            coefficients[i + 4], coefficients[i + 5], coefficients[i + 6], coefficients[i + 7],
-        )  # fmt: skip
+            coefficients[i + 4],
+            coefficients[i + 5],
+            coefficients[i + 6],
+            coefficients[i + 7],
+        )
         for x in range(width):
             total = target[x] + a * rows[i, x]
             total = total + b * rows[i + 1, x]
@@ -258,9 +264,13 @@ def _fit_scale_and_min(targets, weights, steps, below_zero, widenings, scale, le
                     o = 0.0
                     s = sqt[r] / sqq[r]
                 loss = (
-                    stt[r] + s * s * sqq[r] + o * o * sw
-                    - 2.0 * s * sqt[r] + 2.0 * o * st[r] - 2.0 * s * o * sq[r]
-                )  # fmt: skip
+                    stt[r]
+                    + s * s * sqq[r]
+                    + o * o * sw
+                    - 2.0 * s * sqt[r]
+                    + 2.0 * o * st[r]
+                    - 2.0 * s * o * sq[r]
+                )
                 if loss < best[r] and (s >= 0.0 or not below_zero):
                     best[r] = loss
                     scale[r] = s
@@ -326,9 +336,21 @@ def _in_format(scale, least, move, shift, integers, limits, d, dmin, has_min, s,
 
 @njit(**_OPTIONS)
 def _try(
-    targets, original, feedback, conditional, coupled, levels, borders, uniform, lowest,
-    s, o, codes, quantized, loss,
-):  # fmt: skip
+    targets,
+    original,
+    feedback,
+    conditional,
+    coupled,
+    levels,
+    borders,
+    uniform,
+    lowest,
+    s,
+    o,
+    codes,
+    quantized,
+    loss,
+):
     """Round a group column by column with these scales, and what that costs.
 
     Args:
@@ -362,8 +384,9 @@ def _try(
 
 
 @njit(**_OPTIONS)
-def _refit(targets, original, feedback, conditional, coupled, levels, uniform, codes, has_min,
-           scale, least):  # fmt: skip
+def _refit(
+    targets, original, feedback, conditional, coupled, levels, uniform, codes, has_min, scale, least
+):
     """The scale and min that cost least with these codes, feedback within the group included.
 
     Errors are e = y − s·u + o·v, with u, v what levels and ones become by the feedback.
@@ -399,11 +422,30 @@ def _refit(targets, original, feedback, conditional, coupled, levels, uniform, c
 
 
 def _sweep(
-    original, feedback, conditional, coupled,
-    levels, borders, uniform, lowest, block, group, integers, limits, has_min,
-    factors, widenings, candidates, refits,
-    codes, scales, mins, d, dmin, quantized,
-):  # fmt: skip
+    original,
+    feedback,
+    conditional,
+    coupled,
+    levels,
+    borders,
+    uniform,
+    lowest,
+    block,
+    group,
+    integers,
+    limits,
+    has_min,
+    factors,
+    widenings,
+    candidates,
+    refits,
+    codes,
+    scales,
+    mins,
+    d,
+    dmin,
+    quantized,
+):
     """Round a chunk of rows, group by group, each group's error made up for by what follows.
 
     Args:
@@ -441,14 +483,25 @@ def _sweep(
             at = start + g * group
             if has_min:
                 _fit_scale_and_min(
-                    targets[at : at + group], conditional[at : at + group], levels[-1], integers,
-                    widenings, first_scale[g], first_least[g],
-                )  # fmt: skip
+                    targets[at : at + group],
+                    conditional[at : at + group],
+                    levels[-1],
+                    integers,
+                    widenings,
+                    first_scale[g],
+                    first_least[g],
+                )
             else:
                 _fit_scale(
-                    targets[at : at + group], conditional[at : at + group], levels, borders,
-                    uniform, lowest, factors, first_scale[g],
-                )  # fmt: skip
+                    targets[at : at + group],
+                    conditional[at : at + group],
+                    levels,
+                    borders,
+                    uniform,
+                    lowest,
+                    factors,
+                    first_scale[g],
+                )
         if integers:
             _super_scale(first_scale, limits[1] if limits[0] == 0.0 else limits[0], d[b])
             if has_min:
@@ -466,17 +519,48 @@ def _sweep(
                     move, shift = candidates[attempt, 0], candidates[attempt, 1]
                 else:
                     _refit(
-                        targets[at:end], original[at:end], inner, conditional[at:end], coupled,
-                        levels, uniform, chosen, has_min, fitted_scale, fitted_least,
-                    )  # fmt: skip
+                        targets[at:end],
+                        original[at:end],
+                        inner,
+                        conditional[at:end],
+                        coupled,
+                        levels,
+                        uniform,
+                        chosen,
+                        has_min,
+                        fitted_scale,
+                        fitted_least,
+                    )
                 _in_format(
-                    fitted_scale, fitted_least, move, shift, integers, limits, d[b], dmin[b],
-                    has_min, s, o, whole,
-                )  # fmt: skip
+                    fitted_scale,
+                    fitted_least,
+                    move,
+                    shift,
+                    integers,
+                    limits,
+                    d[b],
+                    dmin[b],
+                    has_min,
+                    s,
+                    o,
+                    whole,
+                )
                 _try(
-                    targets[at:end], original[at:end], inner, conditional[at:end], coupled,
-                    levels, borders, uniform, lowest, s, o, tried, value, loss,
-                )  # fmt: skip
+                    targets[at:end],
+                    original[at:end],
+                    inner,
+                    conditional[at:end],
+                    coupled,
+                    levels,
+                    borders,
+                    uniform,
+                    lowest,
+                    s,
+                    o,
+                    tried,
+                    value,
+                    loss,
+                )
                 for r in range(rows):
                     better = loss[r] < best[r]
                     kept[0, r] = s[r] if better else kept[0, r]
@@ -528,8 +612,9 @@ def _move_row(gradient, hessian, column, change):
 
 
 @njit(**_OPTIONS)
-def _descend_codes(row, quantized, gradient, hessian, levels, borders, uniform, lowest, group,
-                   s, o, codes):  # fmt: skip
+def _descend_codes(
+    row, quantized, gradient, hessian, levels, borders, uniform, lowest, group, s, o, codes
+):
     """Each column to the level that costs least while all others stay; how many moved."""
     moved = 0
     for j in range(len(row)):
@@ -587,8 +672,24 @@ def _gain(gradient, hessian, start, values, quantized):
 
 
 @njit(**_OPTIONS)
-def _descend_scales(quantized, gradient, hessian, levels, block, group, integers, limits, has_min,
-                    s, o, scales, mins, d, dmin, codes):  # fmt: skip
+def _descend_scales(
+    quantized,
+    gradient,
+    hessian,
+    levels,
+    block,
+    group,
+    integers,
+    limits,
+    has_min,
+    s,
+    o,
+    scales,
+    mins,
+    d,
+    dmin,
+    codes,
+):
     """Scales and mins that cost least while codes stay; how many moved.
 
     Per group the least-squares scale and min, as the format can say them; in formats with integer
@@ -669,9 +770,25 @@ def _descend_scales(quantized, gradient, hessian, levels, block, group, integers
 
 
 def _descend(
-    weights, hessian, levels, borders, uniform, lowest, block, group, integers, limits, has_min,
-    passes, codes, scales, mins, d, dmin, loss,
-):  # fmt: skip
+    weights,
+    hessian,
+    levels,
+    borders,
+    uniform,
+    lowest,
+    block,
+    group,
+    integers,
+    limits,
+    has_min,
+    passes,
+    codes,
+    scales,
+    mins,
+    d,
+    dmin,
+    loss,
+):
     """Coordinate descent on δ H δᵀ of each row, codes and scales in turn.
 
     Args:
@@ -700,13 +817,37 @@ def _descend(
         loss[r, 0] = total
         for _ in range(passes):
             moved = _descend_codes(
-                weights[r], quantized, gradient, hessian, levels, borders, uniform, lowest, group,
-                s, o, codes[r],
-            )  # fmt: skip
+                weights[r],
+                quantized,
+                gradient,
+                hessian,
+                levels,
+                borders,
+                uniform,
+                lowest,
+                group,
+                s,
+                o,
+                codes[r],
+            )
             moved += _descend_scales(
-                quantized, gradient, hessian, levels, block, group, integers, limits, has_min,
-                s, o, scales[r], mins[r], d[r], dmin[r], codes[r],
-            )  # fmt: skip
+                quantized,
+                gradient,
+                hessian,
+                levels,
+                block,
+                group,
+                integers,
+                limits,
+                has_min,
+                s,
+                o,
+                scales[r],
+                mins[r],
+                d[r],
+                dmin[r],
+                codes[r],
+            )
             if moved == 0:
                 break
         total = 0.0

@@ -116,9 +116,12 @@ def _pack_q8_0(blocks: Blocks) -> Bytes:
 def _unpack_q8_0(stored: Bytes, _: Grid) -> Blocks:
     count = len(stored)
     return Blocks(
-        stored[:, 2:] ^ np.uint8(128), np.ones((count, 1), np.int16),
-        np.zeros((count, 1), np.int16), _halves(stored[:, :2]), np.zeros(count, np.float16),
-    )  # fmt: skip
+        stored[:, 2:] ^ np.uint8(128),
+        np.ones((count, 1), np.int16),
+        np.zeros((count, 1), np.int16),
+        _halves(stored[:, :2]),
+        np.zeros(count, np.float16),
+    )
 
 
 def _pack_six_bits(blocks: Blocks) -> Bytes:
@@ -152,9 +155,12 @@ def _pack_q2_k(blocks: Blocks) -> Bytes:
 def _unpack_q2_k(stored: Bytes, _: Grid) -> Blocks:
     scales = stored[:, :16]
     return Blocks(
-        _unshifted(stored[:, 16:80], 2, 32), (scales & 15).astype(np.int16),
-        (scales >> 4).astype(np.int16), _halves(stored[:, 80:82]), _halves(stored[:, 82:84]),
-    )  # fmt: skip
+        _unshifted(stored[:, 16:80], 2, 32),
+        (scales & 15).astype(np.int16),
+        (scales >> 4).astype(np.int16),
+        _halves(stored[:, 80:82]),
+        _halves(stored[:, 82:84]),
+    )
 
 
 def _pack_q3_k(blocks: Blocks) -> Bytes:
@@ -165,10 +171,12 @@ def _pack_q3_k(blocks: Blocks) -> Bytes:
         [
             _shifted(blocks.codes >> np.uint8(2), 1, 32),
             _shifted(blocks.codes & np.uint8(3), 2, 32),
-            low, high, _half_bytes(blocks.d),
+            low,
+            high,
+            _half_bytes(blocks.d),
         ],
         axis=1,
-    )  # fmt: skip
+    )
 
 
 def _unpack_q3_k(stored: Bytes, _: Grid) -> Blocks:
@@ -177,20 +185,24 @@ def _unpack_q3_k(stored: Bytes, _: Grid) -> Blocks:
     scales = np.concatenate([nibbles & 15, nibbles >> 4], axis=1)
     scales = scales | _unshifted(stored[:, 104:108], 2, 4) << 4
     return Blocks(
-        low | high << np.uint8(2), scales.astype(np.int16) - 32,
+        low | high << np.uint8(2),
+        scales.astype(np.int16) - 32,
         np.zeros((len(stored), 16), np.int16),
-        _halves(stored[:, 108:110]), np.zeros(len(stored), np.float16),
-    )  # fmt: skip
+        _halves(stored[:, 108:110]),
+        np.zeros(len(stored), np.float16),
+    )
 
 
 def _pack_q4_k(blocks: Blocks) -> Bytes:
     return np.concatenate(
         [
-            _half_bytes(blocks.d), _half_bytes(blocks.dmin), _pack_six_bits(blocks),
+            _half_bytes(blocks.d),
+            _half_bytes(blocks.dmin),
+            _pack_six_bits(blocks),
             _shifted(blocks.codes, 4, 32),
         ],
         axis=1,
-    )  # fmt: skip
+    )
 
 
 def _unpack_q4_k(stored: Bytes, _: Grid) -> Blocks:
@@ -202,12 +214,14 @@ def _unpack_q4_k(stored: Bytes, _: Grid) -> Blocks:
 def _pack_q5_k(blocks: Blocks) -> Bytes:
     return np.concatenate(
         [
-            _half_bytes(blocks.d), _half_bytes(blocks.dmin), _pack_six_bits(blocks),
+            _half_bytes(blocks.d),
+            _half_bytes(blocks.dmin),
+            _pack_six_bits(blocks),
             _shifted(blocks.codes >> np.uint8(4), 1, 32),
             _shifted(blocks.codes & np.uint8(15), 4, 32),
         ],
         axis=1,
-    )  # fmt: skip
+    )
 
 
 def _unpack_q5_k(stored: Bytes, _: Grid) -> Blocks:
@@ -222,19 +236,23 @@ def _pack_q6_k(blocks: Blocks) -> Bytes:
         [
             _shifted(blocks.codes & np.uint8(15), 4, 64),
             _shifted(blocks.codes >> np.uint8(4), 2, 32),
-            blocks.scales.astype(np.int8).view(np.uint8), _half_bytes(blocks.d),
+            blocks.scales.astype(np.int8).view(np.uint8),
+            _half_bytes(blocks.d),
         ],
         axis=1,
-    )  # fmt: skip
+    )
 
 
 def _unpack_q6_k(stored: Bytes, _: Grid) -> Blocks:
     low, high = _unshifted(stored[:, :128], 4, 64), _unshifted(stored[:, 128:192], 2, 32)
     scales = np.ascontiguousarray(stored[:, 192:208]).view(np.int8).astype(np.int16)
     return Blocks(
-        low | high << np.uint8(4), scales, np.zeros_like(scales), _halves(stored[:, 208:210]),
+        low | high << np.uint8(4),
+        scales,
+        np.zeros_like(scales),
+        _halves(stored[:, 208:210]),
         np.zeros(len(stored), np.float16),
-    )  # fmt: skip
+    )
 
 
 def _pack_iq4_xs(blocks: Blocks) -> Bytes:
@@ -248,9 +266,12 @@ def _unpack_iq4_xs(stored: Bytes, _: Grid) -> Blocks:
     low, high = _unshifted(stored[:, 4:8], 4, 1), _unshifted(stored[:, 2:4], 2, 1)
     scales = (low | high << 4).astype(np.int16) - 32
     return Blocks(
-        _unshifted(stored[:, 8:], 4, 16), scales, np.zeros_like(scales), _halves(stored[:, :2]),
+        _unshifted(stored[:, 8:], 4, 16),
+        scales,
+        np.zeros_like(scales),
+        _halves(stored[:, :2]),
         np.zeros(len(stored), np.float16),
-    )  # fmt: skip
+    )
 
 
 _PACKERS: Mapping[str, Callable[[Blocks], Bytes]] = {

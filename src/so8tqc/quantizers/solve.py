@@ -155,9 +155,16 @@ def _tables(grid: Grid) -> _Tables:
     limits = np.array([*(grid.scales or (1, 1)), *(grid.mins or (0, 0))], dtype=np.float64)
     uniform = bool((np.diff(values) == 1).all())
     return _Tables(
-        values, (values[1:] + values[:-1]) / 2, uniform, grid.lowest_code, grid.block, grid.group,
-        grid.scales is not None, limits, grid.has_min,
-    )  # fmt: skip
+        values,
+        (values[1:] + values[:-1]) / 2,
+        uniform,
+        grid.lowest_code,
+        grid.block,
+        grid.group,
+        grid.scales is not None,
+        limits,
+        grid.has_min,
+    )
 
 
 def _search(grid: Grid) -> tuple[Matrix, Matrix, Matrix]:
@@ -201,25 +208,46 @@ def _chunk(
     coupled = curvature.feedback is not None
     feedback = curvature.feedback if curvature.feedback is not None else np.zeros((1, 1))
     sweep(
-        original, feedback, curvature.conditional, coupled, *tables, *_search(grid), _REFITS,
-        codes, scales, mins, d, dmin, quantized,
-    )  # fmt: skip
+        original,
+        feedback,
+        curvature.conditional,
+        coupled,
+        *tables,
+        *_search(grid),
+        _REFITS,
+        codes,
+        scales,
+        mins,
+        d,
+        dmin,
+        quantized,
+    )
     row_codes, row_scales, row_mins, row_d, row_dmin = (
         np.ascontiguousarray(array.T) for array in (codes, scales, mins, d, dmin)
     )
     if curvature.hessian is not None:
         descend(
-            np.ascontiguousarray(original.T), curvature.hessian, *tables, passes,
-            row_codes, row_scales, row_mins, row_d, row_dmin, losses,
-        )  # fmt: skip
+            np.ascontiguousarray(original.T),
+            curvature.hessian,
+            *tables,
+            passes,
+            row_codes,
+            row_scales,
+            row_mins,
+            row_d,
+            row_dmin,
+            losses,
+        )
     else:
         delta = original - quantized
         losses[:] = _weighed(delta, curvature.conditional)[:, None]
     content = Blocks(
-        row_codes.reshape(-1, grid.block), row_scales.reshape(-1, grid.groups),
-        row_mins.reshape(-1, grid.groups), row_d.reshape(-1).astype(np.float16),
+        row_codes.reshape(-1, grid.block),
+        row_scales.reshape(-1, grid.groups),
+        row_mins.reshape(-1, grid.groups),
+        row_d.reshape(-1).astype(np.float16),
         row_dmin.reshape(-1).astype(np.float16),
-    )  # fmt: skip
+    )
     return pack(content, grid).reshape(rows, -1)
 
 

@@ -34,18 +34,21 @@ def model_card(name: str, records: Mapping[str, Record]) -> str:
     """
     files = [_row(path, ref, records) for path, ref in _shipped(records)]
     qc = records.get("qc")
-    return render(
-        "model_card.md.j2",
-        name=name,
-        files=files,
-        verdict=str(worst(record.verdict for record in records.values())),
-        failed=sorted({c.id for record in records.values() for c in record.checks if c.failed}),
-        base=_named(records, "base", "reference"),
-        rotations=_named(records, "rotations"),
-        scope=_scope(qc) if qc else "",
-        quantized=[file.name for file in files if file.name in _quantized(records)],
-        version=next(iter(records.values())).versions.get("so8tqc", ""),
-    ).strip() + "\n"  # fmt: skip
+    return (
+        render(
+            "model_card.md.j2",
+            name=name,
+            files=files,
+            verdict=str(worst(record.verdict for record in records.values())),
+            failed=sorted({c.id for record in records.values() for c in record.checks if c.failed}),
+            base=_named(records, "base", "reference"),
+            rotations=_named(records, "rotations"),
+            scope=_scope(qc) if qc else "",
+            quantized=[file.name for file in files if file.name in _quantized(records)],
+            version=next(iter(records.values())).versions.get("so8tqc", ""),
+        ).strip()
+        + "\n"
+    )
 
 
 def _shipped(records: Mapping[str, Record]) -> Iterator[tuple[str, FileRef]]:

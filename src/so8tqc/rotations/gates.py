@@ -102,9 +102,11 @@ def attached_gates(
                 continue  # a hybrid's layer without attention
             projection = layer.get_submodule(name)
             gate = RotationGate(
-                projection.in_features, parametrization=parametrization, std=std,
+                projection.in_features,
+                parametrization=parametrization,
+                std=std,
                 generator=generator,
-            ).to(projection.weight.device)  # fmt: skip
+            ).to(projection.weight.device)
             gates[i] = gate
             handles.append(projection.register_forward_pre_hook(_hook(gate)))
         yield gates

@@ -270,9 +270,11 @@ def _rounded(target: Target, rotations: RotationSet) -> Iterator[tuple[str, Floa
     import torch
 
     def cast(values: FloatArray, dtype: str) -> FloatArray:
-        array: FloatArray = to_storage(
-            torch.from_numpy(np.ascontiguousarray(values)), getattr(torch, dtype)
-        ).double().numpy()  # fmt: skip
+        array: FloatArray = (
+            to_storage(torch.from_numpy(np.ascontiguousarray(values)), getattr(torch, dtype))
+            .double()
+            .numpy()
+        )
         return array
 
     theta = None if target in rotations.strength else rotations.theta.get(target)

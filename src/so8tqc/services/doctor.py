@@ -30,9 +30,18 @@ from so8tqc.services.trained_base import is_trained_directory
 from so8tqc.sources.inputs.builtin import demo_gguf
 
 _PACKAGES = (
-    "so8tqc", "torch", "transformers", "safetensors", "gguf", "numpy", "numba", "scipy", "plotly",
-    "pydantic", "typer",
-)  # fmt: skip
+    "so8tqc",
+    "torch",
+    "transformers",
+    "safetensors",
+    "gguf",
+    "numpy",
+    "numba",
+    "scipy",
+    "plotly",
+    "pydantic",
+    "typer",
+)
 _LOAD_TIMEOUT_SECONDS = 60
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -125,9 +134,12 @@ def _gpu() -> Finding:
     if works_on(torch.device("cuda", torch.cuda.current_device())):
         return Finding("gpu", f"{name}, compares logits", True)
     return Finding(
-        "gpu", f"{name}; logits are compared on the CPU, which takes several times as long: Triton "
-        "needs a C compiler and Python's headers", False, "apt install gcc python3-dev",
-    )  # fmt: skip
+        "gpu",
+        f"{name}; logits are compared on the CPU, which takes several times as long: Triton "
+        "needs a C compiler and Python's headers",
+        False,
+        "apt install gcc python3-dev",
+    )
 
 
 def _libllama() -> Finding:
@@ -135,9 +147,12 @@ def _libllama() -> Finding:
     code = "import llama_cpp; print(llama_cpp.__version__)"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True,
-            timeout=_LOAD_TIMEOUT_SECONDS, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=_LOAD_TIMEOUT_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return Finding("libllama", "does not load in time", False, INSTALL_COMMAND)
     if done.returncode == 0:
@@ -179,11 +194,13 @@ def _describe_gguf(path: Path) -> list[Finding]:
         Finding("kind", f"GGUF, architecture {gguf.architecture}, {gguf.file_type or 'mixed'}"),
         Finding("name", str(gguf.fields.get("general.name", ""))),
         Finding("tensors", f"{len(gguf.tensors)}: {types}"),
-        Finding("size", f"{path.stat().st_size / 1e6:.1f} MB, {gguf.bits_per_weight:.2f} bits "
-                "per weight"),
+        Finding(
+            "size",
+            f"{path.stat().st_size / 1e6:.1f} MB, {gguf.bits_per_weight:.2f} bits per weight",
+        ),
         *([] if says_baked(gguf.fields) else [Finding("baked", "no so8t.baked: not known to be")]),
         *(Finding(key, str(value)) for key, value in ours.items()),
-    ]  # fmt: skip
+    ]
 
 
 def _describe_model(path: Path) -> list[Finding]:
@@ -194,20 +211,29 @@ def _describe_model(path: Path) -> list[Finding]:
     findings = [
         Finding("kind", f"model directory, {checkpoint.model_type}"),
         Finding("layers", str(len(layers))),
-        Finding("attention", "in every layer, each wants a gate" if len(attending) == len(layers)
-                else f"in layer(s) {', '.join(map(str, attending))}: only these want a gate"),
-        Finding("tensors", f"{len(checkpoint.tensors)} in {len(checkpoint.files)} file(s), "
-                f"{', '.join(dtypes)}"),
+        Finding(
+            "attention",
+            "in every layer, each wants a gate"
+            if len(attending) == len(layers)
+            else f"in layer(s) {', '.join(map(str, attending))}: only these want a gate",
+        ),
+        Finding(
+            "tensors",
+            f"{len(checkpoint.tensors)} in {len(checkpoint.files)} file(s), {', '.join(dtypes)}",
+        ),
         Finding("size", f"{checkpoint.bytes / 1e6:.1f} MB"),
-    ]  # fmt: skip
+    ]
     provenance = read_provenance(path)
     if provenance is None:
         findings.append(Finding("baked", "no so8tqc.json: not baked by so8tqc"))
     else:
         findings.append(
-            Finding("baked", f"from {provenance.rotations}, {_how(provenance)}, "
-                    f"{len(provenance.tensors)} tensors")
-        )  # fmt: skip
+            Finding(
+                "baked",
+                f"from {provenance.rotations}, {_how(provenance)}, "
+                f"{len(provenance.tensors)} tensors",
+            )
+        )
     return findings
 
 
@@ -242,9 +268,12 @@ def _describe_rotations(path: Path) -> list[Finding]:
     return [
         *findings,
         *(Finding(k, _shorten(v)) for k, v in sorted(raw.metadata.items()) if k != "recognised"),
-        *(Finding("note", notice) for notice in raw.notices if not raw.recognised
-          or not notice.startswith("Recognised")),
-    ]  # fmt: skip
+        *(
+            Finding("note", notice)
+            for notice in raw.notices
+            if not raw.recognised or not notice.startswith("Recognised")
+        ),
+    ]
 
 
 def _kind(path: Path, raw: RawRotations) -> str:

@@ -227,8 +227,10 @@ def _with(source: RotationSource, notices: tuple[str, ...]) -> RotationSource:
 
 
 def _bytes(pieces: Mapping[str, Piece]) -> int:
-    return sum(8 * piece.value.numel() if piece.dtype == "F64" else piece.value.nbytes
-               for piece in pieces.values())  # fmt: skip
+    return sum(
+        8 * piece.value.numel() if piece.dtype == "F64" else piece.value.nbytes
+        for piece in pieces.values()
+    )
 
 
 def _model_type(config: Mapping[str, object]) -> str:

@@ -113,8 +113,9 @@ def compare(
             error = raised
     found = ranks.together(found, error)
     vocab_size = sources[0].vocab_size
-    return {pair: _table([rows[pair] for rows in found.values()], texts, vocab_size)
-            for pair in pairs}  # fmt: skip
+    return {
+        pair: _table([rows[pair] for rows in found.values()], texts, vocab_size) for pair in pairs
+    }
 
 
 @dataclass(frozen=True)
@@ -218,11 +219,17 @@ def _compare_on_cpu(
     here = [on_cpu(block) for block in blocks]
     jobs = [
         pool.submit(
-            _compare_rows, sources, pairs, [block[at : at + each] for block in here],
-            targets[at : at + each], text, start + at, memory,
+            _compare_rows,
+            sources,
+            pairs,
+            [block[at : at + each] for block in here],
+            targets[at : at + each],
+            text,
+            start + at,
+            memory,
         )
         for at, memory in zip(range(0, height, each), memories, strict=False)
-    ]  # fmt: skip
+    ]
     parts = [job.result() for job in jobs]
     return {pair: torch.cat([row for part in parts for row in part[pair]]) for pair in pairs}
 
@@ -283,10 +290,12 @@ def _compare_rows(
         sides = {
             source.name: _checked(
                 distribution(block[row : row + goal.shape[0]], goal, memory[source.name]),
-                source, text, first + row,
+                source,
+                text,
+                first + row,
             )
             for source, block in zip(sources, blocks, strict=True)
-        }  # fmt: skip
+        }
         for pair in pairs:
             rows[pair].append(token_rows(sides[pair[0]], sides[pair[1]]))
     return rows

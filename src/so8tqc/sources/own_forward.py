@@ -214,8 +214,9 @@ def _ordinary_ids(config: Any) -> list[int]:
             if isinstance(value, dict):
                 look(value)
             elif str(key).endswith(("token_id", "token_index", "token_ids")):
-                special.update(v for v in (value if isinstance(value, list) else [value])
-                               if isinstance(v, int))  # fmt: skip
+                special.update(
+                    v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)
+                )
 
     look(config.to_dict())
     text = config.get_text_config(decoder=True)

@@ -83,9 +83,7 @@ def walk_temperatures(
                 top = logits.argmax(axis=1)
                 each = np.arange(following.size)
                 rows.append(part)
-                targets.append(
-                    logits[each, following].astype(np.float64) - logits[each, top]
-                )  # fmt: skip
+                targets.append(logits[each, following].astype(np.float64) - logits[each, top])
                 correct.append(top == following)
                 if classes is not None:
                     chosen.append(_class_logits(logits, top, following, classes))

@@ -27,11 +27,14 @@ def resource(name: str) -> Resource:
 def link(kind: str, *outputs: str, inputs: tuple[str, ...] = (), **parameters: object) -> Link:
     return Link.model_validate(
         {
-            "name": kind, "kind": kind, "inputs": [resource(name) for name in inputs],
-            "outputs": [resource(name) for name in outputs], "parameters": parameters,
+            "name": kind,
+            "kind": kind,
+            "inputs": [resource(name) for name in inputs],
+            "outputs": [resource(name) for name in outputs],
+            "parameters": parameters,
             "verdict": "pass",
         }
-    )  # fmt: skip
+    )
 
 
 def test_a_bake_made_again_elsewhere_has_the_same_bytes(
@@ -47,9 +50,10 @@ def test_a_bake_made_again_elsewhere_has_the_same_bytes(
     options = config.model_dump(mode="json", exclude={"base", "rotations", "out", "verify"})
     names = ("base", "rotations", "versions", "created")
     parameters = {
-        "model": FOLDER, "options": options,
+        "model": FOLDER,
+        "options": options,
         "said": {k: v for k, v in said.model_dump(mode="json").items() if k in names},
-    }  # fmt: skip
+    }
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     made = remake(link("bake", **parameters), {BASE: llama, ROTATIONS: moved}, scratch, SILENT)

@@ -26,17 +26,29 @@ def file(name: str, letter: str) -> Resource:
 
 
 BAKE = Link(
-    name="bake", kind="bake", inputs=(file("base", "a"), file("rotations", "b")),
-    outputs=(file("baked/model.safetensors", "c"),), parameters={"site": "input"}, verdict="pass",
-)  # fmt: skip
+    name="bake",
+    kind="bake",
+    inputs=(file("base", "a"), file("rotations", "b")),
+    outputs=(file("baked/model.safetensors", "c"),),
+    parameters={"site": "input"},
+    verdict="pass",
+)
 EXPORT = Link(
-    name="export", kind="export", inputs=BAKE.outputs, outputs=(file("x-F16.gguf", "d"),),
-    parameters={}, verdict="pass",
-)  # fmt: skip
+    name="export",
+    kind="export",
+    inputs=BAKE.outputs,
+    outputs=(file("x-F16.gguf", "d"),),
+    parameters={},
+    verdict="pass",
+)
 QUANTIZE = Link(
-    name="quantize Q8_0", kind="quantize", inputs=(*EXPORT.outputs, file("imatrix", "e")),
-    outputs=(file("x-Q8_0.gguf", "f"),), parameters={}, verdict="fail",
-)  # fmt: skip
+    name="quantize Q8_0",
+    kind="quantize",
+    inputs=(*EXPORT.outputs, file("imatrix", "e")),
+    outputs=(file("x-Q8_0.gguf", "f"),),
+    parameters={},
+    verdict="fail",
+)
 LINKS = (BAKE, EXPORT, QUANTIZE)
 
 
@@ -51,8 +63,10 @@ def test_it_is_read_back_and_names_what_ships(written: Path) -> None:
     found = read_statement(written)
     assert found.predicate.links == LINKS
     assert [one.name for one in found.subject] == [
-        "baked/model.safetensors", "x-F16.gguf", "x-Q8_0.gguf",
-    ]  # fmt: skip
+        "baked/model.safetensors",
+        "x-F16.gguf",
+        "x-Q8_0.gguf",
+    ]
     assert [one.name for one in found.outputs] == [one.name for one in found.subject]
     content = json.loads(written.read_text())
     assert content["_type"] == "https://in-toto.io/Statement/v1"

@@ -189,8 +189,12 @@ def test_a_model_directory_as_reference(
         assert title in page
     tables = {title: rows for title, _, rows in calibration_tables(record)}
     assert [row[0] for row in tables["Every objective, on the fit texts"]] == [
-        "nll", "brier", "ece", "entropy", "confidence-variance",
-    ]  # fmt: skip
+        "nll",
+        "brier",
+        "ece",
+        "entropy",
+        "confidence-variance",
+    ]
     assert len(tables["Beyond one temperature"]) == 3
     assert record.inputs["reference"].path == str(llama)
 

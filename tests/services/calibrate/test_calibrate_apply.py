@@ -43,12 +43,16 @@ def _llama(path: Path, kind: str) -> Path:
     writer.add_tokenizer_model("none")
     generator = np.random.default_rng(0)
     shapes = {
-        "token_embd": (V, WIDTH), "output": (V, WIDTH), "output_norm": (WIDTH,),
-        "blk.0.attn_norm": (WIDTH,), "blk.0.ffn_norm": (WIDTH,),
+        "token_embd": (V, WIDTH),
+        "output": (V, WIDTH),
+        "output_norm": (WIDTH,),
+        "blk.0.attn_norm": (WIDTH,),
+        "blk.0.ffn_norm": (WIDTH,),
         **{f"blk.0.attn_{name}": (WIDTH, WIDTH) for name in ("q", "k", "v", "output")},
-        "blk.0.ffn_gate": (HIDDEN, WIDTH), "blk.0.ffn_up": (HIDDEN, WIDTH),
+        "blk.0.ffn_gate": (HIDDEN, WIDTH),
+        "blk.0.ffn_up": (HIDDEN, WIDTH),
         "blk.0.ffn_down": (WIDTH, HIDDEN),
-    }  # fmt: skip
+    }
     for name, shape in shapes.items():
         if len(shape) == 1:
             values = 1.0 + 0.2 * generator.normal(size=shape)

@@ -49,9 +49,15 @@ def reference(model: Path) -> Path:
 
 def chosen(model: Path, reference: Path, out: Path, **options: object) -> Record:
     config = ChooseConfig(
-        gguf=model, reference=reference, out=out, types=options.pop("types", TYPES), threads=1,
-        resamples=200, repeats=1, **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        gguf=model,
+        reference=reference,
+        out=out,
+        types=options.pop("types", TYPES),
+        threads=1,
+        resamples=200,
+        repeats=1,
+        **options,  # type: ignore[arg-type]
+    )
     return choose(config)
 
 
@@ -117,8 +123,10 @@ def test_each_pair_is_judged_and_speed_is_kept_out_of_the_metrics(compared: Reco
     comparisons: Any = compared.metrics["comparisons"]
     winners = {(pair["a"], pair["b"]): pair["winner"] for pair in comparisons["pairs"]}
     assert winners == {
-        ("Q2_K", "Q4_K_M"): "Q4_K_M", ("Q2_K", "Q8_0"): "Q8_0", ("Q4_K_M", "Q8_0"): "Q8_0",
-    }  # fmt: skip
+        ("Q2_K", "Q4_K_M"): "Q4_K_M",
+        ("Q2_K", "Q8_0"): "Q8_0",
+        ("Q4_K_M", "Q8_0"): "Q8_0",
+    }
     speed: Any = compared.run.measured["speed"]
     assert set(speed["files"]) == set(TYPES)
     for rates in speed["files"].values():
@@ -183,17 +191,25 @@ def test_top_tokens_and_size_are_budgets_too(
     rows = rows_of(compared)
     least = 0.5 * (rows["Q2_K"]["top1"] + rows["Q4_K_M"]["top1"])
     record = chosen(
-        model, reference, tmp_path / "a", min_top1=least, max_size=rows["Q4_K_M"]["bytes"],
+        model,
+        reference,
+        tmp_path / "a",
+        min_top1=least,
+        max_size=rows["Q4_K_M"]["bytes"],
         max_evaluations=12,
-    )  # fmt: skip
+    )
     assert record.verdict is Verdict.PASS
     found = rows_of(record)[str(record.metrics["recommended"])]
     assert found["top1"] >= least
     assert found["bytes"] <= rows["Q4_K_M"]["bytes"]
     too_small = chosen(
-        model, reference, tmp_path / "b", min_top1=least, max_size=rows["Q2_K"]["bytes"],
+        model,
+        reference,
+        tmp_path / "b",
+        min_top1=least,
+        max_size=rows["Q2_K"]["bytes"],
         max_evaluations=3,
-    )  # fmt: skip
+    )
     assert too_small.verdict is Verdict.FAIL
 
 
@@ -238,9 +254,19 @@ def test_the_command_line(
     model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [
-        "quantize", str(model), "--type", "Q8_0", "--type", "Q4_K_M", "--threads", "1",
-        "--set", "resamples=200", "--set", "repeats=1",
-    ]  # fmt: skip
+        "quantize",
+        str(model),
+        "--type",
+        "Q8_0",
+        "--type",
+        "Q4_K_M",
+        "--threads",
+        "1",
+        "--set",
+        "resamples=200",
+        "--set",
+        "repeats=1",
+    ]
     judged = [*common, "--reference", str(reference)]
     assert run_main([*judged, "--compare", "--out", str(tmp_path / "a")]) == 0
     shown = capsys.readouterr().out
@@ -262,9 +288,19 @@ def test_choose_is_a_command_of_its_own(
     model: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [
-        str(model), "--type", "Q8_0", "--reference", str(reference), "--threads", "1", "--quiet",
-        "--set", "resamples=200", "--set", "repeats=1",
-    ]  # fmt: skip
+        str(model),
+        "--type",
+        "Q8_0",
+        "--reference",
+        str(reference),
+        "--threads",
+        "1",
+        "--quiet",
+        "--set",
+        "resamples=200",
+        "--set",
+        "repeats=1",
+    ]
     assert run_main(["choose", *options, "--out", str(tmp_path / "a")]) == 0
     assert capsys.readouterr().err == ""
     assert run_main(["quantize", *options, "--compare", "--out", str(tmp_path / "b")]) == 0
@@ -337,9 +373,10 @@ def test_a_recipe_gives_the_mixture_though_libllama_counts_tensors(tmp_path: Pat
     )
     low, high = (open_gguf(Path(made.outputs[name].path)) for name in ("Q4_K_M", "Q6_K"))
     raised = {
-        name for name, tensor in low.tensors.items()
+        name
+        for name, tensor in low.tensors.items()
         if "attn_v" in name and tensor.type != high.tensors[name].type
-    }  # fmt: skip
+    }
     assert 0 < len(raised) < 9  # the recipe itself raises some
     mix(low, high, raised, tmp_path / "mixed.gguf")
     patterns = override_patterns(quantized_types(low, high, raised))

@@ -48,10 +48,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def among(run: Path, **options: object) -> Record:
     return choose_among(
         ChooseAmongConfig(
-            gguf=run / "tiny-F16.gguf", quantized=run / "quantize", judged=run / "qc", threads=1,
-            repeats=1, **options,  # type: ignore[arg-type]
+            gguf=run / "tiny-F16.gguf",
+            quantized=run / "quantize",
+            judged=run / "qc",
+            threads=1,
+            repeats=1,
+            **options,  # type: ignore[arg-type]
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.llama
@@ -59,10 +63,14 @@ def test_the_rows_are_those_of_a_comparison_from_scratch(run: Path, tmp_path: Pa
     record = among(run)
     again = choose(
         ChooseConfig(
-            gguf=run / "tiny-F16.gguf", reference=run / "reference.safetensors", out=tmp_path,
-            types=TYPES, repeats=1, **OPTIONS,
+            gguf=run / "tiny-F16.gguf",
+            reference=run / "reference.safetensors",
+            out=tmp_path,
+            types=TYPES,
+            repeats=1,
+            **OPTIONS,
         )
-    )  # fmt: skip
+    )
     ours: Any = record.metrics["rows"]
     theirs: Any = again.metrics["rows"]
     assert list(ours) == list(theirs) == ["Q2_K", "Q4_K_M", "Q8_0"]  # by size
@@ -108,10 +116,13 @@ def test_token_tables_come_back_as_they_were(tmp_path: Path) -> None:
     tables = {
         name: TokenTable(
             {column: make.normal(size=3) for column in COLUMNS},
-            text, np.array([0, 1, 0], dtype=np.int32), 7, ("a", "b"),
+            text,
+            np.array([0, 1, 0], dtype=np.int32),
+            7,
+            ("a", "b"),
         )
         for name in ("model.gguf", "folder/model.gguf")
-    }  # fmt: skip
+    }
     write_tokens(tmp_path / "tokens.npz", tables)
     found = read_tokens(tmp_path / "tokens.npz")
     assert list(found) == list(tables)

@@ -15,10 +15,16 @@ from so8tqc.services.choose.rows import Row
 
 def row(size: int = 100, kl: float = 0.1, top1: float = 0.9, **fields: object) -> Row:
     found: Row = {
-        "bytes": size, "kl_mean": kl, "kl_ci95": (kl / 2, 2 * kl), "kl_99": kl, "kl_99_ci95": None,
-        "top1": top1, "top1_ci95": (top1 - 0.1, top1 + 0.05), "ppl_ratio": 1.0,
+        "bytes": size,
+        "kl_mean": kl,
+        "kl_ci95": (kl / 2, 2 * kl),
+        "kl_99": kl,
+        "kl_99_ci95": None,
+        "top1": top1,
+        "top1_ci95": (top1 - 0.1, top1 + 0.05),
+        "ppl_ratio": 1.0,
         "ppl_ratio_ci95": None,
-    }  # fmt: skip
+    }
     return {**found, **fields}  # type: ignore[typeddict-item]
 
 
@@ -54,13 +60,16 @@ def test_nan_keeps_no_budget() -> None:
 
 
 @given(
-    kl=st.floats(0, 1), top1=st.floats(0, 1), size=st.integers(1, 10**6),
+    kl=st.floats(0, 1),
+    top1=st.floats(0, 1),
+    size=st.integers(1, 10**6),
     asked=st.tuples(
-        st.none() | st.floats(1e-6, 1), st.none() | st.floats(1e-6, 1),
+        st.none() | st.floats(1e-6, 1),
+        st.none() | st.floats(1e-6, 1),
         st.none() | st.integers(1, 10**6),
     ),
     by=st.sampled_from(["value", "interval"]),
-)  # fmt: skip
+)
 def test_the_verdict_is_pass_exactly_where_nothing_is_missed(
     kl: float, top1: float, size: int, asked: tuple[float | None, float | None, int | None], by: str
 ) -> None:

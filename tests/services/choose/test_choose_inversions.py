@@ -15,9 +15,16 @@ from so8tqc.services.qc.pairwise import Comparisons
 
 def row(size: int, kl: float) -> Row:
     return {
-        "bytes": size, "kl_mean": kl, "kl_ci95": None, "kl_99": kl, "kl_99_ci95": None,
-        "top1": 0.9, "top1_ci95": None, "ppl_ratio": 1.0, "ppl_ratio_ci95": None,
-    }  # fmt: skip
+        "bytes": size,
+        "kl_mean": kl,
+        "kl_ci95": None,
+        "kl_99": kl,
+        "kl_99_ci95": None,
+        "top1": 0.9,
+        "top1_ci95": None,
+        "ppl_ratio": 1.0,
+        "ppl_ratio_ci95": None,
+    }
 
 
 def tensor(values: np.ndarray, name: str = "w") -> GGUFTensor:
@@ -29,18 +36,27 @@ def stored(kind: str, error: float, fallback: dict[str, Any] | None = None) -> d
     return {"type": kind, "relative_error": error, "fallback": fallback}
 
 
-def comparison(a: str, b: str, difference: float, ci95: tuple[float, float] | None,
-               winner: str | None) -> Comparisons:  # fmt: skip
+def comparison(
+    a: str, b: str, difference: float, ci95: tuple[float, float] | None, winner: str | None
+) -> Comparisons:
     measure: Any = {"difference": difference, "ci95": ci95, "p": 0.01}
-    pair: Any = {"a": a, "b": b, "kl": measure, "nll": measure, "top1": measure, "winner": winner,
-                 "sentence": ""}  # fmt: skip
+    pair: Any = {
+        "a": a,
+        "b": b,
+        "kl": measure,
+        "nll": measure,
+        "top1": measure,
+        "winner": winner,
+        "sentence": "",
+    }
     return {"method": "", "texts": 9, "critical": 2.0, "pairs": [pair]}
 
 
 SOURCE = GGUFFile(
-    Path("x.gguf"), {}, {name: tensor(np.random.default_rng(0).normal(size=(4, 64)), name)
-                         for name in ("a", "b", "c")},
-)  # fmt: skip
+    Path("x.gguf"),
+    {},
+    {name: tensor(np.random.default_rng(0).normal(size=(4, 64)), name) for name in ("a", "b", "c")},
+)
 FILES = {
     "Q4": {"tensors": {"a": stored("Q4_K", 0.1), "b": stored("Q4_K", 0.1), "c": stored("F32", 0)}},
     "Q5": {"tensors": {

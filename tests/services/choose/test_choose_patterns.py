@@ -23,8 +23,11 @@ from so8tqc.services.choose.patterns import override_patterns, quantized_types
     )
 )
 def test_patterns_name_exactly_the_tensors(tensors: dict[str, str]) -> None:
-    every = [f"blk.{i}.{k}.weight" for i in range(12)
-             for k in ("attn_q", "attn_qkv", "attn_output", "ffn_down")]  # fmt: skip
+    every = [
+        f"blk.{i}.{k}.weight"
+        for i in range(12)
+        for k in ("attn_q", "attn_qkv", "attn_output", "ffn_down")
+    ]
     every += ["output.weight", "token_embd.weight", "output_norm.weight", "v.blk.0.attn_q.weight"]
     pairs = [pattern.rpartition("=")[::2] for pattern in override_patterns(tensors)]
     for name in every:

@@ -13,9 +13,16 @@ from so8tqc.services.choose.rows import Row
 
 def row(size: int, kl: float, top1: float) -> Row:
     return {
-        "bytes": size, "kl_mean": kl, "kl_ci95": None, "kl_99": kl, "kl_99_ci95": None,
-        "top1": top1, "top1_ci95": None, "ppl_ratio": 1.0, "ppl_ratio_ci95": None,
-    }  # fmt: skip
+        "bytes": size,
+        "kl_mean": kl,
+        "kl_ci95": None,
+        "kl_99": kl,
+        "kl_99_ci95": None,
+        "top1": top1,
+        "top1_ci95": None,
+        "ppl_ratio": 1.0,
+        "ppl_ratio_ci95": None,
+    }
 
 
 def recommended(rows: dict[str, Row], **asked: object) -> tuple[str, str]:
@@ -24,9 +31,11 @@ def recommended(rows: dict[str, Row], **asked: object) -> tuple[str, str]:
 
 
 LADDER = {
-    "Q4": row(40, 0.20, 0.80), "Q5": row(50, 0.05, 0.91), "Q6": row(60, 0.02, 0.95),
+    "Q4": row(40, 0.20, 0.80),
+    "Q5": row(50, 0.05, 0.91),
+    "Q6": row(60, 0.02, 0.95),
     "Q8": row(80, 0.01, 0.99),
-}  # fmt: skip
+}
 
 
 def test_without_a_budget_nine_top_tokens_of_ten_decide() -> None:

@@ -66,9 +66,16 @@ def test_the_gate_survives_where_the_gated_model_is_nearer() -> None:
 
 def test_rows_are_shown_by_size_with_what_each_file_is() -> None:
     file = QuantizedFile(
-        type="T", path="p", bytes=9, bits_per_weight=4.5, types={"Q4_K": 3}, fallbacks={},
-        tensors={}, layer_error={}, attention_output_error={},
-    )  # fmt: skip
+        type="T",
+        path="p",
+        bytes=9,
+        bits_per_weight=4.5,
+        types={"Q4_K": 3},
+        fallbacks={},
+        tensors={},
+        layer_error={},
+        attention_output_error={},
+    )
     rows = {
         name: measured_row(size, table(0), None, BOOTSTRAP)
         for name, size in (("big", 9), ("small", 2))

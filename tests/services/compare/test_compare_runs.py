@@ -28,8 +28,11 @@ GGUF = "tiny-Q5_K_M.gguf"
 def table(kl: np.ndarray, *, reference: float = 2.0, texts: int = TEXTS) -> TokenTable:
     """A table whose column kl is given, [texts × tokens of each]; all else is the same."""
     columns = {name: np.full(kl.size, reference) for name in COLUMNS}
-    columns |= {"kl": kl.ravel(), "nll_candidate": columns["nll_reference"] + kl.ravel() / 2,
-                "same_top": (kl.ravel() < 0.1).astype(float)}  # fmt: skip
+    columns |= {
+        "kl": kl.ravel(),
+        "nll_candidate": columns["nll_reference"] + kl.ravel() / 2,
+        "same_top": (kl.ravel() < 0.1).astype(float),
+    }
     length = kl.size // texts
     return TokenTable(
         columns,
@@ -59,26 +62,37 @@ def write_run(
     if kl is not None or written is not None:
         made = written or table(kl)  # type: ignore[arg-type]
         mean = float(made.columns["kl"].mean())
-        checks = (judge("kl.mean", mean, 1.0, subject=f"{name}-Q5_K_M.gguf", detail="Near.",
-                        ci95=(0.9 * mean, 1.1 * mean), unit="nats"), *checks)  # fmt: skip
+        checks = (
+            judge(
+                "kl.mean",
+                mean,
+                1.0,
+                subject=f"{name}-Q5_K_M.gguf",
+                detail="Near.",
+                ci95=(0.9 * mean, 1.1 * mean),
+                unit="nats",
+            ),
+            *checks,
+        )
         (out / "qc").mkdir(parents=True)
         write_tokens(out / "qc" / "tokens.npz", {f"{name}-Q5_K_M.gguf": made})
     files = {"reference": "r", "data: t.jsonl": "d"} | (inputs or {})
     write_record(
         out / "qc" / "record.json",
         record(
-            "qc", *checks,
+            "qc",
+            *checks,
             config={"resamples": 2000, "seed": 0, "out": f"{out}/qc"},
-            inputs={key: FileRef(path=f"{key}.bin", sha256=digest * 64, bytes=10)
-                    for key, digest in files.items()},
+            inputs={
+                key: FileRef(path=f"{key}.bin", sha256=digest * 64, bytes=10)
+                for key, digest in files.items()
+            },
             outputs={"tokens": FileRef(path=f"{out}/qc/tokens.npz", sha256="e" * 64, bytes=9)},
             versions={"so8tqc": "0.1.0", **(versions or {})},
         ),
-    )  # fmt: skip
+    )
     whole = {"base": "m", "out": str(out), "qc": {"seed": 0}} | (config or {})
-    write_record(
-        out / "record.json", record("run", *checks, config=whole, metrics={"name": name})
-    )  # fmt: skip
+    write_record(out / "record.json", record("run", *checks, config=whole, metrics={"name": name}))
     return out
 
 
@@ -152,8 +166,10 @@ def test_nothing_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         " ".join(out.split())
     )
     assert {p.name for p in (b / "comparison").iterdir()} == {
-        "comparison.html", "comparison.json", "comparison.md",
-    }  # fmt: skip
+        "comparison.html",
+        "comparison.json",
+        "comparison.md",
+    }
     # a run made again elsewhere, under another name, is the same run
     c = write_run(tmp_path / "c", gamma(0), judge("structure.files", 3, 3, detail=""), name="big")
     assert not compared(a, c).metrics["changed"]
@@ -165,39 +181,49 @@ def test_everything_that_changed_is_listed(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     a = write_run(
-        tmp_path / "a", gamma(0),
+        tmp_path / "a",
+        gamma(0),
         judge("kl.max", 1.0, 2.0, subject=GGUF, detail="Peak."),
         judge("calibration.ece", 0.01, 0.1, subject=GGUF, ci95=(0.0, 0.02), detail="Gap."),
         judge("calibration.brier", 0.01, 0.1, subject=GGUF, ci95=(0.0, 0.02), detail="Score."),
-        skipped("phase.dips", "too short"), judge("rotation.det", 1, 1, detail="Old."),
-        inputs={"rotations": "a"}, versions={"torch": "2.0"},
-    )  # fmt: skip
+        skipped("phase.dips", "too short"),
+        judge("rotation.det", 1, 1, detail="Old."),
+        inputs={"rotations": "a"},
+        versions={"torch": "2.0"},
+    )
     b = write_run(
-        tmp_path / "b", gamma(0) + 0.1,
+        tmp_path / "b",
+        gamma(0) + 0.1,
         judge("kl.max", 3.0, 2.0, subject=GGUF, detail="Peak."),
         judge("calibration.ece", 0.05, 0.1, subject=GGUF, ci95=(0.03, 0.06), detail="Gap."),
         judge("calibration.brier", 0.02, 0.1, subject=GGUF, ci95=(0.0, 0.03), detail="Score."),
         judge("phase.dips", 0, 0, detail="None <b>."),
-        config={"qc": {"seed": 7}, "extra": [1]}, inputs={"rotations": "b", "imatrix": "i"},
+        config={"qc": {"seed": 7}, "extra": [1]},
+        inputs={"rotations": "b", "imatrix": "i"},
         versions={"torch": "2.1"},
-    )  # fmt: skip
+    )
     assert run_main(["report", str(a), str(b)]) == 1
     shown = capsys.readouterr().out
     found = read_record(b / "comparison" / "comparison.json")
     m = found.metrics
     assert m["config"] == [
-        {"name": "qc.seed", "a": 0, "b": 7}, {"name": "extra", "a": None, "b": [1]},
-    ]  # fmt: skip
+        {"name": "qc.seed", "a": 0, "b": 7},
+        {"name": "extra", "a": None, "b": [1]},
+    ]
     assert m["versions"] == [{"name": "torch", "a": "2.0", "b": "2.1"}]
     files = {f["name"]: [f[side] and f[side]["sha256"] for side in "ab"] for f in m["files"]}
     assert files == {"rotations": ["a" * 64, "b" * 64], "imatrix": [None, "i" * 64]}
     assert [(v["id"], v["a"], v["b"]) for v in m["verdicts"]] == [
-        ("kl.max", "pass", "fail"), ("phase.dips", "skip", "pass"), ("rotation.det", "pass", None),
-    ]  # fmt: skip
+        ("kl.max", "pass", "fail"),
+        ("phase.dips", "skip", "pass"),
+        ("rotation.det", "pass", None),
+    ]
     assert {v["id"]: v["outcome"] for v in m["values"]} == {
-        "kl.mean": "worse", "kl.max": "not comparable", "calibration.ece": "worse",
+        "kl.mean": "worse",
+        "kl.max": "not comparable",
+        "calibration.ece": "worse",
         "calibration.brier": "undecided",
-    }  # fmt: skip
+    }
     assert "B and did not fail in A: kl.max of Q5_K_M.gguf." in found.checks[0].detail
     page = (b / "comparison" / "comparison.html").read_text(encoding="utf-8")
     markdown = (b / "comparison" / "comparison.md").read_text(encoding="utf-8")
@@ -276,9 +302,13 @@ def test_few_texts_tell_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_compared_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: list[str], code: int, message: str,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "a", gamma(0))
     (tmp_path / "empty").mkdir()
@@ -287,19 +317,63 @@ def test_what_cannot_be_compared_is_said(
 
 
 def test_two_real_judgements_of_one_model(
-    llama: Path, make_gates: Callable[..., Path], texts_file: Path, tmp_path: Path,
+    llama: Path,
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     gates = make_gates(llama)
     for dtype in ("bfloat16", "float32"):
         baked, out = tmp_path / dtype / "baked", tmp_path / dtype / "qc"
-        assert run_main(["bake", str(llama), str(gates), "--out", str(baked), "--baked-dtype",
-                         dtype, "--quiet"]) == 0  # fmt: skip
-        assert run_main(["qc", "--reference", str(llama), "--rotations", str(gates), "--candidate",
-                         str(baked), "--data", str(texts_file), "--max-tokens", "48", "--out",
-                         str(out), "--quiet"]) == 0  # fmt: skip
-    assert run_main(["report", str(tmp_path / "bfloat16" / "qc"), str(tmp_path / "float32" / "qc"),
-                     "--json", "--quiet"]) == 0  # fmt: skip
+        assert (
+            run_main(
+                [
+                    "bake",
+                    str(llama),
+                    str(gates),
+                    "--out",
+                    str(baked),
+                    "--baked-dtype",
+                    dtype,
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
+        assert (
+            run_main(
+                [
+                    "qc",
+                    "--reference",
+                    str(llama),
+                    "--rotations",
+                    str(gates),
+                    "--candidate",
+                    str(baked),
+                    "--data",
+                    str(texts_file),
+                    "--max-tokens",
+                    "48",
+                    "--out",
+                    str(out),
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
+    assert (
+        run_main(
+            [
+                "report",
+                str(tmp_path / "bfloat16" / "qc"),
+                str(tmp_path / "float32" / "qc"),
+                "--json",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     m = json.loads(capsys.readouterr().out)["metrics"]
     (pair,) = m["paired"]["comparisons"]["pairs"]
     assert pair["winner"] == "B's baked"  # it was not rounded to 16 bits

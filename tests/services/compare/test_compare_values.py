@@ -67,8 +67,9 @@ def test_pairs_of_the_same_tokens_decide_before_intervals() -> None:
 def test_only_means_of_qc_are_paired() -> None:
     a, b = check(0.1, check_id="kl.max"), check(0.2, check_id="kl.max")
     assert outcome(a, b, pair(0.1, 0.2)) == (
-        "not comparable", "no interval to judge the difference by",
-    )  # fmt: skip
+        "not comparable",
+        "no interval to judge the difference by",
+    )
 
 
 def test_what_one_run_lacks_is_no_value_and_is_a_changed_verdict() -> None:
@@ -77,8 +78,10 @@ def test_what_one_run_lacks_is_no_value_and_is_a_changed_verdict() -> None:
     assert [value["id"] for value in compared_values(a, b, Paired("x"))] == ["kl.mean"]
     changed = {row["id"]: (row["a"], row["b"]) for row in changed_verdicts(a, b)}
     assert changed == {
-        "kl.mean": ("pass", "fail"), "kl.max": ("skip", None), "kl.top1": (None, "fail"),
-    }  # fmt: skip
+        "kl.mean": ("pass", "fail"),
+        "kl.max": ("skip", None),
+        "kl.top1": (None, "fail"),
+    }
 
 
 def test_a_failure_is_new_where_it_did_not_fail_before() -> None:

@@ -111,11 +111,15 @@ def test_python_code_of_a_model_directory_is_never_run(
         "class T(LlamaTokenizer): pass\n"
     )
     for file, values in (
-        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tok.T", None]},
-                                   "tokenizer_class": "T"}),
-        ("config.json", {"architectures": ["DreamModel"], "model_type": "Dream",
-                         "rope_theta": 1e4}),
-    ):  # fmt: skip
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["tok.T", None]}, "tokenizer_class": "T"},
+        ),
+        (
+            "config.json",
+            {"architectures": ["DreamModel"], "model_type": "Dream", "rope_theta": 1e4},
+        ),
+    ):
         content = json.loads((model / file).read_text())
         (model / file).write_text(json.dumps(content | values))
     with pytest.raises(ToolError, match="Python code of its own"):

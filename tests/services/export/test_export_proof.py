@@ -21,8 +21,12 @@ HEADS, WIDTH, EXPERTS = 2, 16, 3
 def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
     """Row by row what llama.cpp's NORM rope needs: an oracle without reshapes."""
     size = rows.shape[0] // heads
-    order = [h * size + i + half * size // 2 for h in range(heads) for i in range(size // 2)
-             for half in (0, 1)]  # fmt: skip
+    order = [
+        h * size + i + half * size // 2
+        for h in range(heads)
+        for i in range(size // 2)
+        for half in (0, 1)
+    ]
     return rows[order]
 
 
@@ -38,8 +42,9 @@ def write_pair(
     }
     for expert in range(EXPERTS):
         names[f"block_sparse_moe.experts.{expert}.w1.weight"] = (
-            "ffn_gate_exps", make(size=(8, WIDTH)),
-        )  # fmt: skip
+            "ffn_gate_exps",
+            make(size=(8, WIDTH)),
+        )
     source = {f"model.layers.0.{n}": v.astype(np.float32) for n, (_, v) in names.items()}
     save_file(source, str(directory / "model.safetensors"))
     config = {"num_hidden_layers": 1, "num_attention_heads": HEADS, "model_type": architecture}

@@ -38,8 +38,14 @@ def converted(
         pytest.skip("run `so8tqc vendor` first")
     folder = tmp_path_factory.mktemp("traced")
     checkpoint = open_checkpoint(make_model("llama"))
-    convert(find_converter(), checkpoint.directory, folder / "x.gguf", "f16", folder / "log",
-            trace=folder / "trace.json")  # fmt: skip
+    convert(
+        find_converter(),
+        checkpoint.directory,
+        folder / "x.gguf",
+        "f16",
+        folder / "log",
+        trace=folder / "trace.json",
+    )
     conversion = read_conversion(folder / "trace.json", places_of(checkpoint))
     assert conversion is not None
     return checkpoint, open_gguf(folder / "x.gguf"), conversion
@@ -106,8 +112,9 @@ def test_a_converter_that_drops_a_part_of_a_tensor_shows(
     """Its history is what it did; that not all of the source went in is seen by counting."""
     checkpoint, gguf, conversion = converted
     name, old = "blk.0.ffn_up.weight", gguf.tensors["blk.0.ffn_up.weight"]
-    half = dataclasses.replace(old, shape=(old.shape[0] // 2, *old.shape[1:]),
-                               data=old.data[: old.shape[0] // 2])  # fmt: skip
+    half = dataclasses.replace(
+        old, shape=(old.shape[0] // 2, *old.shape[1:]), data=old.data[: old.shape[0] // 2]
+    )
     found = compare_traced(
         checkpoint, dataclasses.replace(gguf, tensors=gguf.tensors | {name: half}), conversion
     )
@@ -168,9 +175,11 @@ def test_operations_are_repeated_as_torch_does_them() -> None:
         {"op": "attribute T", "args": [{"node": 1}]},
         {"op": "__add__", "args": [{"node": 2}, 1]},
         {"op": "stack", "args": [{"list": [{"node": 3}, {"node": 3}]}], "kwargs": {"dim": 0}},
-        {"op": "__getitem__", "args": [{"node": 4}, {"tuple": [{"slice": [None, 1, None]},
-                                                               {"ellipsis": True}]}]},
-    )  # fmt: skip
+        {
+            "op": "__getitem__",
+            "args": [{"node": 4}, {"tuple": [{"slice": [None, 1, None]}, {"ellipsis": True}]}],
+        },
+    )
     conversion = Conversion("x", {}, nodes, {"t": {"node": 5}}, {("a", 8): "w"})
     source = torch.arange(6.0).reshape(3, 2)
     expected = np.stack([source.numpy()[1:].T + 1] * 2)[:1]

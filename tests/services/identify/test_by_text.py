@@ -12,8 +12,9 @@ TEXTS, TOKENS = 24, 50
 BASE = "none"
 
 
-def table(gain: float, kl: float, noise: float = 0.2, seed: int = 0, tokens: int = TOKENS
-          ) -> TokenTable:  # fmt: skip
+def table(
+    gain: float, kl: float, noise: float = 0.2, seed: int = 0, tokens: int = TOKENS
+) -> TokenTable:
     """A reading that lowers the NLL by ``gain`` in the mean, at KL ``kl`` from the base."""
     draw = np.random.default_rng(100)  # the base is the same in every table
     size = TEXTS * tokens
@@ -81,11 +82,14 @@ def test_without_texts_enough_nothing_is_refuted() -> None:
     tables = {"right": path(1.0, 1.0), "mirrored": table(-0.3, 0.3, seed=1)}
     few = {
         name: TokenTable(
-            {k: v[: 4 * TOKENS] for k, v in t.columns.items()}, t.text[: 4 * TOKENS],
-            t.position[: 4 * TOKENS], t.vocab_size, t.texts[:4],
+            {k: v[: 4 * TOKENS] for k, v in t.columns.items()},
+            t.text[: 4 * TOKENS],
+            t.position[: 4 * TOKENS],
+            t.vocab_size,
+            t.texts[:4],
         )
         for name, t in tables.items()
-    }  # fmt: skip
+    }
     assert weighed(few)[0] == set()
 
 

@@ -55,7 +55,7 @@ def asked(base: Path, rotations: Path, **options: object) -> Record:
         IdentifyConfig(
             base=base, rotations=rotations, ctx=64, resamples=500, **{"windows": 32, **options}
         )  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def random_theta(scale: float, seed: int = 0) -> Theta:
@@ -243,9 +243,10 @@ def test_the_files_word_decides_between_readings_of_one_path_alone(
     base: Path, tmp_path: Path
 ) -> None:
     case = a_case(
-        base, tmp_path,
+        base,
+        tmp_path,
         lambda c: c.parametrization == "cayley" and c.steps >= 12 and c.site == "output",
-    )  # fmt: skip
+    )
     theta = list(torch.load(case.file, weights_only=True).values())
     right = native(tmp_path / "right.safetensors", theta, "cayley", case.convention, case.site)
     record = asked(base, right, data=(str(case.text),), windows=100)
@@ -282,8 +283,10 @@ def test_what_is_written_states_the_facts_and_keeps_every_bit(
     assert any("The file states exp, column, input" in notice for notice in record.notices)
     written = open_raw(out)
     assert (written.parametrization, written.convention, written.site) == (
-        "cayley", "row", "output",
-    )  # fmt: skip
+        "cayley",
+        "row",
+        "output",
+    )
     assert json.loads(written.metadata["pet"]) == {"kind": "l2", "strength": 0.5}
     assert json.loads(written.metadata["identified"])["by"] == ["capture"]
     stored = load_file(str(out))
@@ -426,9 +429,14 @@ def test_a_rotation_before_the_output_head(raw_base: Path, text: Path, tmp_path:
     theta, strength = random_theta(0.2)[0], 0.5
     file, out = tmp_path / "head.safetensors", tmp_path / "out.safetensors"
     write_native(
-        file, {HEAD: theta.numpy()}, parametrization=Parametrization.EXP,
-        convention=Convention.COLUMN, site=Site.HEAD, pet=None, strength=strength,
-    )  # fmt: skip
+        file,
+        {HEAD: theta.numpy()},
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.HEAD,
+        pet=None,
+        strength=strength,
+    )
     model = LlamaForCausalLM.from_pretrained(str(raw_base), dtype=torch.float32).eval()
     r = torch.block_diag(*ROTATIONS["cayley"](theta))
     model.lm_head.register_forward_pre_hook(lambda _m, x: (x[0] + strength * x[0] @ r,))

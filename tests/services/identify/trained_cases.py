@@ -106,18 +106,28 @@ def make_base(directory: Path, tokenizer_files: Path, steps: int, seed: int = 0)
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.data.normal_(std=parameter.shape[1] ** -0.5)
     shutil.copytree(tokenizer_files, directory)
     if steps:
-        prose = [json.loads((ROOT / "data" / name).read_text(encoding="utf-8"))["texts"]
-                 for name in ("longtext_en.json", "validation_en.json")]  # fmt: skip
+        prose = [
+            json.loads((ROOT / "data" / name).read_text(encoding="utf-8"))["texts"]
+            for name in ("longtext_en.json", "validation_en.json")
+        ]
         data = tokens([text for texts in prose for text in texts], directory)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         draw = random.Random(seed)
@@ -146,8 +156,9 @@ def nll(model: Any, batch: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def gated(model: Any, thetas: list[torch.Tensor], make: Rotation, row: bool, site: str
-          ) -> Iterator[None]:  # fmt: skip
+def gated(
+    model: Any, thetas: list[torch.Tensor], make: Rotation, row: bool, site: str
+) -> Iterator[None]:
     def turn(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         r = make(theta)
         blocks = x.unflatten(-1, (-1, 8)).unsqueeze(-2)  # [..., N, 1, 8], rows
@@ -207,9 +218,7 @@ def train_case(base: Path, directory: Path, seed: int, texts: list[str]) -> Case
     file = directory / f"case-{seed}.pt"
     saved = {f"model.layers.{i}.rotation_gate.theta": t.detach() for i, t in enumerate(thetas)}
     torch.save(saved, file)
-    return Case(
-        file, text, parametrization, "row" if row else "column", site, steps, before, after
-    )  # fmt: skip
+    return Case(file, text, parametrization, "row" if row else "column", site, steps, before, after)
 
 
 def record_capture(base: Path, case: Case, path: Path, texts: int = 8) -> Path:

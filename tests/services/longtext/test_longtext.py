@@ -100,8 +100,14 @@ def test_rotated_queries_of_layer_0_raise_no_alarm(
         for module in ("self_attn.q_proj", None)
     }
     gates = tmp_path / "gates.safetensors"
-    write_native(gates, theta, parametrization=Parametrization.EXP, convention=Convention.COLUMN,
-                 site=Site.INPUT, pet=None)  # fmt: skip
+    write_native(
+        gates,
+        theta,
+        parametrization=Parametrization.EXP,
+        convention=Convention.COLUMN,
+        site=Site.INPUT,
+        pet=None,
+    )
     bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked"))
     record = run(tmp_path / "baked", llama, gates, long_texts, tmp_path / "out", max_new_tokens=0)
     check = record.check("phase.layer0")
@@ -142,18 +148,31 @@ def test_without_a_reference_nothing_is_judged(
     llama: Path, long_texts: Path, tmp_path: Path
 ) -> None:
     config = LongTextConfig(
-        model=llama, data=(str(long_texts),), out=tmp_path / "out", min_tokens=128,
-        max_new_tokens=4, png=False,
-    )  # fmt: skip
+        model=llama,
+        data=(str(long_texts),),
+        out=tmp_path / "out",
+        min_tokens=128,
+        max_new_tokens=4,
+        png=False,
+    )
     record = longtext(config)
     assert record.verdict is Verdict.SKIP
     assert all(check.verdict is Verdict.SKIP for check in record.checks)
     assert {check.id for check in record.checks} == {
-        "phase.layer0", "phase.attention", "phase.dips", "phase.position", "oscillation.index",
-        "oscillation.von_neumann", "oscillation.high_frequency", "oscillation.repetition",
-        "oscillation.compression", "oscillation.loops", "pet.energy", "pet.high_frequency",
+        "phase.layer0",
+        "phase.attention",
+        "phase.dips",
+        "phase.position",
+        "oscillation.index",
+        "oscillation.von_neumann",
+        "oscillation.high_frequency",
+        "oscillation.repetition",
+        "oscillation.compression",
+        "oscillation.loops",
+        "pet.energy",
+        "pet.high_frequency",
         "pet.effect",
-    }  # fmt: skip
+    }
 
 
 def test_texts_that_are_too_short_or_too_long(
@@ -170,8 +189,11 @@ def test_texts_that_are_too_short_or_too_long(
         (shorter / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 300}))
         run(shorter, llama, gates, long_texts, tmp_path / "out", max_new_tokens=256)
     with pytest.raises(InputError, match="need the base model"):
-        longtext(LongTextConfig(model=llama, rotations=gates, data=(str(long_texts),),
-                                out=tmp_path / "out"))  # fmt: skip
+        longtext(
+            LongTextConfig(
+                model=llama, rotations=gates, data=(str(long_texts),), out=tmp_path / "out"
+            )
+        )
 
 
 def test_files_are_named_after_cases_and_notices_of_the_gates_are_kept(
@@ -194,9 +216,10 @@ def test_files_are_named_after_cases_and_notices_of_the_gates_are_kept(
     assert list(record.outputs) == ["series.npz"]
     drawn = draw_pages(record, out)
     assert sorted(path.name for path in drawn.files) == sorted(
-        f"{stem}_{kind}.html" for stem in (".._a_b", ".._a_b~2", "x" * 100)
+        f"{stem}_{kind}.html"
+        for stem in (".._a_b", ".._a_b~2", "x" * 100)
         for kind in ("entropy", "oscillation")
-    )  # fmt: skip
+    )
     assert (out / "older_entropy.html").read_text() == "of another run"
 
 
@@ -214,9 +237,12 @@ def test_wavelengths_are_those_the_model_turns_with(
 
 
 def test_a_model_without_rope_has_no_wavelengths_to_look_for(
-    llama: Path, make_gates: Callable[..., Path], long_texts: Path, tmp_path: Path,
+    llama: Path,
+    make_gates: Callable[..., Path],
+    long_texts: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(
         "so8tqc.services.longtext.service._wavelengths", lambda _models: np.empty(0)
     )
@@ -236,13 +262,15 @@ def test_a_model_without_rope_has_no_wavelengths_to_look_for(
 def test_images_are_drawn(
     llama: Path, make_gates: Callable[..., Path], long_texts: Path, tmp_path: Path
 ) -> None:
-    record = run(llama, llama, make_gates(llama), long_texts, tmp_path / "out",
-                 png=True, max_new_tokens=0)  # fmt: skip
+    record = run(
+        llama, llama, make_gates(llama), long_texts, tmp_path / "out", png=True, max_new_tokens=0
+    )
     assert record.notices == ()
     images = sorted((tmp_path / "out").glob("*.png"))
     assert [i.name for i in images] == [
-        "scientific_explanation_entropy.png", "scientific_explanation_oscillation.png",
-    ]  # fmt: skip
+        "scientific_explanation_entropy.png",
+        "scientific_explanation_oscillation.png",
+    ]
     for image in images:
         assert image.read_bytes().startswith(b"\x89PNG")
         assert image.stat().st_size > 20_000

@@ -96,10 +96,18 @@ def judged(
 
         monkeypatch.setattr(HFModel, "load", loaded)
         return longtext(
-            LongTextConfig(model=tmp_path / "baked", reference=long_llama, rotations=gates,
-                           data=(str(long_texts),), out=tmp_path / "out", min_tokens=TOKENS,
-                           max_new_tokens=0, png=False, resamples=500)
-        )  # fmt: skip
+            LongTextConfig(
+                model=tmp_path / "baked",
+                reference=long_llama,
+                rotations=gates,
+                data=(str(long_texts),),
+                out=tmp_path / "out",
+                min_tokens=TOKENS,
+                max_new_tokens=0,
+                png=False,
+                resamples=500,
+            )
+        )
 
     return run
 

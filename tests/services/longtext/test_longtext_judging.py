@@ -52,9 +52,11 @@ def table(kl: np.ndarray | None = None, candidate: np.ndarray = LOGITS) -> Token
 
 def case(**fields: object) -> Case:
     plain = {
-        "candidate": probe(), "reference": probe(), "table": table(),
+        "candidate": probe(),
+        "reference": probe(),
+        "table": table(),
         "spectra": {"candidate": spectrum(), "reference": spectrum()},
-    }  # fmt: skip
+    }
     text = EncodedText("t", np.zeros(TOKENS, np.int64))
     return Case(text, **{**plain, **fields})  # type: ignore[arg-type]
 

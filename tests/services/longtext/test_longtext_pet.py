@@ -50,8 +50,10 @@ def test_what_is_judged(
 
 
 def test_one_of_two_that_stays_restless_fails() -> None:
-    mixed = {"energy": changes(-0.09, -0.05)["energy"],
-             "high_frequency": changes(-0.02, 0.01)["energy"]}  # fmt: skip
+    mixed = {
+        "energy": changes(-0.09, -0.05)["energy"],
+        "high_frequency": changes(-0.02, 0.01)["energy"],
+    }
     check = effect_check("text", mixed, PROMISE)
     assert check.verdict is Verdict.FAIL
     assert check.value == 0.01
@@ -67,10 +69,18 @@ def test_a_record_without_the_effect_fails_the_stage(
     promising = {f"so8t.{key}": value for key, value in header.items()} | {"so8t.pet": PROMISE}
     save_file(tensors, gates, metadata=promising)
     record = longtext(
-        LongTextConfig(model=llama, reference=llama, rotations=gates, out=tmp_path / "out",
-                       data=("builtin:longtext",), min_tokens=128, max_new_tokens=0, png=False,
-                       resamples=100)
-    )  # fmt: skip
+        LongTextConfig(
+            model=llama,
+            reference=llama,
+            rotations=gates,
+            out=tmp_path / "out",
+            data=("builtin:longtext",),
+            min_tokens=128,
+            max_new_tokens=0,
+            png=False,
+            resamples=100,
+        )
+    )
     effects = [check for check in record.checks if check.id == "pet.effect"]
     assert len(effects) == 3
     assert {check.verdict for check in effects} == {Verdict.FAIL}

@@ -49,8 +49,14 @@ def test_qc_refuses_a_candidate_of_another_architecture(
     make_model: Callable[..., Path], texts_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="a qwen3 model, where the reference is a llama"):
-        qc(QCConfig(reference=make_model("llama"), candidates=(make_model("qwen3"),),
-                    data=(str(texts_file),), out=tmp_path / "out"))  # fmt: skip
+        qc(
+            QCConfig(
+                reference=make_model("llama"),
+                candidates=(make_model("qwen3"),),
+                data=(str(texts_file),),
+                out=tmp_path / "out",
+            )
+        )
 
 
 def test_tokens_with_other_ids_are_named() -> None:
@@ -87,9 +93,14 @@ def test_qc_refuses_a_file_whose_tokens_are_scrambled(
     def judge(candidate: Path) -> str:
         reference = llama if by == "tokenizer" else right
         return qc(
-            QCConfig(reference=reference, candidates=(candidate,), tokenizer=llama,
-                     data=(str(texts_file),), out=tmp_path / f"qc-{candidate.stem}")
-        ).verdict.value  # fmt: skip
+            QCConfig(
+                reference=reference,
+                candidates=(candidate,),
+                tokenizer=llama,
+                data=(str(texts_file),),
+                out=tmp_path / f"qc-{candidate.stem}",
+            )
+        ).verdict.value
 
     assert judge(right) == "pass"
     with pytest.raises(ModelError, match="2 tokens have other ids than in "):

@@ -41,10 +41,12 @@ def gates(tmp_path: Path) -> Path:
     draw = torch.Generator().manual_seed(0)
     path = tmp_path / "gates.pt"
     torch.save(
-        {f"model.layers.{i}.rotation_gate.theta": torch.randn(8, 8, 8, generator=draw) * SCALE
-         for i in range(3)},
+        {
+            f"model.layers.{i}.rotation_gate.theta": torch.randn(8, 8, 8, generator=draw) * SCALE
+            for i in range(3)
+        },
         path,
-    )  # fmt: skip
+    )
     return path
 
 
@@ -80,11 +82,15 @@ def judged(
 ) -> Record:
     return qc(
         QCConfig(
-            reference=recording, base=llama, rotations=gates, candidates=(candidate,),
+            reference=recording,
+            base=llama,
+            rotations=gates,
+            candidates=(candidate,),
             rotation_options=RotationOptions(**facts),  # type: ignore[arg-type]
-            out=candidate.with_suffix(".qc"), resamples=100,
+            out=candidate.with_suffix(".qc"),
+            resamples=100,
         )  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def typed(remedy: str) -> int:
@@ -164,10 +170,13 @@ def test_the_remedy_of_a_wrong_bake_states_all_three_facts(
 ) -> None:
     candidate = baked(llama, gates, tmp_path / "a model", done)
     config = QCConfig(
-        reference=llama, rotations=gates, candidates=(candidate,), level="files",
+        reference=llama,
+        rotations=gates,
+        candidates=(candidate,),
+        level="files",
         rotation_options=RotationOptions(**TRAINED),  # type: ignore[arg-type]
         out=tmp_path / "qc",
-    )  # fmt: skip
+    )
     record = qc(config)
     assert [d.code for d in record.diagnosis] == [code]
     remedy = record.diagnosis[0].remedy

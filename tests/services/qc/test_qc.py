@@ -27,9 +27,15 @@ def judged(
     base: Path, gates: Path, candidate: Path, texts: Path, out: Path, **options: object
 ) -> Record:
     config = QCConfig(
-        reference=base, rotations=gates, candidates=(candidate,), data=(str(texts),), out=out,
-        max_tokens=64, resamples=200, **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        reference=base,
+        rotations=gates,
+        candidates=(candidate,),
+        data=(str(texts),),
+        out=out,
+        max_tokens=64,
+        resamples=200,
+        **options,  # type: ignore[arg-type]
+    )
     return qc(config)
 
 
@@ -96,9 +102,13 @@ def test_the_wrong_convention_in_qc_is_a_failed_verdict(
 ) -> None:
     base, gates, correct = baked
     record = judged(
-        base, gates, correct, texts_file, tmp_path / "qc",
+        base,
+        gates,
+        correct,
+        texts_file,
+        tmp_path / "qc",
         rotation_options=RotationOptions(convention=Convention.ROW),
-    )  # fmt: skip
+    )
     assert record.verdict is Verdict.FAIL
     assert codes(record) == {"transposed"}
 
@@ -146,9 +156,14 @@ def test_long_texts_in_overlapping_windows(llama: Path, tmp_path: Path) -> None:
     texts = json.loads((Path(__file__).parents[3] / "data" / "validation_en.json").read_text())
     (tmp_path / "t.json").write_text(json.dumps(texts["texts"][:6]))
     config = QCConfig(
-        reference=llama, candidates=(llama,), out=tmp_path / "qc", resamples=200,
-        data=(str(tmp_path / "t.json"),), ctx=128, stride=100,
-    )  # fmt: skip
+        reference=llama,
+        candidates=(llama,),
+        out=tmp_path / "qc",
+        resamples=200,
+        data=(str(tmp_path / "t.json"),),
+        ctx=128,
+        stride=100,
+    )
     record = qc(config)
     tokenizer = load_tokenizer(llama)
     lengths = [len(tokenizer(text)["input_ids"]) for text in texts["texts"][:6]]
@@ -196,9 +211,12 @@ def broken(correct: Path, out: Path) -> Path:
     ],
 )
 def test_which_checks_count_is_the_users_choice(
-    options: dict[str, tuple[str, ...]], verdict: Verdict, baked: tuple[Path, Path, Path],
-    texts_file: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    options: dict[str, tuple[str, ...]],
+    verdict: Verdict,
+    baked: tuple[Path, Path, Path],
+    texts_file: Path,
+    tmp_path: Path,
+) -> None:
     base, gates, correct = baked
     wrong = broken(correct, tmp_path / "wrong")
     record = judged(base, gates, wrong, texts_file, tmp_path / "qc", level="files", **options)
@@ -216,9 +234,15 @@ def test_patterns_that_match_nothing_are_told(
     """A mistyped --fail-on must not turn every check off."""
     base, gates, correct = baked
     record = judged(
-        base, gates, correct, texts_file, tmp_path / "qc", level="files",
-        fail_on=("algebra.*", "algbra.exact"), allow=("kl.maen",),
-    )  # fmt: skip
+        base,
+        gates,
+        correct,
+        texts_file,
+        tmp_path / "qc",
+        level="files",
+        fail_on=("algebra.*", "algbra.exact"),
+        allow=("kl.maen",),
+    )
     assert record.verdict is Verdict.FAIL
     assert "algbra.exact" in record.check("profile.fail_on").detail
     assert any("kl.maen" in notice for notice in record.notices)
@@ -231,9 +255,14 @@ def test_two_candidates_are_compared_with_each_other(
     other = tmp_path / "unbaked"
     shutil.copytree(base, other)
     config = QCConfig(
-        reference=base, rotations=gates, candidates=(other, good), data=(str(texts_file),),
-        out=tmp_path / "qc", max_tokens=64, resamples=200,
-    )  # fmt: skip
+        reference=base,
+        rotations=gates,
+        candidates=(other, good),
+        data=(str(texts_file),),
+        out=tmp_path / "qc",
+        max_tokens=64,
+        resamples=200,
+    )
     record = qc(config)
     comparisons: Any = record.metrics["comparisons"]
     (pair,) = comparisons["pairs"]

@@ -105,7 +105,7 @@ def test_the_expected_calibration_error_is_that_of_fifteen_bins() -> None:
         bins = np.minimum((confidence * 15).astype(int), 14)
         error = sum(
             abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in range(15)
-        ) / len(one)  # fmt: skip
+        ) / len(one)
         assert summary[f"ece_{side}"] == pytest.approx(error, rel=1e-9)
         assert summary[f"brier_{side}"] == pytest.approx(one.columns[f"brier_{side}"].mean())
 

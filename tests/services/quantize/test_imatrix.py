@@ -56,8 +56,9 @@ def exported(
             folder = tmp_path_factory.mktemp(f"f32-{architecture}")
             model = (
                 mixtral(folder / "model", tokenizer_files)
-                if architecture == "mixtral" else make_model(architecture, "float32")
-            )  # fmt: skip
+                if architecture == "mixtral"
+                else make_model(architecture, "float32")
+            )
             out = folder / "tiny-F32.gguf"
             export(ExportConfig(model=model, out=out, type="f32"))
             made[architecture] = (model, out)
@@ -69,10 +70,19 @@ def exported(
 def mixtral(directory: Path, tokenizer_files: Path) -> Path:
     torch.manual_seed(2)
     config = MixtralConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
-        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, sliding_window=None,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        sliding_window=None,
+    )
     model = MixtralForCausalLM(config)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -155,9 +165,10 @@ def test_experts_are_weighed_by_the_tokens_that_chose_them(
     stored = {t.name: t.data for t in gguf.GGUFReader(str(tmp_path / "i.gguf")).tensors}
     np.testing.assert_allclose(stored["blk.0.ffn_down_exps.weight.counts"][:, 0], counts, atol=3)
     record = quantize(
-        QuantizeConfig(gguf=file, out=tmp_path / "q", types=("IQ4_NL",), threads=1,
-                       imatrix=tmp_path / "i.gguf")
-    )  # fmt: skip
+        QuantizeConfig(
+            gguf=file, out=tmp_path / "q", types=("IQ4_NL",), threads=1, imatrix=tmp_path / "i.gguf"
+        )
+    )
     assert record.verdict is Verdict.PASS
 
 
@@ -195,9 +206,15 @@ def test_auto_weighs_and_keeps_the_matrix(
 ) -> None:
     _, file = exported("llama")
     record = quantize(
-        QuantizeConfig(gguf=file, out=tmp_path / "q", types=("IQ2_XXS", "Q4_0"), threads=1,
-                       imatrix="auto", imatrix_data=(str(calibration),))
-    )  # fmt: skip
+        QuantizeConfig(
+            gguf=file,
+            out=tmp_path / "q",
+            types=("IQ2_XXS", "Q4_0"),
+            threads=1,
+            imatrix="auto",
+            imatrix_data=(str(calibration),),
+        )
+    )
     assert record.verdict is Verdict.PASS
     path = tmp_path / "q" / "tiny-imatrix.gguf"
     assert record.outputs["imatrix"].path == str(path)
@@ -223,9 +240,14 @@ def test_too_little_text_is_refused(
     (tmp_path / "short.txt").write_text("A few words.")
     with pytest.raises(DataError, match=r"fewer tokens than one chunk of 512.*--imatrix-data"):
         quantize(
-            QuantizeConfig(gguf=file, out=tmp_path / "q", types=("Q8_0",), imatrix="auto",
-                           imatrix_data=(str(tmp_path / "short.txt"),))
-        )  # fmt: skip
+            QuantizeConfig(
+                gguf=file,
+                out=tmp_path / "q",
+                types=("Q8_0",),
+                imatrix="auto",
+                imatrix_data=(str(tmp_path / "short.txt"),),
+            )
+        )
     assert not (tmp_path / "q").exists()
 
 

@@ -65,8 +65,9 @@ def test_every_type_is_written_once_and_described(model: Path, tmp_path: Path) -
     record = run(model, tmp_path / "q", "q8_0", "Q8_0", "q5_k_m")
     assert record.verdict is Verdict.PASS
     assert sorted(p.name for p in (tmp_path / "q").iterdir()) == [
-        "tiny-Q5_K_M.gguf", "tiny-Q8_0.gguf",
-    ]  # fmt: skip
+        "tiny-Q5_K_M.gguf",
+        "tiny-Q8_0.gguf",
+    ]
     files = record.metrics["files"]
     assert files["tiny-Q5_K_M.gguf"]["fallbacks"] == {}
     assert record.notices == ()
@@ -146,9 +147,13 @@ def stored(directory: Path, recipe: str) -> dict[str, str]:
 
 def test_types_of_single_tensors(model: Path, tmp_path: Path) -> None:
     record = run(
-        model, tmp_path / "q", "Q4_K_M", tensor_types=("attn_(v|output)=q8_0", "attn=Q6_K"),
-        output_tensor_type="F16", token_embedding_type="Q5_0",
-    )  # fmt: skip
+        model,
+        tmp_path / "q",
+        "Q4_K_M",
+        tensor_types=("attn_(v|output)=q8_0", "attn=Q6_K"),
+        output_tensor_type="F16",
+        token_embedding_type="Q5_0",
+    )
     assert record.verdict is Verdict.PASS
     types = stored(tmp_path / "q", "Q4_K_M")
     assert types["blk.0.attn_v.weight"] == types["blk.0.attn_output.weight"] == "Q8_0"
@@ -430,9 +435,11 @@ def test_the_older_format_gives_the_same_file(model: Path, tmp_path: Path) -> No
     means = read_imatrix(new).means
     old = tmp_path / "imatrix.dat"
     old.write_bytes(
-        legacy({name: (4, 4 * value) for name, value in means.items()},
-               struct.pack("<ii", 7, 5) + b"a.txt")
-    )  # fmt: skip
+        legacy(
+            {name: (4, 4 * value) for name, value in means.items()},
+            struct.pack("<ii", 7, 5) + b"a.txt",
+        )
+    )
     read = read_imatrix(old)
     assert read.chunks == 7
     assert read.means.keys() == means.keys()

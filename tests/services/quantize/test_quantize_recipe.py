@@ -48,9 +48,16 @@ def config(**options: Any) -> QuantizeConfig:
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("m-F16.gguf", "m"), ("m-bf16.gguf", "m"), ("m-auto.gguf", "m"), ("m.gguf", "m"),
-     ("m-Q8_0.gguf", "m-Q8_0"), ("F16.gguf", "F16"), ("a-F16-b.gguf", "a-F16-b")],
-)  # fmt: skip
+    [
+        ("m-F16.gguf", "m"),
+        ("m-bf16.gguf", "m"),
+        ("m-auto.gguf", "m"),
+        ("m.gguf", "m"),
+        ("m-Q8_0.gguf", "m-Q8_0"),
+        ("F16.gguf", "F16"),
+        ("a-F16-b.gguf", "a-F16-b"),
+    ],
+)
 def test_a_files_own_type_leaves_its_name(name: str, wanted: str) -> None:
     assert stem(Path(name)) == wanted
 
@@ -58,8 +65,9 @@ def test_a_files_own_type_leaves_its_name(name: str, wanted: str) -> None:
 def test_each_type_is_one_file_whatever_its_spelling() -> None:
     found = outputs(config(types=("Q4_K_M", "q4_k_m", "Q8_0")))
     assert [(one.name, one.path) for one in found] == [
-        ("Q4_K_M", Path("q/m-Q4_K_M.gguf")), ("Q8_0", Path("q/m-Q8_0.gguf")),
-    ]  # fmt: skip
+        ("Q4_K_M", Path("q/m-Q4_K_M.gguf")),
+        ("Q8_0", Path("q/m-Q8_0.gguf")),
+    ]
     with pytest.raises(InputError):
         outputs(config(types=("Q4_X",)))
 
@@ -71,9 +79,13 @@ def test_an_output_never_replaces_the_input() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("attn_v", "PATTERN=TYPE"), ("=Q8_0", "PATTERN=TYPE"), ("attn_v=", "PATTERN=TYPE"),
-     ("(=Q8_0", "no.* regular expression")],
-)  # fmt: skip
+    [
+        ("attn_v", "PATTERN=TYPE"),
+        ("=Q8_0", "PATTERN=TYPE"),
+        ("attn_v=", "PATTERN=TYPE"),
+        ("(=Q8_0", "no.* regular expression"),
+    ],
+)
 def test_what_is_no_override_is_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         overrides(config(tensor_types=(text,)), source())

@@ -42,10 +42,17 @@ def model(tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=512, hidden_size=96, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-        bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=512,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
     made = LlamaForCausalLM(config)
     for parameter in made.parameters():
         if parameter.ndim == 2:
@@ -230,9 +237,14 @@ def test_what_was_done_is_not_done_again(
     out, _ = solved
     options: dict[str, Any] = {"model": model, "hessian_data": (str(text),)}
     config = QuantizeConfig(
-        gguf=exported, out=tmp_path, types=("Q4_K_M",), solver="hessian", threads=1,
-        hessian_tokens=_TOKENS, **options,
-    )  # fmt: skip
+        gguf=exported,
+        out=tmp_path,
+        types=("Q4_K_M",),
+        solver="hessian",
+        threads=1,
+        hessian_tokens=_TOKENS,
+        **options,
+    )
     with pytest.raises(KeyboardInterrupt):
         quantize(config, _StopsAfter(task, 3 if task == "solving" else 2))
     assert not (tmp_path / "wide-Q4_K_M.gguf").exists()
@@ -245,8 +257,10 @@ def test_what_was_done_is_not_done_again(
     assert len(solving) == (9 - 3 if task == "solving" else 9)
     assert bytes_of(tmp_path / "wide-Q4_K_M.gguf") == bytes_of(out / "wide-Q4_K_M.gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "record.json", "wide-Q4_K_M.gguf", "wide-hessians.npz",
-    ]  # fmt: skip
+        "record.json",
+        "wide-Q4_K_M.gguf",
+        "wide-hessians.npz",
+    ]
 
 
 def test_another_model_directory_is_refused(
@@ -295,9 +309,14 @@ def test_fewer_tokens_than_columns_are_told(
     exported: Path, model: Path, text: Path, tmp_path: Path
 ) -> None:
     config = QuantizeConfig(
-        gguf=exported, out=tmp_path, types=("Q4_K_M",), solver="hessian", model=model,
-        hessian_data=(str(text),), hessian_tokens=128,
-    )  # fmt: skip
+        gguf=exported,
+        out=tmp_path,
+        types=("Q4_K_M",),
+        solver="hessian",
+        model=model,
+        hessian_data=(str(text),),
+        hessian_tokens=128,
+    )
     record = quantize(config)
     assert record.verdict is Verdict.PASS
     assert any("128 calibration tokens are fewer than the 256 columns" in n for n in record.notices)

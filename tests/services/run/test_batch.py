@@ -195,9 +195,14 @@ def test_an_interrupted_batch_tells_how_far_it_came(
 @pytest.mark.llama
 @pytest.mark.skipif(not is_vendored(), reason="run `so8tqc vendor` first")
 def test_a_whole_batch_from_the_command_line(
-    llama: Path, make_gates: Callable[..., Path], texts_file: Path, long_texts: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    llama: Path,
+    make_gates: Callable[..., Path],
+    texts_file: Path,
+    long_texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     monkeypatch.setenv("COLUMNS", "160")
@@ -223,8 +228,9 @@ def test_a_whole_batch_from_the_command_line(
     rows = record.metrics["combinations"]
     assert isinstance(rows, dict)
     assert {name: (row["verdict"], row["exit_code"]) for name, row in rows.items()} == {
-        "Q5_0,row": ("fail", 1), "Q5_0,column": ("pass", 0),
-    }  # fmt: skip
+        "Q5_0,row": ("fail", 1),
+        "Q5_0,column": ("pass", 0),
+    }
     # the tables show what the runs' own records hold
     qc = read_record(tmp_path / "out" / "Q5_0,column" / "qc" / "record.json")
     value = qc.check("kl.mean", "model-Q5_0.gguf").value
@@ -240,14 +246,28 @@ def test_a_whole_batch_from_the_command_line(
     assert result.exit_code == 1
     again = json.loads(result.output)
     assert {name: len(stages) for name, stages in again["run"]["measured"]["reused"].items()} == {
-        "Q5_0,row": 7, "Q5_0,column": 7,
-    }  # fmt: skip
+        "Q5_0,row": 7,
+        "Q5_0,column": 7,
+    }
     assert again["metrics"] == record.model_dump(mode="json")["metrics"]
 
     # a grown matrix runs what is new, and reuses what it had
-    assert run_main(["run", str(file), "--json", "--set", "matrix.quantize.types=[[Q5_0], [Q5_1]]",
-                     "--set", "matrix.bake.convention=[column]"]) == 0  # fmt: skip
+    assert (
+        run_main(
+            [
+                "run",
+                str(file),
+                "--json",
+                "--set",
+                "matrix.quantize.types=[[Q5_0], [Q5_1]]",
+                "--set",
+                "matrix.bake.convention=[column]",
+            ]
+        )
+        == 0
+    )
     reused = json.loads(capsys.readouterr().out)["run"]["measured"]["reused"]
     assert {name: len(stages) for name, stages in reused.items()} == {
-        "Q5_0,column": 7, "Q5_1,column": 0,
-    }  # fmt: skip
+        "Q5_0,column": 7,
+        "Q5_1,column": 0,
+    }

@@ -24,9 +24,13 @@ pytestmark = [
 @pytest.fixture
 def options(llama: Path, make_gates: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
     return {
-        "name": "tiny", "base": str(llama), "rotations": str(make_gates(llama)),
-        "out": str(tmp_path / "out"), "quantize": {"types": ["Q8_0"]}, "calibrate_type": "Q8_0",
-    }  # fmt: skip
+        "name": "tiny",
+        "base": str(llama),
+        "rotations": str(make_gates(llama)),
+        "out": str(tmp_path / "out"),
+        "quantize": {"types": ["Q8_0"]},
+        "calibrate_type": "Q8_0",
+    }
 
 
 def test_it_says_what_the_bake_will_write_and_writes_nothing(options: dict[str, Any]) -> None:

@@ -48,8 +48,12 @@ def structure(check_id: str, value: float) -> Check:
 
 
 def test_edits_beside_the_fold_are_named_by_their_checks() -> None:
-    checks = [structure("structure.untouched", 2), structure("structure.finite", 1),
-              structure("structure.config", 0), structure("algebra.exact", 9)]  # fmt: skip
+    checks = [
+        structure("structure.untouched", 2),
+        structure("structure.finite", 1),
+        structure("structure.config", 0),
+        structure("algebra.exact", 9),
+    ]
     found = {d.code: d for d in diagnose_structure(checks, "m")}
     assert set(found) == {"foreign_edit", "non_finite"}
     assert found["non_finite"].remedy == GUIDE["structure.finite"].remedy

@@ -24,9 +24,13 @@ O_PROJ = "model.layers.1.self_attn.o_proj.weight"
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("keep", 5e-3)])
 @pytest.mark.parametrize("told", [True, False])
 def test_what_was_folded_is_found(
-    dtype: str, near: float, told: bool, llama: Path, make_gates: Callable[..., Path],
+    dtype: str,
+    near: float,
+    told: bool,
+    llama: Path,
+    make_gates: Callable[..., Path],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     gates = make_gates(llama)
     bake(BakeConfig(base=llama, rotations=gates, out=tmp_path / "baked", baked_dtype=dtype))
     trained = read_rotations(gates)

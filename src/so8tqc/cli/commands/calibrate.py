@@ -73,9 +73,16 @@ def calibrate(
     from so8tqc.services.calibrate.service import calibrate as service
 
     flags = given(
-        gguf=gguf, tokenizer=tokenizer, out=out, data=data, objective=objective,
-        reference=reference, apply=apply, allow_small=allow_small, png=png,
-    )  # fmt: skip
+        gguf=gguf,
+        tokenizer=tokenizer,
+        out=out,
+        data=data,
+        objective=objective,
+        reference=reference,
+        apply=apply,
+        allow_small=allow_small,
+        png=png,
+    )
     run_stage(
         service,
         configure(CalibrateConfig, flags, config, set_),

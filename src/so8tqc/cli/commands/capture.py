@@ -66,9 +66,16 @@ def capture(
     from so8tqc.services.capture import capture as service
 
     flags = given(
-        rotation_options=rotation_options, model=model, out=out, rotations=rotations, data=data,
-        tokenizer=tokenizer, dtype=dtype, max_tokens=max_tokens, threads=threads,
-    )  # fmt: skip
+        rotation_options=rotation_options,
+        model=model,
+        out=out,
+        rotations=rotations,
+        data=data,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        max_tokens=max_tokens,
+        threads=threads,
+    )
     run_single_output(
         service,
         configure(CaptureConfig, flags, config, set_),

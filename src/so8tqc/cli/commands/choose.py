@@ -113,15 +113,34 @@ def choose(
         so8tqc choose model-F16.gguf --max-kl 0.05 --reference model/ --out q/
     """
     flags = given(
-        gguf=gguf, out=out, types=types, max_kl=max_kl, min_top1=min_top1, max_size=max_size,
-        judge_by=judge_by, max_evaluations=max_evaluations, reference=reference, base=base,
-        rotations=rotations, rotation_options=rotation_options, data=data, tokenizer=tokenizer,
-        ctx=ctx, stride=stride, max_tokens=max_tokens, compute_dtype=compute_dtype,
-        device_map=device_map, tensor_types=tensor_types, output_tensor_type=output_tensor_type,
-        token_embedding_type=token_embedding_type, pure=pure or None,
-        allow_requantize=allow_requantize or None, imatrix=imatrix, imatrix_data=imatrix_data,
+        gguf=gguf,
+        out=out,
+        types=types,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        max_size=max_size,
+        judge_by=judge_by,
+        max_evaluations=max_evaluations,
+        reference=reference,
+        base=base,
+        rotations=rotations,
+        rotation_options=rotation_options,
+        data=data,
+        tokenizer=tokenizer,
+        ctx=ctx,
+        stride=stride,
+        max_tokens=max_tokens,
+        compute_dtype=compute_dtype,
+        device_map=device_map,
+        tensor_types=tensor_types,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        pure=pure or None,
+        allow_requantize=allow_requantize or None,
+        imatrix=imatrix,
+        imatrix_data=imatrix_data,
         threads=threads,
-    )  # fmt: skip
+    )
     run_choose(flags, config, set_, Output(json, quiet))
 
 

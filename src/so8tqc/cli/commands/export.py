@@ -57,9 +57,13 @@ def export(
     from so8tqc.services.export.service import export as service
 
     flags = given(
-        model=model, out=out, type=type_, keep_f32=keep_f32, converter_args=converter_arg,
+        model=model,
+        out=out,
+        type=type_,
+        keep_f32=keep_f32,
+        converter_args=converter_arg,
         llama_cpp=llama_cpp,
-    )  # fmt: skip
+    )
     run_single_output(
         service,
         configure(ExportConfig, flags, config, set_),

@@ -81,8 +81,17 @@ def identify(
     from so8tqc.config import IdentifyConfig
 
     flags = given(
-        rotation_options=rotation_options, base=base, rotations=rotations, capture=capture,
-        data=data, out=out, report=report, tokenizer=tokenizer, ctx=ctx, windows=windows,
-        compute_dtype=compute_dtype, device_map=device_map,
-    )  # fmt: skip
+        rotation_options=rotation_options,
+        base=base,
+        rotations=rotations,
+        capture=capture,
+        data=data,
+        out=out,
+        report=report,
+        tokenizer=tokenizer,
+        ctx=ctx,
+        windows=windows,
+        compute_dtype=compute_dtype,
+        device_map=device_map,
+    )
     run_identify(configure(IdentifyConfig, flags, config, set_), Output(json, quiet))

@@ -73,9 +73,16 @@ def longtext(
 
     flags = given(
         rotation_options=rotation_options,
-        model=model, out=out, reference=reference, rotations=rotations, data=data,
-        tokenizer=tokenizer, min_tokens=min_tokens, max_new_tokens=max_new_tokens, png=png,
+        model=model,
+        out=out,
+        reference=reference,
+        rotations=rotations,
+        data=data,
+        tokenizer=tokenizer,
+        min_tokens=min_tokens,
+        max_new_tokens=max_new_tokens,
+        png=png,
         threads=threads,
-    )  # fmt: skip
+    )
     options = configure(LongTextConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.md")

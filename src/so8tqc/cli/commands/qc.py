@@ -123,11 +123,26 @@ def qc(
 
     flags = given(
         rotation_options=rotation_options,
-        reference=reference, base=base, candidates=candidate, out=out, rotations=rotations,
-        data=data, tokenizer=tokenizer, profile=profile, level=level, protocol=protocol, ctx=ctx,
-        stride=stride, max_tokens=max_tokens, threads=threads, fail_on=fail_on, allow=allow,
-        compute_dtype=compute_dtype, device_map=device_map, save_recovered=save_recovered,
+        reference=reference,
+        base=base,
+        candidates=candidate,
+        out=out,
+        rotations=rotations,
+        data=data,
+        tokenizer=tokenizer,
+        profile=profile,
+        level=level,
+        protocol=protocol,
+        ctx=ctx,
+        stride=stride,
+        max_tokens=max_tokens,
+        threads=threads,
+        fail_on=fail_on,
+        allow=allow,
+        compute_dtype=compute_dtype,
+        device_map=device_map,
+        save_recovered=save_recovered,
         trained_on=trained_on,
-    )  # fmt: skip
+    )
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

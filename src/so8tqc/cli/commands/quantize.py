@@ -36,10 +36,27 @@ from so8tqc.cli.options import (
 from so8tqc.cli.stage import Output, configure, run_stage
 
 _OWN = (
-    "gguf", "out", "types", "tensor_types", "output_tensor_type", "token_embedding_type", "pure",
-    "allow_requantize", "imatrix", "imatrix_data", "solver", "model", "hessians", "hessian_data",
-    "hessian_tokens", "threads", "config", "set_", "json", "quiet",
-)  # fmt: skip
+    "gguf",
+    "out",
+    "types",
+    "tensor_types",
+    "output_tensor_type",
+    "token_embedding_type",
+    "pure",
+    "allow_requantize",
+    "imatrix",
+    "imatrix_data",
+    "solver",
+    "model",
+    "hessians",
+    "hessian_data",
+    "hessian_tokens",
+    "threads",
+    "config",
+    "set_",
+    "json",
+    "quiet",
+)
 _BUDGET = ("max_kl", "min_top1", "max_size")
 _Compare = Annotated[bool | None, typer.Option("--compare", hidden=True)]
 
@@ -84,12 +101,23 @@ def quantize(
     from so8tqc.services.quantize.service import quantize as service
 
     flags = given(
-        gguf=gguf, out=out, types=types, tensor_types=tensor_types,
-        output_tensor_type=output_tensor_type, token_embedding_type=token_embedding_type,
-        pure=pure or None, allow_requantize=allow_requantize or None, imatrix=imatrix,
-        imatrix_data=imatrix_data, solver=solver, model=model, hessians=hessians,
-        hessian_data=hessian_data, hessian_tokens=hessian_tokens, threads=threads,
-    )  # fmt: skip
+        gguf=gguf,
+        out=out,
+        types=types,
+        tensor_types=tensor_types,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        pure=pure or None,
+        allow_requantize=allow_requantize or None,
+        imatrix=imatrix,
+        imatrix_data=imatrix_data,
+        solver=solver,
+        model=model,
+        hessians=hessians,
+        hessian_data=hessian_data,
+        hessian_tokens=hessian_tokens,
+        threads=threads,
+    )
     output = Output(json, quiet)
     if comparison:
         _as_before(flags, comparison, config, set_, output)

@@ -62,8 +62,10 @@ def run(
         batch = runs
         record = work(
             lambda p: run_batch(batch, p, only=only, from_stage=from_),
-            None, path, output,
-        )  # fmt: skip
+            None,
+            path,
+            output,
+        )
         add_to_step_summary(batch.out / BATCH_REPORT)
         present(record, output, batch.out / BATCH_REPORT)
         raise typer.Exit(BatchMetrics.of(record).exit_code)

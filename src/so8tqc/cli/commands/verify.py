@@ -90,9 +90,17 @@ def verify(
     from so8tqc.services.attest.verify_statement import verify_statement
 
     flags = given(
-        file=file, record=record, input=input_, imatrix=imatrix, hessians=hessians, base=base,
-        rotations=rotations, files=files, level=level, scratch=scratch,
-    )  # fmt: skip
+        file=file,
+        record=record,
+        input=input_,
+        imatrix=imatrix,
+        hessians=hessians,
+        base=base,
+        rotations=rotations,
+        files=files,
+        level=level,
+        scratch=scratch,
+    )
     options = configure(VerifyConfig, flags, config, set_)
     service = verify_statement if options.is_statement else verify_file
     with terminal_progress(quiet=quiet) as progress:

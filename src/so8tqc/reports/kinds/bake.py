@@ -36,8 +36,12 @@ _DRIFT_RANGE = (-16.0, -3.0)
 
 
 _DRIFT_COLOURS = (
-    (0.0, "#26324a"), (0.5, "#33609e"), (0.75, "#4c8dff"), (0.9, "#ffb36b"), (1.0, "#ff5a4f"),
-)  # fmt: skip
+    (0.0, "#26324a"),
+    (0.5, "#33609e"),
+    (0.75, "#4c8dff"),
+    (0.9, "#ffb36b"),
+    (1.0, "#ff5a4f"),
+)
 
 
 def drift_heatmap(record: Record) -> go.Figure | None:

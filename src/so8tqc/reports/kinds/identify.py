@@ -136,9 +136,10 @@ def reading_plot(record: Record) -> go.Figure | None:
     figure.update_yaxes(automargin=True)
     if recorded:
         figure.update_xaxes(
-            title=say("mean KL from the recorded logits, nats"), type="log",
+            title=say("mean KL from the recorded logits, nats"),
+            type="log",
             exponentformat="power",
-        )  # fmt: skip
+        )
     else:
         figure.update_xaxes(title=say("NLL below the base's, nats per token"), zeroline=True)
     return style(figure, height=120 + _ROW_HEIGHT * len(names))

@@ -109,19 +109,29 @@ def _oscillation(plots: CasePlots) -> go.Figure:
     titles = [say("maximum logit (shaded: high variance)"), "Δ", "Δ²"] + (
         [say("KL, nats")] if plots.has_reference else []
     )
-    figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles,
-                           vertical_spacing=0.06)  # fmt: skip
+    figure = make_subplots(
+        rows=len(titles), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.06
+    )
     for name, colour in _sides(plots):
         series = c[f"max_logit_{name}"]
         for row, values in enumerate((series, np.diff(series), np.diff(series, n=2)), start=1):
             _line(figure, row, x[: values.size], values, name, colour, show=row == 1)
     for start, stop in _spans(high_variance(c["max_logit_candidate"])):
-        figure.add_vrect(x0=int(x[start]), x1=int(x[stop - 1]), fillcolor=GREY, opacity=0.25,
-                         line_width=0, layer="below", row=1, col=1)  # fmt: skip
+        figure.add_vrect(
+            x0=int(x[start]),
+            x1=int(x[stop - 1]),
+            fillcolor=GREY,
+            opacity=0.25,
+            line_width=0,
+            layer="below",
+            row=1,
+            col=1,
+        )
     if plots.has_reference:
         kl = np.maximum(c["kl"], 1e-14)
-        figure.add_scatter(x=x, y=kl, mode="markers", marker={"size": 2, "color": GREY},
-                           name="KL", row=4, col=1)  # fmt: skip
+        figure.add_scatter(
+            x=x, y=kl, mode="markers", marker={"size": 2, "color": GREY}, name="KL", row=4, col=1
+        )
         rolling = np.exp(_rolling(np.log(kl))[0])
         _line(figure, 4, x, rolling, say("KL, rolling"), GREEN, show=True)
         figure.update_yaxes(type="log", exponentformat="power", row=4, col=1)
@@ -185,21 +195,44 @@ def _line(
     show: bool,
 ) -> None:
     figure.add_scattergl(
-        x=x, y=y, mode="lines", name=say(_SIDES.get(name, name)), legendgroup=name,
+        x=x,
+        y=y,
+        mode="lines",
+        name=say(_SIDES.get(name, name)),
+        legendgroup=name,
         showlegend=show,
-        line={"color": colour, "width": WIDTHS.get(name, 1.0)}, row=row, col=1,
-    )  # fmt: skip
+        line={"color": colour, "width": WIDTHS.get(name, 1.0)},
+        row=row,
+        col=1,
+    )
 
 
 def _band(
     figure: go.Figure, x: npt.NDArray[np.number], mean: FloatArray, deviation: FloatArray
 ) -> None:
     """mean ± one standard deviation as a filled area."""
-    figure.add_scatter(x=x, y=mean + deviation, mode="lines", line={"width": 0},
-                       showlegend=False, hoverinfo="skip", row=1, col=1)  # fmt: skip
-    figure.add_scatter(x=x, y=mean - deviation, mode="lines", line={"width": 0}, fill="tonexty",
-                       fillcolor="rgba(76,141,255,0.18)", name=say("± sd"), hoverinfo="skip",
-                       row=1, col=1)  # fmt: skip
+    figure.add_scatter(
+        x=x,
+        y=mean + deviation,
+        mode="lines",
+        line={"width": 0},
+        showlegend=False,
+        hoverinfo="skip",
+        row=1,
+        col=1,
+    )
+    figure.add_scatter(
+        x=x,
+        y=mean - deviation,
+        mode="lines",
+        line={"width": 0},
+        fill="tonexty",
+        fillcolor="rgba(76,141,255,0.18)",
+        name=say("± sd"),
+        hoverinfo="skip",
+        row=1,
+        col=1,
+    )
 
 
 def _heat(figure: go.Figure, attention: npt.NDArray[np.floating]) -> None:
@@ -208,8 +241,14 @@ def _heat(figure: go.Figure, attention: npt.NDArray[np.floating]) -> None:
     edges = np.linspace(0, length, min(HEAT_COLUMNS, length) + 1).astype(int)[:-1]
     counts = np.diff(np.append(edges, length))
     z = np.add.reduceat(attention, edges, axis=1) / counts
-    figure.add_heatmap(z=z, x=edges, colorscale="Viridis", row=3, col=1,
-                       colorbar={"len": 0.2, "y": 0.38, "thickness": 12})  # fmt: skip
+    figure.add_heatmap(
+        z=z,
+        x=edges,
+        colorscale="Viridis",
+        row=3,
+        col=1,
+        colorbar={"len": 0.2, "y": 0.38, "thickness": 12},
+    )
     figure.update_xaxes(title=say("position, tokens"), row=3, col=1)
     figure.update_yaxes(title=say("layer"), row=3, col=1)
 
@@ -224,16 +263,23 @@ def _spectrum(figure: go.Figure, plots: CasePlots) -> None:
         if name == "candidate" and s.significant.any():
             labels = [_label(period, plots.wavelengths) for period in s.period[s.significant]]
             figure.add_scatter(
-                x=s.period[s.significant], y=s.power[s.significant], mode="markers",
-                marker={"color": GREEN, "size": 7}, name=say("significant"), text=labels,
-                hovertemplate="%{text}<extra></extra>", row=4, col=1,
-            )  # fmt: skip
+                x=s.period[s.significant],
+                y=s.power[s.significant],
+                mode="markers",
+                marker={"color": GREEN, "size": 7},
+                name=say("significant"),
+                text=labels,
+                hovertemplate="%{text}<extra></extra>",
+                row=4,
+                col=1,
+            )
     shown = [s.period for s in plots.spectra.values()]
     low = min(float(p.min()) for p in shown)
     high = max(float(p.max()) for p in shown)
     for wavelength in plots.wavelengths[(plots.wavelengths > low) & (plots.wavelengths < high)]:
-        figure.add_vline(x=float(wavelength), line={"color": GREY, "width": 1, "dash": "dot"},
-                         row=4, col=1)  # fmt: skip
+        figure.add_vline(
+            x=float(wavelength), line={"color": GREY, "width": 1, "dash": "dot"}, row=4, col=1
+        )
     title = say("period, tokens (dotted: RoPE wavelengths)")
     figure.update_xaxes(type="log", title=title, row=4, col=1)
     figure.update_yaxes(title=say("power"), row=4, col=1)
@@ -295,9 +341,12 @@ def _page(title: str, figure: go.Figure) -> str:
     import plotly.io
 
     plot = plotly.io.to_html(
-        figure, full_html=False, include_plotlyjs=True, div_id="plot",
+        figure,
+        full_html=False,
+        include_plotlyjs=True,
+        div_id="plot",
         config={"displaylogo": False, "responsive": True},
-    )  # fmt: skip
+    )
     return _PAGE.format(language=current(), title=escape(title), plot=plot)
 
 

@@ -26,8 +26,12 @@ _NO_MODEL = ("optim", "scheduler", "scaler", "rng", "config", "args", "ema_optim
 _DEEPEST = 8
 """Containers in containers that are followed."""
 
-_SINGLE_FILES = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin",
-                 "adapter_model.bin")  # fmt: skip
+_SINGLE_FILES = (
+    "model.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+    "adapter_model.bin",
+)
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -142,8 +146,9 @@ def _indexed(index: Path) -> tuple[Path, ...]:
         mapping = json.loads(content.decode("utf-8"))["weight_map"]
         names = sorted({str(name) for name in mapping.values()})
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise RotationError("no index of weights: 'weight_map' must map names to files",
-                            where=str(index)) from None  # fmt: skip
+        raise RotationError(
+            "no index of weights: 'weight_map' must map names to files", where=str(index)
+        ) from None
     for name in names:
         if Path(name).name != name or name in (".", ".."):
             raise RotationError(

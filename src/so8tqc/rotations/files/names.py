@@ -9,10 +9,14 @@ from so8tqc.rotations.rotation_set import Target
 
 _WRAPPERS = frozenset(
     {
-        "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
-        "_fpw_module", "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+        "_fpw_module",
+        "module",
     }
-)  # fmt: skip
+)
 """Levels that torch.compile, FSDP, activation checkpointing, DeepSpeed and DDP put into names."""
 
 _PEFT = re.compile(r"(?:(?<=\.)|^)base_model\.(?:model\.)?")

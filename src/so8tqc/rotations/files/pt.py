@@ -22,9 +22,16 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 """Endings of the files that a torch checkpoint of gates may have."""
 
 _DAMAGED = (
-    OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError, TypeError,
-    AttributeError, struct.error,
-)  # fmt: skip
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    struct.error,
+)
 """What torch's reader raises on damaged files, found by mutating good ones."""
 
 

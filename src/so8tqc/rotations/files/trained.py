@@ -242,8 +242,9 @@ def _bare(value: Any, options: RotationOptions, path: Path) -> _Found:
         if value.shape[0] != len(layers):
             raise RotationError(
                 f"the tensor {shape} has gates for {value.shape[0]} layers, --layers names "
-                f"{len(layers)}", where=str(path),
-            )  # fmt: skip
+                f"{len(layers)}",
+                where=str(path),
+            )
         theta = {Target(layer): value[i] for i, layer in enumerate(layers)}
     else:
         theta = dict.fromkeys(map(Target, layers), value)
@@ -330,9 +331,11 @@ def _number(value: object) -> float | None:
 def _is_strength(name: str, value: object) -> bool:
     """Whether an entry is a number that may weigh what a gate computes."""
     leaf = name.rsplit(".", maxsplit=1)[-1].lower()
-    return any(word in leaf for word in _STRENGTHS) and "init" not in leaf and (
-        _number(value) is not None
-    )  # fmt: skip
+    return (
+        any(word in leaf for word in _STRENGTHS)
+        and "init" not in leaf
+        and (_number(value) is not None)
+    )
 
 
 def _refuse_other_strengths(found: _Found, path: Path) -> None:
@@ -348,15 +351,14 @@ def _refuse_other_strengths(found: _Found, path: Path) -> None:
             )
 
 
-def _take(
-    found: _Found, target: Target, key: str, name: str, value: Any, path: Path
-) -> None:  # fmt: skip
+def _take(found: _Found, target: Target, key: str, name: str, value: Any, path: Path) -> None:
     if target in found.theta:
         raise RotationError(
-            f"two gates for {target}: {found.keys[target]} is another", where=f"{path}, {key}",
+            f"two gates for {target}: {found.keys[target]} is another",
+            where=f"{path}, {key}",
             remedy="Name the ones that were trained: --key PATTERN, with {layer} for the number "
             "of the layer.",
-        )  # fmt: skip
+        )
     found.theta[target], found.keys[target], found.names[target] = value, key, name
 
 

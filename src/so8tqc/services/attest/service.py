@@ -35,10 +35,22 @@ from so8tqc.services.attest.statement import (
 from so8tqc.services.attest.stored import resource
 
 _STAGES = ("bake", "export", "quantize", "calibrate")
-_PLACES = frozenset({
-    "base", "rotations", "out", "gguf", "model", "llama_cpp", "imatrix", "imatrix_data", "hessians",
-    "hessian_data", "hessian_tokens", "threads",
-})  # fmt: skip
+_PLACES = frozenset(
+    {
+        "base",
+        "rotations",
+        "out",
+        "gguf",
+        "model",
+        "llama_cpp",
+        "imatrix",
+        "imatrix_data",
+        "hessians",
+        "hessian_data",
+        "hessian_tokens",
+        "threads",
+    }
+)
 """Options of a stage that do not determine its result: where things are, how many threads."""
 
 
@@ -90,7 +102,7 @@ def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
         config=config.model_dump(mode="json"),
         versions=versions_of(__name__),
         run=watch.info(),
-    )  # fmt: skip
+    )
 
 
 def _records(directory: Path) -> dict[str, Record]:

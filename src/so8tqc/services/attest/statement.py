@@ -202,9 +202,10 @@ def read_statement(path: Path) -> Statement:
     broken = _broken_seals(statement)
     if broken:
         raise InputError(
-            f"edited after it was written: {', '.join(broken)} or its digest", where=str(path),
+            f"edited after it was written: {', '.join(broken)} or its digest",
+            where=str(path),
             remedy=_AGAIN,
-        )  # fmt: skip
+        )
     require_chain(statement, str(path))
     return statement
 
@@ -306,9 +307,10 @@ def _text(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(
-            "edited after it was written: not UTF-8", where=f"{path}, byte {error.start}",
+            "edited after it was written: not UTF-8",
+            where=f"{path}, byte {error.start}",
             remedy=_AGAIN,
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _parsed(text: str, path: Path) -> Statement:

@@ -134,8 +134,12 @@ class _Bench:
             for name, path in here.items():
                 parts[name] = differing_parts(path, stated[name])
                 task.advance(1, item=name)
-        given = {BASE: config.base, ROTATIONS: config.rotations, IMPORTANCE: config.imatrix,
-                 HESSIANS: config.hessians}  # fmt: skip
+        given = {
+            BASE: config.base,
+            ROTATIONS: config.rotations,
+            IMPORTANCE: config.imatrix,
+            HESSIANS: config.hessians,
+        }
         outside = {name: path for name, path in given.items() if path is not None}
         return cls(stated, here, parts, _strangers(statement, directory), outside)
 
@@ -218,9 +222,13 @@ class _Bench:
         digests = {name: tensor.sha256 for name, tensor in output.tensors.items()}
         source = next(path for name, path in inputs.items() if name not in WEIGHING)
         found = compare_tensors(
-            open_gguf(self.here[output.name]), digests, open_gguf(made), open_gguf(source),
-            digests, same_build=False,
-        )  # fmt: skip
+            open_gguf(self.here[output.name]),
+            digests,
+            open_gguf(made),
+            open_gguf(source),
+            digests,
+            same_build=False,
+        )
         if any(tensor["link"] is Likeness.DIFFERENT for tensor in found.values()):
             return None
         blocks = sum(tensor["blocks"] or 0 for tensor in found.values())

@@ -81,9 +81,11 @@ class Evaluation:
         kept = self._reference if with_base else self._reference[:1]
         found = Tables()
         for batch in _batches(files):
-            description = f"comparing {', '.join(batch)}" if len(batch) < 3 else (
-                f"comparing {len(batch)} files"
-            )  # fmt: skip
+            description = (
+                f"comparing {', '.join(batch)}"
+                if len(batch) < 3
+                else (f"comparing {len(batch)} files")
+            )
             models = open_together({n: files[n] for n in batch}, threads=self._threads)
             try:
                 pairs = [(REFERENCE, name) for name in batch]

@@ -39,17 +39,21 @@ def measured_row(
         "kl_99": float(np.percentile(kl, 99)),
         "kl_99_ci95": _known(
             quantile_interval(
-                kl, table.text, len(table.texts), 0.99,
-                resamples=bootstrap.resamples, seed=bootstrap.seed,
+                kl,
+                table.text,
+                len(table.texts),
+                0.99,
+                resamples=bootstrap.resamples,
+                seed=bootstrap.seed,
             )
         ),
         "top1": float(columns["same_top"].mean()),
         "top1_ci95": _mean_interval(table, "same_top", bootstrap),
         "ppl_ratio": float(np.exp(log_ratio.mean())),
-        "ppl_ratio_ci95": None if ratio is None else (
-            float(np.exp(ratio[0])), float(np.exp(ratio[1]))
-        ),
-    }  # fmt: skip
+        "ppl_ratio_ci95": None
+        if ratio is None
+        else (float(np.exp(ratio[0])), float(np.exp(ratio[1]))),
+    }
     if to_base is not None:
         survival = survival_check(table, to_base, "", bootstrap)
         assert survival.value is not None  # never a skipped check

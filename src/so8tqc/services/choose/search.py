@@ -122,9 +122,10 @@ def _ends(rows: Mapping[str, Row], budget: Budget) -> tuple[str, str] | str:
             return "No type's file fits, and mixtures are no smaller."
         low = min(fitting, key=lambda name: rows[name]["kl_mean"])
         better = [
-            name for name in by_size
+            name
+            for name in by_size
             if name not in fitting and rows[name]["kl_mean"] < rows[low]["kl_mean"]
-        ]  # fmt: skip
+        ]
         return (low, better[0]) if better else f"No larger file is better than that of {low}."
     passing = [name for name in by_size if not budget.missed_quality(rows[name])]
     if not passing:

@@ -111,9 +111,12 @@ def _choose(
     recommended, reason = recommend(state.rows, budget, config, tried)
     state.checks += verdicts(state.rows[recommended], recommended, budget, config)
     speed = speeds(
-        state.paths, evaluation.sample, repeats=config.repeats, threads=config.threads,
+        state.paths,
+        evaluation.sample,
+        repeats=config.repeats,
+        threads=config.threads,
         progress=progress,
-    )  # fmt: skip
+    )
     texts, tokens = scope(state.tables)
     metrics = ChooseMetrics(
         rows=described(state.rows, state.files),

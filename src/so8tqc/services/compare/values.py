@@ -71,9 +71,12 @@ def new_failures(a: Mapping[Named, Check], b: Mapping[Named, Check]) -> Check:
     ]
     listed = ", ".join(new) if new else "none"
     return judge(
-        "comparison.new_failures", len(new), 0, comparison="==",
+        "comparison.new_failures",
+        len(new),
+        0,
+        comparison="==",
         detail=f"Checks that fail in B and did not fail in A: {listed}.",
-    )  # fmt: skip
+    )
 
 
 def compared_values(

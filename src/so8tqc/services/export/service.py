@@ -43,8 +43,12 @@ from so8tqc.services.export.traced import compare_traced, places_of
 from so8tqc.sources.inputs.hub import with_local_paths
 
 _BYTES_PER_WEIGHT: dict[ExportType, float] = {
-    "f32": 4, "f16": 2, "bf16": 2, "auto": 2, "q8_0": 34 / 32,
-}  # fmt: skip
+    "f32": 4,
+    "f16": 2,
+    "bf16": 2,
+    "auto": 2,
+    "q8_0": 34 / 32,
+}
 
 
 @exclusive(claim_output)
@@ -194,16 +198,25 @@ def _convert(
             trace = Path(scratch) / "trace.json"
             try:
                 convert(
-                    ready.converter, config.model, destination, config.type, log, progress,
-                    trace=trace, arguments=arguments, keys=keys,
-                )  # fmt: skip
+                    ready.converter,
+                    config.model,
+                    destination,
+                    config.type,
+                    log,
+                    progress,
+                    trace=trace,
+                    arguments=arguments,
+                    keys=keys,
+                )
             except ToolError as error:
                 first = first or error
                 if not _met_halfway(error, config, ready, keys, arguments):
                     raise (error if keys else first) from None
                 continue
-            notices = [f"The converter was given {key} = {value!r}: its config spells it otherwise."
-                       for key, value in keys.items()]  # fmt: skip
+            notices = [
+                f"The converter was given {key} = {value!r}: its config spells it otherwise."
+                for key, value in keys.items()
+            ]
             if len(arguments) > len(config.converter_args):
                 notices.append(f"The converter was given {NO_MTP}: the model has no such layers.")
             return _Converted(read_conversion(trace, places_of(ready.checkpoint)), notices)

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     import torch
 
 _BUFFERS = (
-    ".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias", ".attn.masked_bias",
-    ".attn.bias", ".rotary_pos_emb.inv_freq", ".num_batches_tracked",
-)  # fmt: skip
+    ".rotary_emb.inv_freq",
+    ".attention.masked_bias",
+    ".attention.bias",
+    ".attn.masked_bias",
+    ".attn.bias",
+    ".rotary_pos_emb.inv_freq",
+    ".num_batches_tracked",
+)
 """What a model stores and computes again whenever it is loaded."""
 
 

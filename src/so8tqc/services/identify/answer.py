@@ -68,9 +68,7 @@ def answer_by_text(found: TextEvidence, known: Candidates) -> Answer:
     if chosen is None:
         sentence = _cannot_tell("This text", best.name, others, found.differences, "NLL")
         sentence += _one_path(remaining)
-        return _unknown(
-            "text", sentence, by_name, found.remaining, found.refuted, len(remaining)
-        )  # fmt: skip
+        return _unknown("text", sentence, by_name, found.remaining, found.refuted, len(remaining))
     measured = found.measured[chosen.name]
     sentence = (
         f"The gates are {chosen.name}: they lower the text's NLL by "

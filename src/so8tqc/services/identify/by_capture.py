@@ -102,9 +102,7 @@ def weigh_by_capture(
         for name in sorted(distances, key=lambda name: distances[name].kl)
         if name != nearest and not _farther(name, nearest, distances, differences)
     )
-    return CaptureEvidence(
-        distances, differences, nearest, alike, within or coarse, coarse, limit
-    )  # fmt: skip
+    return CaptureEvidence(distances, differences, nearest, alike, within or coarse, coarse, limit)
 
 
 def _farther(

@@ -108,8 +108,9 @@ class Differences:
             ci95 = None if other.ci95 is None else (-other.ci95[1], -other.ci95[0])
             return Rival(-other.difference, ci95, other.needed)
         i = self._pairs[(a, b)]
-        value, low, high = (float(x[i]) for x in (self._found.values, self._found.low,
-                                                  self._found.high))  # fmt: skip
+        value, low, high = (
+            float(x[i]) for x in (self._found.values, self._found.low, self._found.high)
+        )
         if np.isnan(low):
             return Rival(value, None, None)
         undecided = low <= 0 <= high and value != 0

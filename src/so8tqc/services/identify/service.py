@@ -180,8 +180,10 @@ def _to(best: str, name: str, found: TextEvidence | CaptureEvidence) -> dict[str
         return {}
     rival = found.differences.of(name, best)
     return {
-        "difference": rival.difference, "difference_ci95": rival.ci95, "needed": rival.needed,
-    }  # fmt: skip
+        "difference": rival.difference,
+        "difference_ci95": rival.ci95,
+        "needed": rival.needed,
+    }
 
 
 def _extent(tables: Mapping[str, TokenTable]) -> dict[str, object]:
@@ -214,9 +216,7 @@ def _facts(answer: Answer, known: Candidates) -> dict[str, object]:
 
 
 def _check(answer: Answer) -> Check:
-    return judge(
-        "identify.reading", answer.supported, 1, comparison="==", detail=answer.sentence
-    )  # fmt: skip
+    return judge("identify.reading", answer.supported, 1, comparison="==", detail=answer.sentence)
 
 
 def _notices(known: Candidates, answer: Answer) -> list[str]:
@@ -290,9 +290,11 @@ def write_identified(
         theta = dict(known.raw.theta)
     reading = found.reading
     identified = {
-        "by": list(by), "source": source.name, "sha256": file_ref(source).sha256,
+        "by": list(by),
+        "source": source.name,
+        "sha256": file_ref(source).sha256,
         "so8tqc": version("so8tqc"),
-    }  # fmt: skip
+    }
     write_native(
         out,
         theta,

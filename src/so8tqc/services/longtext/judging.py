@@ -198,13 +198,17 @@ def _oscillation_checks(case: Case, config: LongTextConfig) -> list[Check]:
     assert case.table is not None
     c = case.table.columns
     checks = []
-    names = {"index": ("oscillation.index", "mean |Δ²|"),
-             "von_neumann": ("oscillation.von_neumann", "von Neumann ratio"),
-             "high_frequency": ("oscillation.high_frequency", "high-frequency share")}  # fmt: skip
+    names = {
+        "index": ("oscillation.index", "mean |Δ²|"),
+        "von_neumann": ("oscillation.von_neumann", "von Neumann ratio"),
+        "high_frequency": ("oscillation.high_frequency", "high-frequency share"),
+    }
     changes = osc.changes(
-        c["max_logit_reference"], c["max_logit_candidate"],
-        resamples=config.resamples, seed=config.seed,
-    )  # fmt: skip
+        c["max_logit_reference"],
+        c["max_logit_candidate"],
+        resamples=config.resamples,
+        seed=config.seed,
+    )
     for name, change in changes.items():
         check_id, what = names[name]
         checks.append(

@@ -23,8 +23,13 @@ from so8tqc.errors import InputError
 from so8tqc.metrics.spectra import Spectrum
 
 SERIES_FILE = "series.npz"
-SHOWN = ("max_logit_candidate", "max_logit_reference", "entropy_candidate", "entropy_reference",
-         "kl")  # fmt: skip
+SHOWN = (
+    "max_logit_candidate",
+    "max_logit_reference",
+    "entropy_candidate",
+    "entropy_reference",
+    "kl",
+)
 """Columns that are drawn."""
 
 _SUFFIXES = {"candidate": "", "reference": "_reference"}

@@ -229,9 +229,7 @@ def _interval(check_id: str, table: TokenTable, bootstrap: Bootstrap) -> tuple[f
             return _mean_interval(table, "same_top", bootstrap)
         case "logits.mean_abs":
             interval = _mean_interval(table, "sum_abs_logit", bootstrap)
-            return interval and (
-                interval[0] / table.vocab_size, interval[1] / table.vocab_size
-            )  # fmt: skip
+            return interval and (interval[0] / table.vocab_size, interval[1] / table.vocab_size)
         case "logits.rms":
             interval = _mean_interval(table, "sum_square_logit", bootstrap)
             return interval and (

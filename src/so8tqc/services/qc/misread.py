@@ -97,9 +97,11 @@ def diagnose_reading(
         return None
     used = f"{reading_of(rotations)} was used. {answer.sentence}"
     reading = answer.identified.reading
-    remedy = f"{AS_TRAINED} {bake_command(config, reading, failed[0])}" if failed else (
-        f"{JUDGE_AGAIN} {_judge_command(config, reading)}"
-    )  # fmt: skip
+    remedy = (
+        f"{AS_TRAINED} {bake_command(config, reading, failed[0])}"
+        if failed
+        else (f"{JUDGE_AGAIN} {_judge_command(config, reading)}")
+    )
     return Diagnosis(code="misread", text=f"{MISREAD}: {used}", remedy=remedy)
 
 

@@ -94,8 +94,11 @@ FIDELITY = ("kl.mean", "kl.top1", "logits.max_abs", "logits.mean_abs", "logits.r
 """Checks of a candidate's logits against the reference's."""
 
 _UNRUNNABLE = (
-    "structure.missing", "structure.shapes", "structure.finite", "algebra.finite",
-)  # fmt: skip
+    "structure.missing",
+    "structure.shapes",
+    "structure.finite",
+    "algebra.finite",
+)
 """Checks after whose failure a model cannot be loaded or yields NaN."""
 
 

@@ -68,10 +68,13 @@ def read_tokens(path: Path) -> dict[str, TokenTable]:
             tables = {
                 name: TokenTable(
                     {column: stored[f"{name}/{column}"] for column in COLUMNS},
-                    text, position, vocab, texts,
+                    text,
+                    position,
+                    vocab,
+                    texts,
                 )
                 for name in names
-            }  # fmt: skip
+            }
             for table in tables.values():
                 _require_rows(table)
             return tables

@@ -187,9 +187,10 @@ def require_same_weights(
     names = {}
     by_name = tensors_by_name(checkpoint, gguf)
     matrices = [
-        name for name, sources in by_name.items()
+        name
+        for name, sources in by_name.items()
         if len(gguf.tensors[name].shape) == 2 and len(sources) == 1
-    ]  # fmt: skip
+    ]
     with progress.task("comparing weights", total=len(matrices), unit="tensors") as task:
         for name in matrices:
             (source,) = by_name[name]

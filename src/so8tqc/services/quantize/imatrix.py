@@ -74,9 +74,13 @@ def _run(
     progress: Progress,
 ) -> None:
     job = {
-        "gguf": str(gguf), "text": str(text), "out": str(out), "threads": threads or 0,
-        "chunk": CHUNK_TOKENS, "datasets": [Path(name).name for name in data],
-    }  # fmt: skip
+        "gguf": str(gguf),
+        "text": str(text),
+        "out": str(out),
+        "threads": threads or 0,
+        "chunk": CHUNK_TOKENS,
+        "datasets": [Path(name).name for name in data],
+    }
     command = [sys.executable, "-P", "-m", "so8tqc.llama.imatrix_worker", json.dumps(job)]
     with progress.task("weighing columns on calibration text", total=100, unit="%") as task:
         shown = 0.0
@@ -91,9 +95,10 @@ def _run(
         status, last = follow(command, follow_line, QUIET_ABORT)
     if status == TOO_SHORT:
         raise DataError(
-            reason(last).removeprefix("error: "), where=", ".join(data),
+            reason(last).removeprefix("error: "),
+            where=", ".join(data),
             remedy="Give more calibration text (--imatrix-data).",
-        )  # fmt: skip
+        )
     if status != 0:
         raise ToolError(
             f"libllama cannot weigh the columns ({ending(status)}): {reason(last)}",

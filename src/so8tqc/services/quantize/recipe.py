@@ -168,11 +168,13 @@ def require_effect(output: Output, chosen: Overrides, plan: Mapping[str, Planned
         names = [name for name in plan if re.search(pattern, name)]
         if not taken(type_, names):
             why = (
-                "no tensor's name has it" if not names
-                else f"{output.name} does not quantize" if output.name in PLAIN_TYPES
+                "no tensor's name has it"
+                if not names
+                else f"{output.name} does not quantize"
+                if output.name in PLAIN_TYPES
                 else f"libllama gives none of {len(names)} tensors that type; norms are never "
                 "quantized, and the first pattern found decides"
-            )  # fmt: skip
+            )
             raise InputError(f"has no effect: {why}", where=f"tensor type {pattern}={type_}")
     head = HEAD if HEAD in plan else EMBEDDING
     for flag, choice, name in (

@@ -104,8 +104,9 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         computed = config.hessians == AUTO
         (written if computed else inputs)["hessians"] = file_ref(work.moments.path)
         if computed:
-            inputs |= {f"hessian_data: {p.name}": file_ref(p)
-                       for p in data_paths(config.hessian_data)}  # fmt: skip
+            inputs |= {
+                f"hessian_data: {p.name}": file_ref(p) for p in data_paths(config.hessian_data)
+            }
             inputs["model"] = file_ref(model_directory(config.model, config.gguf))
     if config.imatrix == AUTO:
         inputs |= {f"imatrix_data: {p.name}": file_ref(p) for p in data_paths(config.imatrix_data)}
@@ -150,9 +151,12 @@ def _prepare(
         require_fit(given_moments, source)
     if config.imatrix == AUTO:
         matrix = compute_imatrix(
-            source, config.imatrix_data, config.out / f"{stem(config.gguf)}-imatrix.gguf",
-            threads=config.threads, progress=progress,
-        )  # fmt: skip
+            source,
+            config.imatrix_data,
+            config.out / f"{stem(config.gguf)}-imatrix.gguf",
+            threads=config.threads,
+            progress=progress,
+        )
         # mixtures depend on having one
         planned = _plan(config, source, quantizer, files, matrix.path)
         _require_importance(planned, source, matrix)

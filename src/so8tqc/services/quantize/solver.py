@@ -99,9 +99,10 @@ def solve_into(
             task.advance(1, item=group.tensors[0])
     remove(kept)
     left = {
-        name: tensor.type for name, tensor in written.tensors.items()
+        name: tensor.type
+        for name, tensor in written.tensors.items()
         if name not in done and tensor.type in GRIDS
-    }  # fmt: skip
+    }
     return SolvedFile(tensors=done, left=left)
 
 
@@ -121,12 +122,14 @@ def _resumed(
 ) -> _Found:
     """A group solved for, or as it was when an earlier run had solved for it."""
     part = moments.part(group)
-    key = sha256_json({
-        "version": VERSION,
-        "types": {name: written.tensors[name].type for name in names},
-        "weights": {name: source.tensors[name].sha256 for name in names},
-        "moments": [_digest(part.kept), _digest(part.held)],
-    })  # fmt: skip
+    key = sha256_json(
+        {
+            "version": VERSION,
+            "types": {name: written.tensors[name].type for name in names},
+            "weights": {name: source.tensors[name].sha256 for name in names},
+            "moments": [_digest(part.kept), _digest(part.held)],
+        }
+    )
     place = kept / f"{key[:32]}.npz"
     if place.is_file():
         with np.load(place, allow_pickle=False) as arrays:

@@ -193,27 +193,44 @@ def _stages(
         model=baked, out=exported, llama_cpp=config.llama_cpp, **config.export.model_dump()
     )
     quantize_config = QuantizeConfig(
-        gguf=exported, out=folder, model=baked if config.quantize.solver == "hessian" else None,
+        gguf=exported,
+        out=folder,
+        model=baked if config.quantize.solver == "hessian" else None,
         **config.quantize.model_dump(),
-    )  # fmt: skip
+    )
     calibrate_config = CalibrateConfig(
-        gguf=quantized[config.calibrated_type], tokenizer=baked, data=config.data,
-        out=out / "calibrate", reference=exported, **config.calibrate.model_dump(),
-    )  # fmt: skip
+        gguf=quantized[config.calibrated_type],
+        tokenizer=baked,
+        data=config.data,
+        out=out / "calibrate",
+        reference=exported,
+        **config.calibrate.model_dump(),
+    )
     qc_config = QCConfig(
-        reference=base, rotations=rotations, rotation_options=trained,
-        candidates=(baked, exported, *quantized.values()), data=config.data, out=out / "qc",
+        reference=base,
+        rotations=rotations,
+        rotation_options=trained,
+        candidates=(baked, exported, *quantized.values()),
+        data=config.data,
+        out=out / "qc",
         **config.qc.model_dump(),
-    )  # fmt: skip
+    )
     choose_config = ChooseAmongConfig(
-        gguf=exported, quantized=folder, judged=qc_config.out, threads=config.qc.threads,
+        gguf=exported,
+        quantized=folder,
+        judged=qc_config.out,
+        threads=config.qc.threads,
         **config.choose.model_dump(),
-    )  # fmt: skip
+    )
     long_config = LongTextConfig(
-        model=baked, reference=base, rotations=rotations,
-        rotation_options=trained, data=config.long_data, out=out / "longtext",
+        model=baked,
+        reference=base,
+        rotations=rotations,
+        rotation_options=trained,
+        data=config.long_data,
+        out=out / "longtext",
         **config.longtext.model_dump(),
-    )  # fmt: skip
+    )
     return (
         Stage("bake", bake_config, (base, rotations, *trained.adapters), (baked,),
                lambda p: bake(bake_config, p), reports=True),
@@ -253,8 +270,11 @@ def _weighing_inputs(config: QuantizeConfig) -> tuple[Path, ...]:
 def _bake_options(config: RunConfig) -> dict[str, object]:
     """The bake's options: what the rotations are, overlaid with what the bake was told."""
     told = config.bake.model_dump(exclude_unset=True)
-    return {**config.rotation_options.model_dump(), **config.bake.model_dump(
-        exclude=set(RotationOptions.model_fields)), **told}  # fmt: skip
+    return {
+        **config.rotation_options.model_dump(),
+        **config.bake.model_dump(exclude=set(RotationOptions.model_fields)),
+        **told,
+    }
 
 
 def _perform(

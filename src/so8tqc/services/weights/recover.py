@@ -82,9 +82,14 @@ def recover(
             "distance": None if rotations is None else float(distances(recovered, blocks).max()),
         }
     write_native(
-        out, found, parametrization=Parametrization.MATRIX, convention=Convention.COLUMN,
-        site=expected.site, pet=None, metadata={"so8t.recovered_from": candidate.name},
-    )  # fmt: skip
+        out,
+        found,
+        parametrization=Parametrization.MATRIX,
+        convention=Convention.COLUMN,
+        site=expected.site,
+        pet=None,
+        metadata={"so8t.recovered_from": candidate.name},
+    )
     worst = max(rows, key=lambda row: rows[row]["residual"])
     check = judge(
         "rotation.recovered",

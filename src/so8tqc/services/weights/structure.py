@@ -123,9 +123,11 @@ def structure_checks(
 
 
 def algebra(
-    baked: Checkpoint, planned: Sequence[PlannedTensor], rotations: RotationSet,
+    baked: Checkpoint,
+    planned: Sequence[PlannedTensor],
+    rotations: RotationSet,
     progress: Progress = SILENT,
-) -> list[TargetAlgebra]:  # fmt: skip
+) -> list[TargetAlgebra]:
     """Compare every folded tensor that has the right shape with the exact fold."""
 
     def compare(plan: PlannedTensor, entry: TensorEntry) -> TargetAlgebra:
@@ -294,9 +296,11 @@ def _companion_differences(base: Path, baked: Path) -> list[str]:
         path.name
         for path in (*base.iterdir(), *baked.iterdir())
         if path.is_file()
-        and (path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spiece"))
-             or path.name in ("generation_config.json", "added_tokens.json"))
-    }  # fmt: skip
+        and (
+            path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spiece"))
+            or path.name in ("generation_config.json", "added_tokens.json")
+        )
+    }
     return sorted(name for name in names if not _same_content(base / name, baked / name))
 
 

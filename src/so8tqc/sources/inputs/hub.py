@@ -22,8 +22,17 @@ _NAME = re.compile(
     r"^(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?:@(?P<revision>[\w.-]+))?$"
 )
 _FILE_ENDINGS = (
-    ".safetensors", ".gguf", ".pt", ".pth", ".bin", ".json", ".jsonl", ".txt", ".yaml", ".yml",
-)  # fmt: skip
+    ".safetensors",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".json",
+    ".jsonl",
+    ".txt",
+    ".yaml",
+    ".yml",
+)
 _MODEL_FIELDS = ("base", "model", "reference", "candidates", "tokenizer")
 _ROTATION_FIELDS = ("rotations", "adapters")
 
