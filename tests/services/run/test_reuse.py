@@ -96,7 +96,7 @@ def test_a_docstring_of_the_corpus_reuses_the_bake_and_all_that_do_not_lean_on_i
 def test_a_changed_kernel_reruns_what_is_measured_with_it(house: House) -> None:
     house.change("metrics/cpu_kernels.py")
     house.run()
-    assert house.ran == ["export", "qc", "choose", "longtext"]
+    assert house.ran == ["export", "calibrate", "qc", "choose", "longtext"]
 
 
 @pytest.mark.parametrize("file", ["html.py", "kinds/longtext.py", "kinds/verify.py"])
@@ -138,9 +138,9 @@ def test_an_edited_page_is_drawn_again(house: House) -> None:
 @pytest.mark.parametrize(
     ("library", "stages"),
     [
-        ("numba", ["export", "qc", "choose", "longtext"]),
+        ("numba", ["export", "quantize", "calibrate", "qc", "choose", "longtext"]),
         ("scipy", ["calibrate", "qc", "choose", "longtext"]),
-        ("safetensors", ["bake", "export", "calibrate", "qc", "choose", "longtext"]),
+        ("safetensors", ["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext"]),
         ("hypothesis", []),
         ("plotly", []),
     ],
