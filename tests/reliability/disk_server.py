@@ -118,12 +118,18 @@ def _convert_once(folder: Path) -> None:
 
     convert = export.convert
 
-    def copied(converter: Any, model: Path, out: Path, type_: str, log: Path, *rest: Any) -> None:
+    def copied(
+        converter: Any, model: Path, out: Path, type_: str, log: Path, *rest: Any,
+        trace: Path | None = None, **given: Any,
+    ) -> None:  # fmt: skip
         known = folder / f"{file_ref(model).sha256}-{model.name}-{type_}.gguf"
-        if not known.is_file():
-            convert(converter, model, known, type_, log, *rest)
+        history = known.with_suffix(".json")
+        if not (known.is_file() and history.is_file()):
+            convert(converter, model, known, type_, log, *rest, trace=history, **given)
         log.write_text("converted before", encoding="utf-8")
         shutil.copyfile(known, out)
+        if trace is not None:
+            shutil.copyfile(history, trace)
 
     export.convert = copied
 
