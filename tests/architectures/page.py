@@ -28,6 +28,9 @@ and taken through bake, `qc --level files`, export to F16 and quantization to Q8
   transformers does, though every tensor is what the converter makes of its source; or that it
   cannot load it.
 
+The rows were gathered while the code was still changing, not in one run, with a converter that
+takes a pre-tokenizer it does not know for gpt-2's; the unchanged one refuses more of these models.
+
 """
 
 

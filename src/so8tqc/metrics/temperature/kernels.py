@@ -5,7 +5,8 @@ e^{βu} is computed for the first octave of β, and squared from knot to knot an
 what is computed from it stay in the nearest cache.
 
 Imported only where temperatures are measured: numba takes a third of a second. What numba keeps of
-it is made anew when this file changes, not when ``exponential`` does, which is exact anyway.
+it is made anew when this file changes, not when ``exponential`` does, which is good to its last
+digit.
 """
 
 from __future__ import annotations
