@@ -149,6 +149,12 @@ GUIDE: dict[str, Guide] = {
         "texts would become other tokens",
         _COPY,
     ),
+    "structure.processor": Guide(
+        "Processor and template",
+        "The files that turn pictures and conversations into input must be the base model's.",
+        "pictures would be scaled or normalised otherwise, or a conversation rendered otherwise",
+        _COPY,
+    ),
     "structure.vocabulary": Guide(
         "Vocabulary",
         "The tokenizer must have the vocabulary that the capture was recorded with.",

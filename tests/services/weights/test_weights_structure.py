@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,33 @@ def test_config_and_tokenizer_are_compared_as_values(files: Files) -> None:
     assert failed(files) == ["structure.tokenizer"]
     (baked / "tokenizer_config.json").unlink()
     assert failed(files) == ["structure.tokenizer"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/tool_use.jinja",
+    ],
+)
+def test_what_makes_input_of_pictures_and_conversations_comes_along_and_is_compared(
+    name: str, llama: Path, make_gates: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, baked, gates = tmp_path / "base", tmp_path / "baked", make_gates(llama)
+    shutil.copytree(llama, base)
+    (base / name).parent.mkdir(exist_ok=True)
+    (base / name).write_text('{"image_mean": [0.5, 0.4, 0.3]}')
+    bake(BakeConfig(base=base, rotations=gates, out=baked))
+    assert (baked / name).read_bytes() == (base / name).read_bytes()
+    assert failed((base, gates, baked)) == []
+    (baked / name).write_text('{"image_mean": [0.4, 0.5, 0.3]}')
+    assert failed((base, gates, baked)) == ["structure.processor"]
+    (baked / name).unlink()
+    assert failed((base, gates, baked)) == ["structure.processor"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +108,8 @@ def structure_checks(
     ]
     gates = sorted(n for n in baked.tensors if any(word in n.lower() for word in _GATE_WORDS))
     config = _config_differences(base, baked)
-    companions = _companion_differences(base.directory, baked.directory)
+    tokenizer = _file_differences(base.directory, baked.directory, _is_of_tokenizer)
+    processor = _file_differences(base.directory, baked.directory, _is_of_processor)
     return [
         _none("structure.missing", missing, "tensor(s) of the base are missing", subject),
         _none("structure.added", added, "tensor(s) were added", subject),
@@ -118,7 +119,8 @@ def structure_checks(
         _none("structure.finite", broken, "untouched tensor(s) hold NaN or infinity", subject),
         _none("structure.gates", gates, "gate tensor(s) are left", subject),
         _none("structure.config", config, "config value(s) changed", subject),
-        _none("structure.tokenizer", companions, "tokenizer file(s) differ", subject),
+        _none("structure.tokenizer", tokenizer, "tokenizer file(s) differ", subject),
+        _none("structure.processor", processor, "processor or template file(s) differ", subject),
     ]
 
 
@@ -290,18 +292,30 @@ def _config_differences(base: Checkpoint, baked: Checkpoint) -> list[str]:
     return sorted(k for k in keys if base.config.get(k) != baked.config.get(k))
 
 
-def _companion_differences(base: Path, baked: Path) -> list[str]:
-    """Tokenizer and generation files whose content differs (JSON compared as values)."""
+def _is_of_tokenizer(file: Path) -> bool:
+    starts = ("tokenizer", "vocab", "merges", "special_tokens", "spiece")
+    return file.name.startswith(starts) or file.name in (
+        "generation_config.json",
+        "added_tokens.json",
+    )
+
+
+def _is_of_processor(file: Path) -> bool:
+    """Whether a file says how pictures, sounds or a conversation become a model's input."""
+    return file.name.endswith("processor_config.json") or (
+        file.name.startswith("chat_template") or "additional_chat_templates" in file.parts
+    )
+
+
+def _file_differences(base: Path, baked: Path, wanted: Callable[[Path], bool]) -> list[str]:
+    """Files of one kind beside the weights whose content differs (JSON compared as values)."""
     names = {
-        path.name
-        for path in (*base.iterdir(), *baked.iterdir())
-        if path.is_file()
-        and (
-            path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spiece"))
-            or path.name in ("generation_config.json", "added_tokens.json")
-        )
+        file.relative_to(directory)
+        for directory in (base, baked)
+        for file in (*directory.iterdir(), *directory.glob("additional_chat_templates/*"))
+        if file.is_file() and wanted(file.relative_to(directory))
     }
-    return sorted(name for name in names if not _same_content(base / name, baked / name))
+    return sorted(str(name) for name in names if not _same_content(base / name, baked / name))
 
 
 def _same_content(a: Path, b: Path) -> bool:
