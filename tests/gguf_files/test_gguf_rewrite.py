@@ -106,9 +106,9 @@ def test_refuses_its_own_source(model: Path, tmp_path: Path) -> None:
         changed_copy(model, link, {CALIBRATION_TEMPERATURE: 1.5})
 
 
-def test_refuses_parts_of_a_split_model(tmp_path: Path) -> None:
+def test_refuses_a_model_of_which_parts_are_missing(tmp_path: Path) -> None:
     part = write_llama(tmp_path / "tiny-00001-of-00002.gguf", split=2)
-    with pytest.raises(ModelError, match="split model"):
+    with pytest.raises(ModelError, match="files missing"):
         changed_copy(part, tmp_path / "out.gguf", {CALIBRATION_TEMPERATURE: 1.5})
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from so8tqc.disk.parts import parts_here
 from so8tqc.errors import InputError
 from so8tqc.records import FileRef
 
@@ -15,6 +16,17 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_model(path: Path) -> str:
+    """SHA-256 of a file; of the first part of a model in several files, that of all of them.
+
+    As of a directory: of the names and digests of its files.
+    """
+    parts = parts_here(path)
+    if len(parts) == 1:
+        return sha256_file(path)
+    return sha256_json({part.name: sha256_file(part) for part in parts})
 
 
 def sha256_json(value: object) -> str:
@@ -43,15 +55,34 @@ def short_name(path: Path) -> str:
 
 
 def file_ref(path: Path) -> FileRef:
-    """Digest of a file or directory outside any run directory (nothing cached)."""
+    """Digest of a file or directory outside any run directory (nothing cached).
+
+    The first part of a model in several files stands for all of them.
+    """
     if path.is_dir():
         return directory_ref(path, file_ref)
     if not path.is_file():
         raise InputError("no such file", where=str(path))
+    if len(parts := parts_here(path)) > 1:
+        return parts_ref(path, [_one_file_ref(part) for part in parts])
+    return _one_file_ref(path)
+
+
+def _one_file_ref(path: Path) -> FileRef:
     return FileRef(
         path=str(path),
         sha256=sha256_file(path),
         bytes=path.stat().st_size,
+        source=hub_source(path),
+    )
+
+
+def parts_ref(path: Path, parts: Sequence[FileRef]) -> FileRef:
+    """Digest of a model in several files, under the path of the first; see :func:`sha256_model`."""
+    return FileRef(
+        path=str(path),
+        sha256=sha256_json({Path(part.path).name: part.sha256 for part in parts}),
+        bytes=sum(part.bytes for part in parts),
         source=hub_source(path),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.disk.parts import part_name, part_paths
 from so8tqc.errors import ModelError
 
 QUANTIZED_COLUMNS = 256
@@ -31,7 +33,7 @@ class GGUFTensor:
         type: GGML type name, e.g. ``Q5_K``.
         shape: torch order, [out, in] for a matrix.
         bytes: stored size.
-        offset: where in the file it begins, bytes.
+        offset: where in its file it begins, bytes.
         data: the stored bytes or values, memory-mapped, as gguf-py gives them.
     """
 
@@ -69,27 +71,29 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """A readable GGUF file.
+    """A readable GGUF file, or a model in several, read as one.
 
     Attributes:
-        path: the file.
+        path: the file; the first part of several.
         fields: key → value (strings, numbers, booleans; long arrays are left out).
-        tensors: name → tensor.
+        tensors: name → tensor, of all parts.
+        parts: the files, in order.
     """
 
     path: Path
     fields: dict[str, Any]
     tensors: dict[str, GGUFTensor]
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, of all parts."""
+        return sum(part.stat().st_size for part in self.parts or (self.path,))
 
     @property
     def architecture(self) -> str:
         """``general.architecture``."""
         return str(self.fields.get("general.architecture", ""))
-
-    @property
-    def is_split(self) -> bool:
-        """Whether it is one part of a model in several files."""
-        return int(self.fields.get("split.count") or 0) > 1
 
     @property
     def bits_per_weight(self) -> float:
@@ -121,12 +125,31 @@ _ENDS_EARLY = ("cannot reshape array", "must be a divisor of")
 """What numpy says of a tensor that is cut off."""
 
 
+SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+"""Keys of a part: its number, 0 for the first; how many parts; tensors of all together."""
+
+SPLIT_KEYS = (SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS)
+
+
 def open_gguf(path: Path) -> GGUFFile:
     """Open and validate a GGUF file; data stays mapped, nothing large is read.
 
+    Of a model in several files (``NAME-00001-of-0000N.gguf``) the first part stands for all.
+
     Raises:
-        ModelError: missing, not GGUF, truncated, or malformed.
+        ModelError: missing, not GGUF, truncated, or malformed; a later part; a part is missing,
+            or is another model's.
     """
+    first = _open_one(path)
+    if _number(first, SPLIT_COUNT, 1) > 1:
+        return _joined(first)
+    if not first.tensors:
+        raise ModelError("the GGUF file holds no tensors", where=str(path))
+    return first
+
+
+def _open_one(path: Path) -> GGUFFile:
+    """One file, which may be a part."""
     from so8tqc.gguf.reader import HeaderReader
 
     if not path.is_file():
@@ -164,23 +187,119 @@ def open_gguf(path: Path) -> GGUFFile:
             where=str(path),
             remedy="Copy or export it again.",
         ) from None
-    if not tensors:
-        raise ModelError("the GGUF file holds no tensors", where=str(path))
-    return GGUFFile(path, {k: v for k, v in fields.items() if v is not None}, tensors)
+    known = {key: value for key, value in fields.items() if value is not None}
+    return GGUFFile(path, known, tensors, (path,))
 
 
-def require_whole(gguf: GGUFFile) -> None:
-    """Refuse one part of a split model.
+def _number(part: GGUFFile, key: str, absent: int) -> int:
+    """An integer key of a part.
 
     Raises:
-        ModelError: it is one.
+        ModelError: it is no integer.
     """
-    if int(gguf.fields.get("split.count", 1)) > 1:
+    value = part.fields.get(key, absent)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ModelError(f"{key} is {value!r}, no number", where=str(part.path))
+    return int(value)
+
+
+def _joined(first: GGUFFile) -> GGUFFile:
+    """A model in several files, by its first part.
+
+    Raises:
+        ModelError: see :func:`open_gguf`.
+    """
+    count, number = _number(first, SPLIT_COUNT, 1), _number(first, SPLIT_NUMBER, 0)
+    name = part_name(first.path)
+    if name is None or name.total != count or name.number != number + 1:
         raise ModelError(
-            "one part of a split model",
-            where=str(gguf.path),
-            remedy="Merge it first: llama-gguf-split --merge FIRST_PART OUT.gguf",
+            f"part {number + 1} of {count} of a model in several files, under another name: the "
+            "others are found by it",
+            where=str(first.path),
+            remedy=f"Name it NAME-{number + 1:05d}-of-{count:05d}.gguf again.",
         )
+    paths = part_paths(first.path)
+    if number:
+        raise ModelError(
+            f"part {number + 1} of {count} of a model in several files",
+            where=str(first.path),
+            remedy=f"Give its first part, which stands for all: {paths[0].name}",
+        )
+    if missing := [path for path in paths if not path.is_file()]:
+        raise ModelError(
+            f"{len(missing)} of the model's {count} files missing, first {missing[0].name}",
+            where=str(first.path),
+            remedy="Put all parts into one folder.",
+        )
+    parts = [first, *(_open_one(path) for path in paths[1:])]
+    for index, part in enumerate(parts):
+        _require_part(part, index, first)
+    tensors = _united(parts)
+    return GGUFFile(first.path, first.fields, tensors, paths)
+
+
+def _require_part(part: GGUFFile, index: int, first: GGUFFile) -> None:
+    """See that a file is that part of the model that its first part begins.
+
+    Raises:
+        ModelError: it is another.
+    """
+    keys = (SPLIT_COUNT, SPLIT_TENSORS, *_TELLING)
+    differing = [
+        key
+        for key in keys
+        if key in part.fields and key in first.fields and part.fields[key] != first.fields[key]
+    ]
+    if _number(part, SPLIT_NUMBER, 0) != index or SPLIT_COUNT not in part.fields:
+        differing.insert(0, SPLIT_NUMBER)
+    if differing:
+        key = differing[0]
+        raise _other_model(
+            part, first, f"{key} is {part.fields.get(key)}, not {first.fields.get(key, 0)}"
+            if key != SPLIT_NUMBER
+            else f"it calls itself part {_number(part, SPLIT_NUMBER, 0) + 1}, not {index + 1}"
+        )  # fmt: skip
+    width = first.fields.get(f"{first.architecture}.embedding_length")
+    for tensor in part.tensors.values():
+        if width and tensor.name.endswith(_AS_WIDE_AS_THE_MODEL) and tensor.shape != (int(width),):
+            raise _other_model(part, first, f"{tensor.name} has {tensor.shape[0]}, not {width}")
+
+
+_TELLING = ("general.architecture", "general.name", "general.file_type", "general.alignment")
+"""Keys of which a part, where it has them, says what the first says. Most have them in the first
+alone."""
+
+_AS_WIDE_AS_THE_MODEL = (".attn_norm.weight", ".ffn_norm.weight", "output_norm.weight")
+
+
+def _united(parts: Sequence[GGUFFile]) -> dict[str, GGUFTensor]:
+    """The tensors of all parts.
+
+    Raises:
+        ModelError: two have the same one, or some are in none.
+    """
+    first = parts[0]
+    tensors: dict[str, GGUFTensor] = {}
+    for part in parts:
+        if twice := tensors.keys() & part.tensors.keys():
+            raise _other_model(part, first, f"{min(twice)} is in an earlier part, too")
+        tensors |= part.tensors
+    stated = _number(first, SPLIT_TENSORS, len(tensors))
+    if stated != len(tensors) or not tensors:
+        raise ModelError(
+            f"its {len(parts)} files hold {len(tensors)} tensors, and should {stated}: parts of "
+            "different models",
+            where=str(first.path),
+        )
+    return tensors
+
+
+def _other_model(part: GGUFFile, first: GGUFFile, why: str) -> ModelError:
+    return ModelError(
+        f"not a part of the model that {first.path.name} begins: {why}",
+        where=str(part.path),
+        remedy="Copy all parts of one model again.",
+    )
 
 
 def block_layout(type_: str) -> tuple[int, int]:

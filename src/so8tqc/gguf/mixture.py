@@ -50,8 +50,7 @@ def mix(low: GGUFFile, high: GGUFFile, raised: Collection[str], destination: Pat
 
 def mixture_bytes(low: GGUFFile, high: GGUFFile, raised: Collection[str]) -> int:
     """Size of the file that :func:`mix` writes, up to the padding of tensors."""
-    size = low.path.stat().st_size
-    return size + sum(high.tensors[n].bytes - low.tensors[n].bytes for n in raised)
+    return low.size + sum(high.tensors[n].bytes - low.tensors[n].bytes for n in raised)
 
 
 def differing_tensors(first: Path, second: Path) -> Iterator[str]:

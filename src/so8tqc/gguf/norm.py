@@ -69,14 +69,13 @@ def scale_norm(
     that the source asks its reader to apply is set to 1. Tensors but these stay bit-identical.
 
     Args:
-        source: any GGUF file of one part.
+        source: any GGUF file; of a model in several, the first part.
         destination: another path; appears complete or not at all.
         temperature: T > 0.
         progress: told about bytes.
 
     Raises:
-        ModelError: see :func:`require_scalable_norm`; or the source is one part of a split model,
-            or the destination.
+        ModelError: see :func:`require_scalable_norm`; or the source is the destination.
         ToolError: the disk has no room.
     """
     gguf = open_gguf(source)

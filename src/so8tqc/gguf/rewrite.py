@@ -6,12 +6,16 @@ padding to the alignment; the data. So what stays is copied in its bytes, and al
 anew is the header's count, the values that are set, the infos and data of replaced tensors, the
 offsets that follow, and padding. gguf-py's reader says where each part lies. Its writer is not
 used: it drops empty strings and arrays, and would have to re-encode the vocabulary.
+
+A model in several files becomes one: the key-values of its first part without those that speak of
+parts, and the tensors of all.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +26,7 @@ import numpy.typing as npt
 
 from so8tqc.disk.atomic import atomic_file, require_space
 from so8tqc.errors import ModelError, ShapeError
-from so8tqc.gguf.file import aligned, open_gguf, require_whole
+from so8tqc.gguf.file import SPLIT_KEYS, aligned, open_gguf
 from so8tqc.progress import SILENT, Progress, Task
 
 if TYPE_CHECKING:
@@ -53,23 +57,22 @@ def changed_copy(
     """As :func:`rewrite`, but the destination appears complete or not at all.
 
     Args:
-        source: any GGUF file of one part; it stays untouched.
+        source: any GGUF file, or the first part of several; it stays untouched.
         destination: another path.
         values: key → value; they are written after all other keys.
         progress: told about bytes.
         tensors: tensor name → its values in storage order; stored as F32, shape unchanged.
 
     Raises:
-        ModelError: the source is no GGUF, or one part of a split model; or the destination
-            is the source.
+        ModelError: the source is no GGUF; or the destination is the source.
         ToolError: the disk has no room.
     """
     if destination.resolve() == source.resolve():
         raise ModelError("the rewritten file may not replace its source", where=str(source))
     parts = _parts(source)
-    require_space(destination.parent, source.stat().st_size, "the rewritten file needs {}")
+    require_space(destination.parent, open_gguf(source).size, "the rewritten file needs {}")
     with atomic_file(destination) as temporary:
-        _rewrite(source, temporary, parts, values, tensors, progress, destination.name)
+        _rewrite(temporary, parts, values, tensors, progress, destination.name)
 
 
 def rewrite(
@@ -84,32 +87,32 @@ def rewrite(
     Memory is bounded by a copy buffer and one piece of a replaced tensor.
 
     Args:
-        source: any GGUF file of one part.
+        source: any GGUF file; of a model in several, the first part.
         destination: file to write (not atomic: give a temporary path).
         values: key → value; they are written after all other keys.
         tensors: tensor name → its values in storage order; stored as F32, shape unchanged.
         progress: told about bytes.
 
     Raises:
-        ModelError: the source is no GGUF, one part of a split model, or lacks a tensor.
+        ModelError: the source is no GGUF, or lacks a tensor.
         ShapeError: a replacement has another number of values than the tensor.
     """
     parts = _parts(source)
     if unknown := sorted(tensors.keys() - parts.tensors.keys()):
         raise ModelError(f"the file has no tensor {unknown[0]}", where=str(source))
-    _rewrite(source, destination, parts, values, tensors, progress, "GGUF")
+    _rewrite(destination, parts, values, tensors, progress, "GGUF")
 
 
 def key_values(path: Path) -> dict[str, bytes]:
-    """key → the bytes of its value's type and value, vocabularies included.
+    """key → the bytes of its value's type and value, vocabularies included; none about parts.
 
     Raises:
-        ModelError: the file is no GGUF, or one part of a split model.
+        ModelError: the file is no GGUF.
     """
     parts = _parts(path)
     found = {}
     with path.open("rb") as stream:
-        for name, (start, end) in parts.values.items():
+        for name, (start, end) in parts.kept_values.items():
             begin = start + 8 + len(name.encode())  # after the key's length and the key
             stream.seek(begin)
             found[name] = stream.read(end - begin)
@@ -118,15 +121,17 @@ def key_values(path: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor lies, in bytes from the file's start.
+    """Where a tensor lies, in bytes from its file's start.
 
     Attributes:
+        file: number of its file, 0 but for models in several.
         info: (start, end) of its info without type and offset.
         type: number of its GGML type.
         elements: number of weights.
         data: (start, end) of its data, the padding behind it included.
     """
 
+    file: int
     info: tuple[int, int]
     type: int
     elements: int
@@ -138,12 +143,14 @@ class _Parts:
     """Where the parts of a GGUF file lie, in bytes from its start.
 
     Attributes:
-        values: key → (start, end), in the file's order.
+        files: the file, or the files of one model.
+        values: key → (start, end) in the first file, in its order.
         tensors: name → tensor, in the order of their infos.
         alignment: of the data.
         order: struct's byte-order mark.
     """
 
+    files: tuple[Path, ...]
     values: dict[str, tuple[int, int]]
     tensors: dict[str, _Tensor]
     alignment: int
@@ -152,7 +159,14 @@ class _Parts:
     @property
     def by_position(self) -> list[tuple[str, _Tensor]]:
         """The tensors in the order of their data."""
-        return sorted(self.tensors.items(), key=lambda item: item[1].data)
+        return sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].data))
+
+    @property
+    def kept_values(self) -> dict[str, tuple[int, int]]:
+        """Keys of the whole: without those that speak of parts, if there are several."""
+        if len(self.files) == 1:
+            return self.values
+        return {key: span for key, span in self.values.items() if key not in SPLIT_KEYS}
 
 
 def _parts(path: Path) -> _Parts:
@@ -160,22 +174,40 @@ def _parts(path: Path) -> _Parts:
 
     from so8tqc.gguf.reader import HeaderReader
 
-    require_whole(open_gguf(path))  # which refuses what is malformed
-    reader = HeaderReader(str(path), "r")
+    files = open_gguf(path).parts  # which refuses what is malformed
+    readers = [HeaderReader(str(file), "r") for file in files]
+    first = readers[0]
+    orders = {reader.endianess for reader in readers}
+    if len({int(reader.alignment) for reader in readers}) > 1 or len(orders) > 1:
+        raise ModelError("its files differ in alignment or byte order", where=str(path))
     return _Parts(
-        values=_value_ranges(reader, reader.tensors[0].field.offset),
-        tensors=_tensors(reader, path.stat().st_size),
-        alignment=int(reader.alignment),
-        order=">" if reader.endianess == GGUFEndian.BIG else "<",
+        files=files,
+        values=_value_ranges(first, _end_of_values(first)),
+        tensors={
+            name: tensor
+            for number, (file, reader) in enumerate(zip(files, readers, strict=True))
+            for name, tensor in _tensors(reader, file.stat().st_size, number).items()
+        },
+        alignment=int(first.alignment),
+        order=">" if first.endianess == GGUFEndian.BIG else "<",
     )
 
 
-def _tensors(reader: GGUFReader, size: int) -> dict[str, _Tensor]:
+def _end_of_values(reader: GGUFReader) -> int:
+    """Where the key-values end: at the first tensor's info, or at the data where there is none."""
+    if reader.tensors:
+        return int(reader.tensors[0].field.offset)
+    last = list(reader.fields.values())[-1]
+    return int(last.offset) + sum(int(part.nbytes) for part in last.parts)
+
+
+def _tensors(reader: GGUFReader, size: int, file: int) -> dict[str, _Tensor]:
     """Every tensor; its data reach to the start of the next, the last's to the end of the file."""
     starts = sorted(int(tensor.data_offset) for tensor in reader.tensors)
-    ends = dict(zip(starts, [*starts[1:], size], strict=True))
+    ends = dict(zip(starts, [*starts, size][1:], strict=True))
     return {
         tensor.name: _Tensor(
+            file=file,
             info=(tensor.field.offset, tensor.field.offset
                   + sum(int(part.nbytes) for part in tensor.field.parts[:4])),
             type=int(tensor.tensor_type),
@@ -198,7 +230,6 @@ def _value_ranges(reader: GGUFReader, end: int) -> dict[str, tuple[int, int]]:
 
 
 def _rewrite(
-    source: Path,
     destination: Path,
     parts: _Parts,
     values: Mapping[str, Value],
@@ -209,33 +240,38 @@ def _rewrite(
     sizes = {name: _size(name, tensor, parts, tensors) for name, tensor in parts.by_position}
     with (
         progress.task(f"writing {shown}", total=sum(sizes.values()), unit="bytes") as task,
-        source.open("rb") as original,
+        ExitStack() as opened,
         destination.open("wb") as copy,
     ):
-        _write_head(original, copy, parts, values)
-        _write_infos(original, copy, parts, sizes, set(tensors))
+        originals = [opened.enter_context(file.open("rb")) for file in parts.files]
+        _write_head(originals[0], copy, parts, values)
+        _write_infos(originals, copy, parts, sizes, set(tensors))
         for name, tensor in parts.by_position:
             if name in tensors:
                 _write_floats(copy, name, tensor, tensors[name](), parts, task)
-            else:
-                original.seek(tensor.data[0])
-                _copy(original, copy, tensor.data[1] - tensor.data[0], task)
+                continue
+            original = originals[tensor.file]
+            original.seek(tensor.data[0])
+            _copy(original, copy, tensor.data[1] - tensor.data[0], task)
+            copy.write(bytes(sizes[name] - (tensor.data[1] - tensor.data[0])))
 
 
 def _size(name: str, tensor: _Tensor, parts: _Parts, tensors: Mapping[str, Float32Chunks]) -> int:
     """Bytes of a tensor's data in the new file, padding included."""
-    if name not in tensors:
-        return tensor.data[1] - tensor.data[0]
-    return aligned(tensor.elements * _FLOAT32_BYTES, parts.alignment)
+    if name in tensors:
+        return aligned(tensor.elements * _FLOAT32_BYTES, parts.alignment)
+    size = tensor.data[1] - tensor.data[0]
+    return size if len(parts.files) == 1 else aligned(size, parts.alignment)
 
 
 def _write_head(
     original: BinaryIO, copy: BinaryIO, parts: _Parts, values: Mapping[str, Value]
 ) -> None:
-    kept = {name: span for name, span in parts.values.items() if name not in values}
+    kept = {name: span for name, span in parts.kept_values.items() if name not in values}
     header = parts.order + _HEADER
-    magic, version, tensors, _ = struct.unpack(header, original.read(struct.calcsize(header)))
-    copy.write(struct.pack(header, magic, version, tensors, len(kept) + len(values)))
+    magic, version, _, _ = struct.unpack(header, original.read(struct.calcsize(header)))
+    counts = len(parts.tensors), len(kept) + len(values)
+    copy.write(struct.pack(header, magic, version, *counts))
     for start, end in kept.values():
         original.seek(start)
         copy.write(original.read(end - start))
@@ -244,7 +280,7 @@ def _write_head(
 
 
 def _write_infos(
-    original: BinaryIO,
+    originals: Sequence[BinaryIO],
     copy: BinaryIO,
     parts: _Parts,
     sizes: Mapping[str, int],
@@ -258,6 +294,7 @@ def _write_infos(
         offset += sizes[name]
     for name, tensor in parts.tensors.items():
         start, end = tensor.info
+        original = originals[tensor.file]
         original.seek(start)
         copy.write(original.read(end - start))
         kind = int(GGMLQuantizationType.F32) if name in replaced else tensor.type

@@ -16,7 +16,7 @@ from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.sites import layers_of_text, layers_with_attention
 from so8tqc.errors import InputError, So8tqcError
-from so8tqc.gguf.file import is_gguf, open_gguf
+from so8tqc.gguf.file import GGUFFile, is_gguf, open_gguf
 from so8tqc.llama.pin import INSTALL_COMMAND
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.blocks import target_blocks
@@ -196,11 +196,16 @@ def _describe_gguf(path: Path) -> list[Finding]:
         Finding("tensors", f"{len(gguf.tensors)}: {types}"),
         Finding(
             "size",
-            f"{path.stat().st_size / 1e6:.1f} MB, {gguf.bits_per_weight:.2f} bits per weight",
+            f"{gguf.size / 1e6:.1f} MB{_in_files(gguf)}, {gguf.bits_per_weight:.2f} bits per "
+            "weight",
         ),
         *([] if says_baked(gguf.fields) else [Finding("baked", "no so8t.baked: not known to be")]),
         *(Finding(key, str(value)) for key, value in ours.items()),
     ]
+
+
+def _in_files(gguf: GGUFFile) -> str:
+    return f" in {len(gguf.parts)} files" if len(gguf.parts) > 1 else ""
 
 
 def _describe_model(path: Path) -> list[Finding]:

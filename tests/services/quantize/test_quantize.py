@@ -314,7 +314,7 @@ def test_libllamas_reason_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     assert not (tmp_path / "q").exists()
 
 
-def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_which_parts_are_missing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "part-00001-of-00002.gguf"
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_uint16("split.count", 2)
@@ -323,7 +323,7 @@ def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelError, match="one part of a split model"):
+    with pytest.raises(ModelError, match="files missing"):
         run(path, tmp_path / "q", "Q8_0")
 
 

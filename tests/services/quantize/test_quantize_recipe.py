@@ -110,7 +110,7 @@ def test_a_head_whose_columns_do_not_fit_is_refused_by_name() -> None:
         overrides(config(token_embedding_type="Q6_K"), source())
 
 
-def test_a_quantized_input_and_one_part_of_several_are_refused() -> None:
+def test_a_quantized_input_is_refused() -> None:
     quantized = source(**{"blk.0.attn_v.weight": "Q4_K"})
     with pytest.raises(ModelError, match=r"already quantized \(Q4_K\)"):
         refuse_source(quantized, allow_requantize=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from so8tqc.checkpoints.baking import sha256_tensor
 from so8tqc.checkpoints.safetensors_index import read_header
-from so8tqc.disk.digests import sha256_file
+from so8tqc.disk.digests import sha256_model
 from so8tqc.errors import So8tqcError
 from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.gguf.rewrite import key_values
@@ -26,7 +26,7 @@ def resource(path: Path, name: str) -> Resource:
     Raises:
         ModelError: it has the name of a file of weights and is none.
     """
-    return Resource(name=name, digest=Digest(sha256=sha256_file(path)), annotations=stored(path))
+    return Resource(name=name, digest=Digest(sha256=sha256_model(path)), annotations=stored(path))
 
 
 def stored(path: Path) -> Annotations | None:
@@ -62,7 +62,7 @@ def differing_parts(path: Path, stated: Resource) -> list[str]:
 
     A file without tensors is one part. A difference outside tensors and keys is named so.
     """
-    if sha256_file(path) == stated.digest.sha256:
+    if sha256_model(path) == stated.digest.sha256:
         return []
     if stated.annotations is None:
         return ["its bytes"]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from so8tqc.config import CalibrateConfig
+from so8tqc.disk.parts import model_stem
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import scale_norm
 from so8tqc.gguf.rewrite import CALIBRATION_TEMPERATURE, SAMPLING_TEMPERATURE, changed_copy
@@ -61,7 +62,7 @@ class Applied:
 
 def applied_path(config: CalibrateConfig) -> Path:
     """Path of the copy that has the temperature applied."""
-    return config.out / f"{config.gguf.stem}-calibrated.gguf"
+    return config.out / f"{model_stem(config.gguf)}-calibrated.gguf"
 
 
 def proof_logits(source: LogitSource, texts: Sequence[EncodedText]) -> list[FloatRows]:

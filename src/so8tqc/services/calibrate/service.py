@@ -14,7 +14,7 @@ from so8tqc.config import CalibrateConfig
 from so8tqc.disk.atomic import remove_leftovers, write_text
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
-from so8tqc.errors import ConfigError, DataError, ModelError
+from so8tqc.errors import ConfigError, DataError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import require_scalable_norm
 from so8tqc.metrics.bootstrap import LEAST_TEXTS
@@ -145,10 +145,9 @@ def _preflight(config: CalibrateConfig) -> None:
             where="reference",
             remedy="Give --reference MODEL.",
         )
-    if not config.gguf.is_file():
-        raise ModelError("no such GGUF file", where=str(config.gguf))
+    file = open_gguf(config.gguf)  # what it cannot read is told before anything is measured
     if config.apply == "norm":
-        require_scalable_norm(open_gguf(config.gguf))
+        require_scalable_norm(file)
     remove_leftovers(config.out)
     if config.apply != "none":  # an earlier run's file may not outlive its verdict
         applied_path(config).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from so8tqc.closure import versions_of
 from so8tqc.config import ChooseAmongConfig, QCConfig
 from so8tqc.disk.digests import file_ref
+from so8tqc.disk.parts import bytes_of
 from so8tqc.errors import InputError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.progress import SILENT, Progress
@@ -55,7 +56,7 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
     by_type = {name: tables[path.name] for name, path in paths.items()}
     rows = {
         name: _with_survival(
-            measured_row(path.stat().st_size, by_type[name], None, bootstrap), judged, path.name
+            measured_row(bytes_of(path), by_type[name], None, bootstrap), judged, path.name
         )
         for name, path in paths.items()
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from so8tqc.config import ChooseConfig, QCConfig
+from so8tqc.disk.parts import bytes_of
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.services.qc.models import BASE, REFERENCE, opened_reference, reference_sources, texts_of
@@ -121,7 +122,7 @@ def _batches(files: Mapping[str, Path]) -> Iterator[Sequence[str]]:
     batch: list[str] = []
     used = 0.0
     for name, path in files.items():
-        need = path.stat().st_size + _CONTEXT_BYTES
+        need = bytes_of(path) + _CONTEXT_BYTES
         if batch and used + need > room:
             yield batch
             batch, used = [], 0.0

@@ -14,6 +14,7 @@ from so8tqc.config import ChooseConfig, QuantizeConfig
 from so8tqc.disk.atomic import temporary_directory
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
+from so8tqc.disk.parts import bytes_of
 from so8tqc.disk.system import publish
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.mixture import differing_tensors
@@ -150,7 +151,7 @@ def _choose(
 def _rows(files: Mapping[str, Path], found: Tables, bootstrap: Bootstrap) -> dict[str, Row]:
     return {
         name: measured_row(
-            path.stat().st_size, found.to_reference[name], found.to_base.get(name), bootstrap
+            bytes_of(path), found.to_reference[name], found.to_base.get(name), bootstrap
         )
         for name, path in files.items()
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from so8tqc.check_guide import AS_TRAINED, DIAGNOSES, JUDGE_AGAIN, SEE_READINGS
 from so8tqc.config import QCConfig, RotationOptions
+from so8tqc.disk.parts import model_stem
 from so8tqc.gguf.file import is_gguf
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
@@ -126,7 +127,7 @@ def reading_of(rotations: RotationSet) -> Reading:
 def bake_command(config: QCConfig, reading: Reading, candidate: str) -> str:
     """One line that bakes the base by a reading, beside a candidate."""
     path = Path(candidate)
-    out = path.with_name(f"{path.stem if is_gguf(path) else path.name}-again")
+    out = path.with_name(f"{model_stem(path) if is_gguf(path) else path.name}-again")
     flags = reading_flags(reading, config.rotation_options)
     return shell("bake", *_base_and_rotations(config), "--out", out, *flags)
 

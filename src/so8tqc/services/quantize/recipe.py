@@ -9,8 +9,9 @@ from pathlib import Path
 
 from so8tqc.config import QuantizeConfig
 from so8tqc.disk.atomic import require_space
+from so8tqc.disk.parts import model_stem
 from so8tqc.errors import ConfigError, InputError, ModelError
-from so8tqc.gguf.file import GGUFFile, block_layout, require_whole
+from so8tqc.gguf.file import GGUFFile, block_layout
 from so8tqc.llama.imatrix import ImportanceMatrix
 from so8tqc.llama.quantizer import PlannedTensor, Recipe, resolve_tensor_type, resolve_type
 from so8tqc.services.quantize.proof import PLAIN_TYPES
@@ -53,8 +54,8 @@ class Overrides:
 
 
 def stem(gguf: Path) -> str:
-    """File name without ``.gguf`` and without the suffix of its own type."""
-    return re.sub(r"-(F16|BF16|F32|AUTO)$", "", gguf.stem, flags=re.IGNORECASE)
+    """File name without ``.gguf``, a part's number, and the suffix of its own type."""
+    return re.sub(r"-(F16|BF16|F32|AUTO)$", "", model_stem(gguf), flags=re.IGNORECASE)
 
 
 def outputs(config: QuantizeConfig) -> tuple[Output, ...]:
@@ -140,7 +141,7 @@ def refuse_source(source: GGUFFile, *, allow_requantize: bool) -> frozenset[str]
     """The quantized types of an input that may have some.
 
     Raises:
-        ModelError: it is quantized and must not be, or is one part of several.
+        ModelError: it is quantized and must not be.
     """
     quantized = frozenset(t.type for t in source.tensors.values()) - PLAIN_TYPES
     if quantized and not allow_requantize:
@@ -150,7 +151,6 @@ def refuse_source(source: GGUFFile, *, allow_requantize: bool) -> frozenset[str]
             where=str(source.path),
             remedy="Give the F16, BF16 or F32 export (or --allow-requantize).",
         )
-    require_whole(source)
     return quantized
 
 
@@ -232,7 +232,7 @@ def require_room(
     Raises:
         ToolError: it has not.
     """
-    header = source.path.stat().st_size - sum(t.bytes for t in source.tensors.values())
+    header = source.size - sum(t.bytes for t in source.tensors.values())
     need = 0
     for plan in plans:
         need += header

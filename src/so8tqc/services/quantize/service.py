@@ -56,7 +56,7 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     :class:`so8tqc.record_kinds.quantize.QuantizeMeasured`.
 
     Raises:
-        ModelError: the input is no GGUF, is already quantized or one part of several; or the
+        ModelError: the input is no GGUF, or is already quantized; or the
             importance matrix is none, or another model's; or a model directory or a file of
             second moments is.
         DataError: calibration text is text that judges, or too short.

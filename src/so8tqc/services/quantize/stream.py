@@ -113,7 +113,7 @@ class StreamedProof:
 
 def _places(source: GGUFFile, planned: Mapping[str, PlannedTensor]) -> Iterator[_Place]:
     """The ranges where tensors will lie; none where the header's length is not known beforehand."""
-    if not all(key in source.fields for key in _REWRITTEN):
+    if len(source.parts) > 1 or not all(key in source.fields for key in _REWRITTEN):
         return
     from gguf import GGUF_DEFAULT_ALIGNMENT
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from so8tqc.disk.atomic import write_text
-from so8tqc.disk.digests import directory_ref, hub_source, sha256_file
+from so8tqc.disk.digests import directory_ref, hub_source, parts_ref, sha256_file
 from so8tqc.disk.foreign import read_whole
+from so8tqc.disk.parts import parts_here
 from so8tqc.errors import InputError
 from so8tqc.records import FileRef
 
@@ -94,6 +95,11 @@ class RunDirectory:
         """Digest of a file or directory, cached by size, modification time and inode."""
         if path.is_dir():
             return directory_ref(path, self.ref)
+        if len(parts := parts_here(path)) > 1:
+            return parts_ref(path, [self._file_ref(part) for part in parts])
+        return self._file_ref(path)
+
+    def _file_ref(self, path: Path) -> FileRef:
         try:
             stat = path.stat()
         except (OSError, ValueError):  # absent, or a name in the manifest that no file can have

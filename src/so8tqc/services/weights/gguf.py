@@ -73,11 +73,6 @@ def _is_output_weight(plan: PlannedTensor) -> bool:
 
 
 def _why_unseen(gguf: GGUFFile, others: Sequence[str]) -> str:
-    if gguf.is_split:
-        return (
-            "The file is one part of a split GGUF: its tensors lie in several files, which are not "
-            "read together (llama-gguf-split --merge joins them)."
-        )
     if others:
         return (
             f"{len(others)} rotated tensors are no attention output weights, and a converter "
