@@ -17,7 +17,8 @@ LINK = re.compile(r"\]\(([^)]+)\)")
 INLINE = re.compile(r"`([^`\n]+)`")
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-\d+)?")
 
-WORDS = {"one": "1", "two": "2", "four": "4", "eleven": "11", "half": "0.5"}
+WORDS = {"one": "1", "two": "2", "three": "3", "four": "4", "seven": "7", "ten": "10"}
+WORDS["half"] = "0.5"
 """What English may spell and Japanese writes in figures."""
 
 

@@ -11,12 +11,15 @@ import pytest
 
 from so8tqc.config import STAGES
 from so8tqc.errors import InputError
+from so8tqc.languages import Language
 from so8tqc.record_files import read_record, write_record
 from so8tqc.records import Check, Diagnosis, Record, RunInfo, Verdict, judge, overall, skipped
 from so8tqc.reports import format as fmt
 from so8tqc.reports.junit import junit_xml
+from so8tqc.reports.language import say, spoken
 from so8tqc.reports.summary import summarise_run
 from so8tqc.services.report import report, write_stage_reports
+from so8tqc.services.run.demo import quick_demo_config
 
 STATISTICS = {
     "texts": 25, "tokens": 6375, "kl_mean": 1e-5,
@@ -195,6 +198,23 @@ def test_the_worst_stage_decides(tmp_path: Path) -> None:
     assert summarise_run("r", {"bake": good, "longtext": silent})["verdict"] == "pass"
     assert summarise_run("r", {"longtext": silent})["verdict"] == "skip"
     assert summarise_run("r", {"bake": good, "qc": bad})["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("language", Language)
+def test_what_a_run_was_noted_for_stands_on_the_first_screen(
+    run_directory: Path, language: Language
+) -> None:
+    path = run_directory / "record.json"
+    noted = quick_demo_config(run_directory)
+    write_record(path, record("run", config=noted.model_dump(mode="json")))
+    report(run_directory, language=language)
+    with spoken(language):
+        expected = say(noted.note)
+    assert (expected == noted.note) == (language is Language.ENGLISH)
+    for name in ("report.html", "report.md"):
+        page = (run_directory / "report" / name).read_text(encoding="utf-8")
+        assert expected in page
+        assert "--full" in page
 
 
 def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:

@@ -9,11 +9,17 @@ each combination) and ``schema``. ``from so8tqc.config import QCConfig`` is all 
 
 from __future__ import annotations
 
-from so8tqc.config.evaluation import QUALITY_TEXTS, EvaluationOptions, ReferenceOptions
+from so8tqc.config.evaluation import (
+    QUALITY_TEXTS,
+    QUICK_TEXTS,
+    EvaluationOptions,
+    ReferenceOptions,
+)
 from so8tqc.config.stages import (
     CALIBRATION_TEXTS,
     COMMAND_CONFIGS,
     LONG_TEXTS,
+    QUICK_LONG_TEXTS,
     STAGES,
     AttestConfig,
     BakeConfig,
@@ -53,6 +59,8 @@ __all__ = [
     "COMMAND_CONFIGS",
     "LONG_TEXTS",
     "QUALITY_TEXTS",
+    "QUICK_LONG_TEXTS",
+    "QUICK_TEXTS",
     "STAGES",
     "AttestConfig",
     "BakeConfig",

@@ -11,6 +11,7 @@ from so8tqc.options import Options
 from so8tqc.rotations.options import RotationOptions
 
 QUALITY_TEXTS = "builtin:validation"
+QUICK_TEXTS = "builtin:validation-quick"
 
 
 class EvaluationOptions(Options):

@@ -28,6 +28,7 @@ from so8tqc.options import Options
 from so8tqc.rotations.options import RotationOptions
 
 LONG_TEXTS = "builtin:longtext"
+QUICK_LONG_TEXTS = "builtin:longtext-quick"
 CALIBRATION_TEXTS = "builtin:calibration"
 
 
@@ -447,6 +448,7 @@ class RunConfig(Options):
     choose: ChoiceOptions = ChoiceOptions()
     longtext: LongTextOptions = LongTextOptions()
     report: ReportOptions = ReportOptions()
+    note: str = Field("", description="A sentence that the report's first screen shows.")
 
     @model_validator(mode="after")
     def _calibrates_what_is_made(self) -> RunConfig:

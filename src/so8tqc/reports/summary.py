@@ -61,13 +61,19 @@ class Summary(TypedDict):
     seconds: float
 
 
-def summarise_run(name: str, records: Mapping[str, Record]) -> Summary:
-    """Everything the first screen shows, from the stages' records."""
+def summarise_run(name: str, records: Mapping[str, Record], note: str = "") -> Summary:
+    """Everything the first screen shows, from the stages' records.
+
+    Args:
+        name: of the run.
+        records: stage → record.
+        note: a sentence of the run's own configuration, shown with what was tested.
+    """
     return {
         "name": name,
         "verdict": str(worst(record.verdict for record in records.values())),
         "sentence": _sentence(records),
-        "tested": _tested(records),
+        "tested": _tested(records) | ({say("note"): say(note)} if note else {}),
         "headline": _headline(records),
         "next_steps": [
             {"text": step.text, "command": step.command} for step in next_steps(records)

@@ -99,11 +99,11 @@ def render(
     Raises:
         InputError: a record's metrics are not those of its kind in this version.
     """
-    name = _name(directory)
+    name, note = _name(directory), _note(_run_record(directory))
     try:
-        summary = summarise_run(name, records)
+        summary = summarise_run(name, records, note)
         return summary, {
-            **_for_people(name, records, directory, language),
+            **_for_people(name, records, directory, language, note),
             "json": _json(summary, records),
             "junit": junit_xml(list(records.values())),
         }
@@ -148,11 +148,11 @@ def write_model_card(directory: Path) -> Path:
 
 
 def _for_people(
-    name: str, records: Mapping[str, Record], directory: Path, language: Language
+    name: str, records: Mapping[str, Record], directory: Path, language: Language, note: str
 ) -> dict[str, str]:
     """The page and the Markdown of a run."""
     with spoken(language):
-        summary = summarise_run(name, records)
+        summary = summarise_run(name, records, note)
         tables = {stage: stage_tables(stage, record) for stage, record in records.items()}
         sections = [
             section(stage, record, records, directory / stage, f"../{stage}/")
@@ -218,6 +218,12 @@ def _run_record(directory: Path) -> Record | None:
     """What ``run`` itself wrote, if this is a run directory."""
     path = directory / "record.json"
     return read_record(path) if path.is_file() else None
+
+
+def _note(run: Record | None) -> str:
+    """The sentence that the run was configured with, "" if none."""
+    note = run.config.get("note") if run else None
+    return note if isinstance(note, str) else ""
 
 
 def _configured_language(run: Record | None) -> Language:

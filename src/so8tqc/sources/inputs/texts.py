@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from so8tqc.config import CALIBRATION_TEXTS, LONG_TEXTS, QUALITY_TEXTS
+from so8tqc.config import (
+    CALIBRATION_TEXTS,
+    LONG_TEXTS,
+    QUALITY_TEXTS,
+    QUICK_LONG_TEXTS,
+    QUICK_TEXTS,
+)
 from so8tqc.corpus.store import calibration_file
 from so8tqc.disk.foreign import MAX_JSON_BYTES, read_whole
 from so8tqc.errors import DataError, ModelError
@@ -25,8 +31,13 @@ if TYPE_CHECKING:
 
 BUILTIN_FILES = {
     QUALITY_TEXTS: ("validation_en.json", "validation_ja.json"),
+    QUICK_TEXTS: ("validation_en.json", "validation_ja.json"),
     LONG_TEXTS: ("longtext_en.json",),
+    QUICK_LONG_TEXTS: ("longtext_en.json",),
 }
+_TAKEN = {QUICK_TEXTS: 5, QUICK_LONG_TEXTS: 1}
+"""Texts taken of each file, the first ones; of another set all."""
+
 _MAX_FILE_BYTES = 128 << 20
 """Bytes of a text file at most: decoded it may be four times as large in memory."""
 
@@ -105,10 +116,11 @@ def load_texts(specs: Sequence[str]) -> tuple[Text, ...]:
         DataError: a file is unreadable, not UTF-8, of another shape, or holds no text.
     """
     texts: list[Text] = []
-    for path in data_paths(specs):
-        for text in _read(path):
-            _require_unicode(text, path)
-            texts.append(text)
+    for spec in specs:
+        for path in data_paths((spec,)):
+            for text in _read(path)[: _TAKEN.get(spec)]:
+                _require_unicode(text, path)
+                texts.append(text)
     if not texts:
         raise DataError("there is no text in the data", where=", ".join(specs))
     counts: dict[str, int] = {}
