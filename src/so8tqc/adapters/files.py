@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from so8tqc.disk.digests import sha256_file, sha256_json
 from so8tqc.disk.foreign import read_whole, require_safetensors_header
 from so8tqc.errors import RotationError
 from so8tqc.rotations.files.peft_config import CONFIG_NAME
@@ -122,6 +123,30 @@ def adapter_kind(path: Path) -> str | None:
     return str(read_json(adapter_directory(path)).get("peft_type"))
 
 
+def adapter_fingerprint(directory: Path) -> str:
+    """SHA-256 over what decides what an adapter computes: its configuration and its tensors.
+
+    Raises:
+        RotationError: it has no file of tensors.
+    """
+    files = (directory / CONFIG_NAME, tensors_file(directory))
+    return sha256_json({file.name: sha256_file(file) for file in files})
+
+
+def tensors_file(directory: Path) -> Path:
+    """The file of an adapter's tensors; safetensors, if it has both.
+
+    Raises:
+        RotationError: there is none.
+    """
+    for name in (SAFETENSORS_NAME, PICKLE_NAME):
+        if (directory / name).is_file():
+            return directory / name
+    raise RotationError(
+        f"neither {SAFETENSORS_NAME} nor {PICKLE_NAME} is here", where=str(directory)
+    )
+
+
 def read_json(directory: Path) -> dict[str, Any]:
     """``adapter_config.json``.
 
@@ -203,22 +228,15 @@ def number(config: Mapping[str, Any], key: str, default: float, where: str) -> f
 def _tensors(directory: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
-    file = directory / SAFETENSORS_NAME
-    if file.is_file():
-        require_safetensors_header(file, RotationError)
-        try:
-            with safe_open(str(file), framework="pt") as handle:
-                return file, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise RotationError(
-                f"not a readable safetensors file: {error}", where=str(file)
-            ) from None
-    file = directory / PICKLE_NAME
-    if file.is_file():
+    file = tensors_file(directory)
+    if file.name == PICKLE_NAME:
         return file, _pickled(file)
-    raise RotationError(
-        f"neither {SAFETENSORS_NAME} nor {PICKLE_NAME} is here", where=str(directory)
-    )
+    require_safetensors_header(file, RotationError)
+    try:
+        with safe_open(str(file), framework="pt") as handle:
+            return file, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RotationError(f"not a readable safetensors file: {error}", where=str(file)) from None
 
 
 def _pickled(file: Path) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ class BakedTensor(Frozen):
 
 
 class BakedAdapter(Frozen):
-    """An adapter that the bake applied: where it was, its method, SHA-256 of its files."""
+    """An adapter that the bake applied: where it was, its method, its fingerprint."""
 
     path: str
     kind: str
@@ -41,7 +41,9 @@ class Provenance(Frozen):
     """What a baked directory says about itself.
 
     ``adapters`` are in the order in which they were applied; convention, parametrization and site
-    are those of the gates, None without any (``rotations`` is then the first adapter).
+    are those of the gates, None without any (``rotations`` is then the first adapter). With
+    adapters ``rotations_fingerprint`` is over all of them and the gates, whose own is
+    ``gates_fingerprint``.
 
     ``base_fingerprint`` is the SHA-256 over the base's config and all its tensors; None where the
     bake did not read them all, because it was not to be verified. ``recognised`` is by which names
@@ -53,6 +55,7 @@ class Provenance(Frozen):
     base_fingerprint: str | None
     rotations: str
     rotations_fingerprint: str
+    gates_fingerprint: str | None = None
     convention: Convention | None
     parametrization: Parametrization | None
     site: Site | None

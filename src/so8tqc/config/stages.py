@@ -156,6 +156,9 @@ class VerifyConfig(Options):
     file: Path = Field(description="A quantized GGUF, or the statement that attest wrote.")
     base: Path | None = Field(None, description="Of a statement: the base model.")
     rotations: Path | None = Field(None, description="Of a statement: the rotations.")
+    adapters: tuple[Path, ...] = Field(
+        (), description="Of a statement: the adapters beside the rotations, in their order."
+    )
     files: Path | None = Field(
         None, description="Of a statement: where its files are; default beside it."
     )
@@ -180,13 +183,13 @@ class VerifyConfig(Options):
     @model_validator(mode="after")
     def _of_one_kind(self) -> VerifyConfig:
         others = ("record", "input") if self.is_statement else _OF_A_STATEMENT
-        if given := [name for name in others if getattr(self, name) is not None]:
+        if given := [name for name in others if getattr(self, name) not in (None, ())]:
             kind = "a GGUF file" if self.is_statement else "a statement"
             raise ValueError(f"{', '.join(given)}: only for {kind}")
         return self
 
 
-_OF_A_STATEMENT = ("base", "rotations", "files", "scratch")
+_OF_A_STATEMENT = ("base", "rotations", "adapters", "files", "scratch")
 
 
 class ChoiceOptions(Options):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from so8tqc.adapters.files import adapter_directory
+from so8tqc.adapters.files import adapter_fingerprint
 from so8tqc.adapters.plan import AdapterPatch, AdapterPlan
 from so8tqc.checkpoints.baking import hash_tensors
 from so8tqc.checkpoints.copy import companion_files
@@ -69,11 +69,10 @@ def prepare_adapters(config: BakeConfig, found: TrainedBase) -> PreparedAdapters
 
 
 def adapter_inputs(config: BakeConfig) -> dict[str, FileRef]:
-    """The gates or first adapter, and the others."""
-    first = () if config.rotations is None else (config.rotations,)
-    paths = (*first, *config.adapters)
-    named = {f"adapter_{i + 1}": file_ref(path) for i, path in enumerate(paths[1:])}
-    return {"rotations": file_ref(paths[0]), **named}
+    """What was given as rotations, and as adapters beside them."""
+    given = {} if config.rotations is None else {"rotations": file_ref(config.rotations)}
+    beside = {f"adapter_{i}": file_ref(path) for i, path in enumerate(config.adapters, start=1)}
+    return given | beside
 
 
 def bake_adapters(
@@ -227,7 +226,7 @@ def _provenance(
         BakedAdapter(
             path=hub_source(path) or str(path),
             kind=files.kind,
-            sha256=file_ref(adapter_directory(path)).sha256,
+            sha256=adapter_fingerprint(files.directory),
         )
         for path, files in zip(found.adapters, ready.plan.adapters, strict=True)
     )
@@ -239,6 +238,7 @@ def _provenance(
         base_fingerprint=sha256_json(base) if config.verify else None,
         rotations=_named(config.rotations or found.adapters[0]),
         rotations_fingerprint=sha256_json(trained),
+        gates_fingerprint=gates.fingerprint if gates else None,
         convention=gates.convention if gates else None,
         parametrization=gates.parametrization if gates else None,
         site=gates.site if gates else None,

@@ -42,6 +42,13 @@ def verify(
         Path | None,
         typer.Option(help="Of a statement: the rotations.", show_default=False),
     ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Of a statement: a PEFT adapter beside the rotations; repeatable, in order.",
+            show_default=False,
+        ),
+    ] = None,
     files: Annotated[
         Path | None,
         typer.Option(
@@ -82,6 +89,8 @@ def verify(
 
         so8tqc verify out/demo/attestation.json --base model/ --rotations gates.safetensors
 
+        so8tqc verify attestation.json --base model/ --rotations lora/ --adapter second/
+
         so8tqc verify attestation.json --level files
     """
     from so8tqc.cli.progress import terminal_progress
@@ -97,6 +106,7 @@ def verify(
         hessians=hessians,
         base=base,
         rotations=rotations,
+        adapters=adapter,
         files=files,
         level=level,
         scratch=scratch,

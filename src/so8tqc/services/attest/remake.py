@@ -5,25 +5,30 @@ rather than derives (fitting a temperature) makes nothing again; writing a tempe
 does.
 
 Two names would otherwise leak into bytes. The converter writes the model directory's name into the
-GGUF, so the directory is made again under that name; ``so8tqc.json`` says where base and rotations
-were and which versions baked, so the statement carries these.
+GGUF, so the directory is made again under that name; ``so8tqc.json`` says where base, rotations and
+adapters were and which versions baked, so the statement carries these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
-from so8tqc.checkpoints.provenance import Provenance, read_provenance, write_provenance
+from so8tqc.checkpoints.provenance import (
+    BakedAdapter,
+    Provenance,
+    read_provenance,
+    write_provenance,
+)
 from so8tqc.config import BakeConfig, CalibrateConfig, ExportConfig
 from so8tqc.errors import ModelError
 from so8tqc.progress import Progress
 from so8tqc.record_kinds.quantize import Build
 from so8tqc.services.attest.requantize import make_again
-from so8tqc.services.attest.statement import BASE, ROTATIONS, WEIGHING, Link
+from so8tqc.services.attest.statement import BASE, ROTATIONS, WEIGHING, Link, adapter_names
 from so8tqc.services.bake import bake
 from so8tqc.services.calibrate.apply import write_applied
 from so8tqc.services.export.service import write_gguf
@@ -56,15 +61,31 @@ def _bake(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Made
     folder = str(link.parameters["model"])
     model = scratch / Path(folder).name
     options = {**_mapping(link.parameters["options"]), "verify": True}
-    places = {"base": inputs[BASE], "rotations": inputs[ROTATIONS], "out": model}
+    places = {
+        "base": inputs[BASE],
+        "rotations": inputs.get(ROTATIONS),
+        "adapters": [inputs[name] for name in adapter_names(link)],
+        "out": model,
+    }
     bake(BakeConfig.model_validate({**options, **places}), progress)
     written = read_provenance(model)
     if written is None:
         raise ModelError("the bake left no provenance", where=str(model))
-    said = {**written.model_dump(), **_mapping(link.parameters["said"])}
-    write_provenance(model, Provenance.model_validate(said))
+    said = _mapping(link.parameters["said"])
+    if "adapters" in said:
+        said["adapters"] = _at_places(written.adapters, said["adapters"])
+    whole = Provenance.model_validate({**written.model_dump(), **said})
+    write_provenance(model, whole)
     files = (path for path in model.rglob("*") if path.is_file())
     return {f"{folder}/{path.relative_to(model).as_posix()}": path for path in files}
+
+
+def _at_places(written: Sequence[BakedAdapter], places: object) -> list[BakedAdapter]:
+    """The adapters as baked again, with the places that the statement says."""
+    if not isinstance(places, list) or len(places) != len(written):
+        raise ModelError("the statement says the places of other adapters than it names")
+    pairs = zip(written, places, strict=True)
+    return [adapter.model_copy(update={"path": str(place)}) for adapter, place in pairs]
 
 
 def _export(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Made:

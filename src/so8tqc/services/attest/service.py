@@ -23,12 +23,12 @@ from so8tqc.services.attest.recheck import recheck
 from so8tqc.services.attest.remake import TEMPERATURE_KEYS
 from so8tqc.services.attest.statement import (
     BASE,
-    ROTATIONS,
     STATEMENT_NAME,
     WEIGHING,
     Digest,
     Link,
     Resource,
+    applied_inputs,
     seal,
     write_statement,
 )
@@ -39,6 +39,7 @@ _PLACES = frozenset(
     {
         "base",
         "rotations",
+        "adapters",
         "out",
         "gguf",
         "model",
@@ -145,19 +146,16 @@ def _bake(directory: Path, record: Record, _: list[Link]) -> list[Link]:
             where=str(model),
             remedy="Bake again without --no-verify.",
         )
-    if provenance.adapters:
-        raise InputError(
-            "a bake of PEFT adapters has no statement: a link names one set of rotations",
-            where=str(model),
-        )
     files = sorted(path for path in model.rglob("*") if path.is_file())
+    given = record.config.get("rotations") is not None
+    applied = applied_inputs(provenance, rotations_given=given)
     return [
         Link(
             name="bake",
             kind="bake",
             inputs=(
                 _external(BASE, provenance.base_fingerprint),
-                _external(ROTATIONS, provenance.rotations_fingerprint),
+                *(_external(name, digest) for name, digest in applied.items()),
             ),
             outputs=tuple(resource(f, f.relative_to(directory).as_posix()) for f in files),
             parameters={
@@ -175,6 +173,8 @@ def _said(provenance: Provenance) -> dict[str, JsonValue]:
     content: dict[str, JsonValue] = provenance.model_dump(
         mode="json", include={"base", "rotations", "versions"}
     )
+    if provenance.adapters:
+        content["adapters"] = [adapter.path for adapter in provenance.adapters]
     return content
 
 

@@ -14,12 +14,14 @@ base model and rotations is checked whatever the digests say.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
+from so8tqc.checkpoints.provenance import Provenance
 from so8tqc.disk.atomic import write_text
 from so8tqc.disk.digests import sha256_json
 from so8tqc.disk.foreign import read_whole
@@ -31,16 +33,50 @@ PREDICATE_TYPE: Literal["urn:so8tqc:derivation:v1"] = "urn:so8tqc:derivation:v1"
 STATEMENT_NAME = "attestation.json"
 
 BASE, ROTATIONS, IMPORTANCE, HESSIANS = "base", "rotations", "imatrix", "hessians"
+_ADAPTER = re.compile(r"adapter_[1-9][0-9]*")
 WEIGHING = {IMPORTANCE: "importance matrix", HESSIANS: "file of second moments"}
 """What a quantization may have been weighed by: inputs that it need not have."""
 
-EXTERNAL: Mapping[str, frozenset[str]] = {
-    "bake": frozenset({BASE, ROTATIONS}),
-    "export": frozenset(),
-    "quantize": frozenset(WEIGHING),
-    "calibrate": frozenset(),
-}
-"""Kind of link → inputs that no link of the statement makes."""
+
+def adapter_name(place: int) -> str:
+    """Name of the input that is an adapter of a bake; its place counts from 1."""
+    return f"adapter_{place}"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether an input's name is that of an adapter."""
+    return _ADAPTER.fullmatch(name) is not None
+
+
+def adapter_names(link: Link) -> list[str]:
+    """Names of a bake's adapters, in the order in which they apply."""
+    count = sum(is_adapter(entry.name) for entry in link.inputs)
+    return [adapter_name(i) for i in range(1, count + 1)]
+
+
+def applied_inputs(provenance: Provenance, *, rotations_given: bool) -> dict[str, str]:
+    """What a bake applied to its base: name of the input → fingerprint.
+
+    Args:
+        provenance: of the baked directory.
+        rotations_given: whether the bake was given rotations, which may be the first adapter;
+            else there are only adapters, or the base holds its own gates.
+    """
+    beside = [adapter.sha256 for adapter in provenance.adapters]
+    applied = {}
+    if rotations_given and not beside:
+        applied[ROTATIONS] = provenance.rotations_fingerprint
+    elif rotations_given:
+        applied[ROTATIONS] = provenance.gates_fingerprint or beside.pop(0)
+    return applied | {adapter_name(i): digest for i, digest in enumerate(beside, start=1)}
+
+
+def is_external(kind: str, name: str) -> bool:
+    """Whether an input of this name is one that no link of the statement makes."""
+    if kind == "bake":
+        return name in (BASE, ROTATIONS) or is_adapter(name)
+    return kind == "quantize" and name in WEIGHING
+
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -57,7 +93,7 @@ class StoredTensor(Frozen):
 
 
 class Digest(Frozen):
-    """SHA-256 of a file's bytes; of ``base``, ``rotations`` the fingerprint that the bake gives."""
+    """SHA-256 of a file's bytes; of ``base``, ``rotations`` and adapters the bake's fingerprint."""
 
     sha256: Sha256
 
@@ -78,8 +114,8 @@ class Resource(Frozen):
     """An in-toto resource descriptor: a file by its name and digest.
 
     Attributes:
-        name: relative to the directory that was attested, or ``base``, ``rotations``, ``imatrix``,
-            ``hessians``.
+        name: relative to the directory that was attested, or ``base``, ``rotations``,
+            ``adapter_1`` and so on, ``imatrix``, ``hessians``.
         digest: of its bytes.
         annotations: of a file of weights that a link makes.
     """
@@ -161,7 +197,7 @@ def seal(
     """A statement about all that the links make, with the digests of its parts.
 
     Raises:
-        InputError: the links do not lead from base and rotations to every subject.
+        InputError: the links do not lead from base and rotations or adapters to every subject.
     """
     subject = tuple(
         Resource(name=output.name, digest=output.digest)
@@ -248,13 +284,12 @@ def _breaks_of(link: Link, made: Mapping[str, str]) -> Iterator[str]:
         link: the link.
         made: name → digest of what earlier links make.
     """
-    given = {entry.name for entry in link.inputs}
-    if missing := EXTERNAL[link.kind] - WEIGHING.keys() - given:
-        yield f"{link.name!r} does not say its {' and '.join(sorted(missing))}"
+    if link.kind == "bake":
+        yield from _unsaid(link)
     if not link.inputs or not link.outputs:
         yield f"{link.name!r} has no input or no output"
     for entry in link.inputs:
-        if entry.name in EXTERNAL[link.kind]:
+        if is_external(link.kind, entry.name):
             continue
         if entry.name not in made:
             yield f"no link before {link.name!r} makes its input {entry.name}"
@@ -263,6 +298,18 @@ def _breaks_of(link: Link, made: Mapping[str, str]) -> Iterator[str]:
     for output in link.outputs:
         if output.name in made:
             yield f"two links make {output.name}"
+
+
+def _unsaid(link: Link) -> Iterator[str]:
+    """What a bake must say and does not: its base, rotations or adapters, each adapter once."""
+    given = [entry.name for entry in link.inputs]
+    adapters = [name for name in given if is_adapter(name)]
+    if BASE not in given:
+        yield f"{link.name!r} does not say its {BASE}"
+    if ROTATIONS not in given and not adapters:
+        yield f"{link.name!r} does not say its {ROTATIONS}"
+    if sorted(adapters) != sorted(adapter_name(i + 1) for i in range(len(adapters))):
+        yield f"{link.name!r} does not say all of its adapters, each once"
 
 
 def _seals(

@@ -43,6 +43,10 @@ from so8tqc.services.attest.statement import (
     Link,
     Resource,
     Statement,
+    adapter_name,
+    adapter_names,
+    applied_inputs,
+    is_adapter,
     read_statement,
 )
 from so8tqc.services.attest.stored import differing_parts
@@ -105,7 +109,8 @@ class _Bench:
         here: name → where that file is, if it is.
         parts: name → what of it differs; None for a file that is absent.
         strangers: files in a directory of the statement that it does not name.
-        outside: ``base``, ``rotations``, ``imatrix``, ``hessians`` → where the user says they are.
+        outside: ``base``, ``rotations``, ``adapter_1`` and so on, ``imatrix``, ``hessians`` → where
+            the user says they are.
         made: name → a file made again that is identical.
     """
 
@@ -141,6 +146,8 @@ class _Bench:
             HESSIANS: config.hessians,
         }
         outside = {name: path for name, path in given.items() if path is not None}
+        outside |= {adapter_name(i): path for i, path in enumerate(config.adapters, start=1)}
+        _require_stated(statement, outside)
         return cls(stated, here, parts, _strangers(statement, directory), outside)
 
     def state(self, name: str) -> str:
@@ -239,6 +246,21 @@ class _Bench:
         )
 
 
+def _require_stated(statement: Statement, outside: Mapping[str, Path]) -> None:
+    """See that adapters which are given are ones that the statement names.
+
+    Raises:
+        InputError: it names fewer.
+    """
+    stated = {name for link in statement.predicate.links for name in adapter_names(link)}
+    given = [name for name in outside if is_adapter(name)]
+    if len(given) > len(stated):
+        raise InputError(
+            f"{len(given)} adapters are given, the statement names {len(stated)}",
+            remedy="Give those beside the rotations alone, in the order in which they apply.",
+        )
+
+
 def _other_inputs(link: Link, inputs: Mapping[str, Path]) -> str | None:
     """Says if what the errors were weighed by is not as stated (base and rotations show later)."""
     for entry in link.inputs:
@@ -248,16 +270,17 @@ def _other_inputs(link: Link, inputs: Mapping[str, Path]) -> str | None:
 
 
 def _other_sources(link: Link, made: Made) -> str:
-    """Whether base or rotations are others than the stated ones, by their fingerprints."""
+    """Whether base, rotations or adapters are others than stated, by fingerprint."""
     places = [
         path.parent for name, path in made.items() if PurePosixPath(name).name == PROVENANCE_NAME
     ]
     provenance = read_provenance(places[0]) if places else None
     if provenance is None:
         return ""
-    found = {BASE: provenance.base_fingerprint, ROTATIONS: provenance.rotations_fingerprint}
     stated = {entry.name: entry.digest.sha256 for entry in link.inputs}
-    other = [name for name, fingerprint in found.items() if fingerprint != stated[name]]
+    applied = applied_inputs(provenance, rotations_given=ROTATIONS in stated)
+    found = {BASE: provenance.base_fingerprint, **dict(applied)}
+    other = [name for name in stated if found.get(name) != stated[name]]
     return f" ({' and '.join(other)} given here: not the stated one)" if other else ""
 
 
@@ -350,4 +373,6 @@ def _link_check(name: str, outcome: Outcome) -> Check:
 
 def _options(missing: Sequence[str]) -> str:
     options = [f"--{name}" for name in (BASE, ROTATIONS, *WEIGHING) if name in missing]
+    if any(map(is_adapter, missing)):
+        options.append("--adapter, in their order")
     return f" (give {' and '.join(options)})" if options else ""

@@ -46,7 +46,9 @@ from so8tqc.services.qc.token_file import TOKENS_FILE
 from so8tqc.services.quantize.service import quantize
 from so8tqc.services.report import report, write_stage_reports
 from so8tqc.services.run.directory import RunDirectory
+from so8tqc.services.trained_base import is_trained_directory
 from so8tqc.sources.inputs.builtin import resolve_model, resolve_rotations
+from so8tqc.sources.inputs.hub import with_local_paths
 from so8tqc.sources.inputs.texts import data_paths
 
 _log = logging.getLogger(__name__)
@@ -162,8 +164,12 @@ def prepare(
     """
     if only is None or only in _NEED_LIBLLAMA:
         library()
+    local = {
+        k: with_local_paths(getattr(config, k), progress) for k in ("rotation_options", "bake")
+    }
+    config = config.model_copy(update=local)
     base = resolve_model(config.base, progress)
-    rotations = base if config.rotations is None else resolve_rotations(config.rotations, progress)
+    rotations = _resolved_rotations(config, base, progress)
     converter: tuple[Path, ...] = ()
     if only is None or only == "export":
         if config.llama_cpp is None and not is_vendored():
@@ -172,8 +178,16 @@ def prepare(
     return _stages(config, base, rotations, converter)
 
 
+def _resolved_rotations(config: RunConfig, base: Path, progress: Progress) -> Path | None:
+    """Where the rotations are: given, or the base itself; None where there are only adapters."""
+    if config.rotations is not None:
+        return resolve_rotations(config.rotations, progress)
+    alone = bool(config.rotation_options.adapters) and not is_trained_directory(base)
+    return None if alone else base
+
+
 def _stages(
-    config: RunConfig, base: Path, rotations: Path, converter: tuple[Path, ...]
+    config: RunConfig, base: Path, rotations: Path | None, converter: tuple[Path, ...]
 ) -> Sequence[Stage]:
     """All stages but the report, with what each reads and writes."""
     out = config.out
@@ -187,8 +201,10 @@ def _stages(
     # The reference is the model that was trained: what the rotations are stated to be, never what
     # the bake was told. Else a wrong choice in the bake would be wrong on both sides, and pass.
     trained = config.rotation_options
+    sources = (base, *((rotations,) if rotations else ()), *trained.adapters)
 
     bake_config = BakeConfig(base=base, rotations=rotations, out=baked, **_bake_options(config))
+    bake_inputs = tuple(dict.fromkeys((*sources, *bake_config.adapters)))
     export_config = ExportConfig(
         model=baked, out=exported, llama_cpp=config.llama_cpp, **config.export.model_dump()
     )
@@ -232,7 +248,7 @@ def _stages(
         **config.longtext.model_dump(),
     )
     return (
-        Stage("bake", bake_config, (base, rotations, *trained.adapters), (baked,),
+        Stage("bake", bake_config, bake_inputs, (baked,),
                lambda p: bake(bake_config, p), reports=True),
         Stage("export", export_config, (baked, *converter),
                (exported,), lambda p: export(export_config, p)),
@@ -241,13 +257,12 @@ def _stages(
         Stage("calibrate", calibrate_config, (calibrate_config.gguf, exported, baked, *data),
                (out / "calibrate" / "temperature_config.json",),
                lambda p: calibrate(calibrate_config, p)),
-        Stage("qc", qc_config, (base, rotations, *trained.adapters, profile,
-                             *qc_config.candidates, *data),
+        Stage("qc", qc_config, (*sources, profile, *qc_config.candidates, *data),
                (out / "qc" / TOKENS_FILE,), lambda p: qc(qc_config, p), reports=True),
         Stage("choose", choose_config,
                (exported, *quantized.values(), out / "qc" / TOKENS_FILE), (),
                lambda p: choose_among(choose_config, p), reports=True, after=("quantize", "qc")),
-        Stage("longtext", long_config, (base, rotations, *trained.adapters, baked, *long_data),
+        Stage("longtext", long_config, (*sources, baked, *long_data),
                (out / "longtext" / "series.npz",),
                lambda p: longtext(long_config, p), reports=True),
     )  # fmt: skip
