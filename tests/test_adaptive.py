@@ -13,6 +13,7 @@ import torch
 from scipy.special import log_softmax
 
 from so8tqc import AdaptiveTemperature
+from so8tqc.disk.digests import sha256_file
 from so8tqc.errors import DataError, ExitCode
 
 
@@ -176,3 +177,28 @@ def test_importing_the_package_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         __import__("so8tqc").nothing  # noqa: B018
+
+
+def test_a_temperature_of_another_model_is_refused(tmp_path: Path) -> None:
+    served, other = tmp_path / "m.gguf", tmp_path / "n.gguf"
+    declared, folded = tmp_path / "declared.gguf", tmp_path / "folded.gguf"
+    for path in (served, other, declared, folded):
+        path.write_bytes(path.name.encode())
+    path = _config(tmp_path / "t.json")
+    content = json.loads(path.read_text())
+    content["model"] = {"file": "m.gguf", "sha256": sha256_file(served)}
+
+    def of(served: Path, /, **more: object) -> AdaptiveTemperature:
+        path.write_text(json.dumps({**content, **more}))
+        return AdaptiveTemperature.from_config(path, model=served)
+
+    assert of(served).a == content["temperature"]
+    with pytest.raises(DataError, match=r"was fitted on m.gguf .* n.gguf .* is not.*calibrate"):
+        of(other)
+    copy = {"applied_sha256": sha256_file(declared), "applied": {"how": "metadata"}}
+    assert of(declared, **copy).a == content["temperature"]
+    copy = {"applied_sha256": sha256_file(folded), "applied": {"how": "norm"}}
+    with pytest.raises(DataError, match="would count twice"):
+        of(folded, **copy)
+    with pytest.raises(DataError, match="does not say which file"):
+        of(served, model=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from so8tqc.disk.foreign import read_whole
+from so8tqc.disk.temperature_file import read_temperature, require_fitted_on
 from so8tqc.errors import DataError
 
 
@@ -45,6 +44,7 @@ class AdaptiveTemperature(LogitsProcessor):  # type: ignore[misc]
         cls,
         path: str | Path,
         *,
+        model: str | Path | None = None,
         language: str | None = None,
         category: str | None = None,
     ) -> AdaptiveTemperature:
@@ -56,13 +56,17 @@ class AdaptiveTemperature(LogitsProcessor):  # type: ignore[misc]
 
         Args:
             path: the file, as ``so8tqc calibrate`` wrote it.
+            model: the GGUF that is served; a temperature that was fitted on another is refused.
             language: of the text to come, as its evaluation texts named it.
             category: domain of the text to come, likewise; the language goes first.
 
         Raises:
-            DataError: the file is not such a configuration, or knows no such group.
+            DataError: the file is not such a configuration, was fitted on another model, or knows
+                no such group.
         """
-        config = _read(Path(path))
+        config = read_temperature(Path(path))
+        if model is not None:
+            require_fitted_on(config, Path(model), str(path))
         try:
             low, high = config["bounds"]
             one = _group_temperature(config, path, language=language, category=category)
@@ -94,21 +98,6 @@ class AdaptiveTemperature(LogitsProcessor):  # type: ignore[misc]
 
 def _finite(value: float) -> bool:
     return isinstance(value, int | float) and abs(value) < float("inf")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise DataError("there is no temperature configuration", where=str(path))
-    content = read_whole(path, DataError)
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"no readable temperature configuration: {error}", where=str(path)
-        ) from None
-    if not isinstance(value, dict):
-        raise DataError("not a temperature configuration: no JSON object", where=str(path))
-    return value
 
 
 def _group_temperature(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from so8tqc.check_guide import DIAGNOSES, GUIDE
 from so8tqc.cli.app import app
+from so8tqc.languages import Language
 from so8tqc.records import Check, Diagnosis, FileRef, Record, RunInfo, judge, overall
 from so8tqc.reports.advice import NextStep, next_steps
+from so8tqc.reports.language import spoken
 
 
 def record(kind: str, *checks: Check, **fields: object) -> Record:
@@ -177,3 +181,53 @@ def test_each_check_of_long_text_has_its_own_advice_said_once() -> None:
         sentence = step.text.split(" failed. ")[1]
         assert step.text.count(sentence) == 1
         assert len(sentence) > 30
+
+
+PLACEHOLDER = re.compile(r"\b[A-Z]{3,}(?:\.gguf)?\b|…|--[a-z-]+ [A-Z]\b")
+_WORDS_IN_CAPITALS = {"GGUF", "ECE", "NLL", "RAM", "CPU", "GPU", "KL", "RNG", "PET"}
+
+
+def placeholders(text: str) -> list[str]:
+    return [word for word in PLACEHOLDER.findall(text) if word not in _WORDS_IN_CAPITALS]
+
+
+CONFIGS: dict[str, dict[str, object]] = {
+    "bake": {"base": "m", "rotations": "g", "out": "b"},
+    "export": {"model": "b", "out": "x/m-f16.gguf", "type": "f16"},
+    "quantize": {"gguf": "m.gguf", "out": "q", "types": ["Q8_0"]},
+    "calibrate": {"gguf": "m.gguf", "tokenizer": "b", "out": "c"},
+}
+
+
+@pytest.mark.parametrize("language", list(Language))
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_no_remedy_shows_a_placeholder_beside_the_command_that_is_filled_in(
+    stage: str, language: Language
+) -> None:
+    """Every check of every stage, whatever its remedy says."""
+    with spoken(language):
+        for check_id in GUIDE:
+            failed = judge(check_id, 2.0, 1.0, detail="")
+            (step,) = next_steps({stage: record(stage, failed, config=CONFIGS[stage])})
+            assert step.command
+            assert placeholders(step.text) == [], check_id
+            assert step.text[-1] in ".:：。)）", check_id
+
+
+@pytest.mark.parametrize("code", DIAGNOSES)
+def test_no_diagnosis_shows_a_placeholder_beside_a_filled_command(code: str) -> None:
+    found = Diagnosis(code=code, layers=(0,), text="Wrong.", remedy=DIAGNOSES[code].remedy)
+    config = {"reference": "m", "rotations": "g", "candidates": ["b"]}
+    bad = judge("algebra.exact", 9.0, 0.5, detail="", subject="b")
+    (step,) = next_steps({"qc": record("qc", bad, diagnosis=(found,), config=config)})
+    assert not step.command or placeholders(step.text) == []
+
+
+def test_no_step_names_in_general_what_another_names_filled_in() -> None:
+    export = record("export", judge("export.complete", 2.0, 1.0, detail=""),
+                    config=CONFIGS["export"])  # fmt: skip
+    found = Diagnosis(code="conversion", text="Wrong.", remedy=DIAGNOSES["conversion"].remedy)
+    bad = judge("kl.mean", 9.0, 0.5, detail="", subject="m.gguf")
+    steps = next_steps({"export": export, "qc": record("qc", bad, diagnosis=(found,))})
+    assert [bool(step.command) for step in steps] == [True, False]
+    assert all(placeholders(step.text) == [] for step in steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from so8tqc.adapters.files import adapter_directory, adapter_kind, read_json
+from so8tqc.adapters.files import SAFETENSORS_NAME, adapter_directory, adapter_kind, read_json
 from so8tqc.rotations.files.content import weight_keys
 from so8tqc.rotations.files.peft_oft import is_adapter, within_orthogonality
 from so8tqc.rotations.files.trained import gate_keys
@@ -58,11 +58,11 @@ def _holds_gates(path: Path, kind: str) -> bool:
 
 
 def _only_rotations(path: Path, options: RotationOptions) -> bool:
-    if not is_adapter(path):  # in a sub-folder, or as adapter_model.bin
+    if not is_adapter(path):  # in a sub-folder
         return False
     config = read_json(adapter_directory(path))
     plain = config.get("bias", "none") == "none" and not config.get("modules_to_save")
     asked = options.model_fields_set & {"convention", "parametrization", "site", "layers"}
-    if asked or options.orthogonalize == "polar" or not plain:
+    if asked or options.orthogonalize == "polar":
         return True  # what cannot be done to it is said where rotations are read
-    return within_orthogonality(path)
+    return plain and (path / SAFETENSORS_NAME).is_file() and within_orthogonality(path)

@@ -130,7 +130,11 @@ def read_header(file: Path) -> tuple[TensorEntry, ...]:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
     except (SafetensorError, OSError, ValueError, struct.error) as error:
-        raise ModelError(f"not a valid safetensors file: {error}", where=str(file)) from None
+        raise ModelError(
+            f"not a valid safetensors file: {error}",
+            where=str(file),
+            remedy="A copy or download that broke off leaves such a file: get it again, whole.",
+        ) from None
     base = 8 + length
     entries = [
         TensorEntry(

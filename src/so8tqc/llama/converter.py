@@ -12,7 +12,8 @@ from typing import Any
 
 from so8tqc.errors import ToolError
 from so8tqc.llama.child import ending, follow, reason
-from so8tqc.llama.guarded_script import KEYS, TRACE, TRACE_ALONE
+from so8tqc.llama.generation_keys import mended
+from so8tqc.llama.guarded_script import GENERATION, KEYS, TRACE, TRACE_ALONE
 from so8tqc.llama.vendor import Converter
 from so8tqc.progress import SILENT, Progress
 
@@ -78,7 +79,7 @@ def convert(
             elif tensor := _TENSOR.search(line):
                 task.advance(0, item=tensor[1])
 
-        status, last = follow(command, follow_line, _environment(converter, trace, keys))
+        status, last = follow(command, follow_line, _environment(converter, model, trace, keys))
     if status != 0 or not (out.is_file() and out.stat().st_size):
         raise ToolError(
             f"the converter failed ({ending(status)}): {reason(last)}",
@@ -105,7 +106,7 @@ def trace_conversion(converter: Converter, model: Path, trace: Path) -> None:
         "--outfile",
         str(trace.with_suffix(".gguf")),
     ]
-    environment = _environment(converter, trace) | {TRACE_ALONE: "1"}
+    environment = _environment(converter, model, trace) | {TRACE_ALONE: "1"}
     status, last = follow(command, lambda _line: None, environment)
     if status != 0:
         raise ToolError(
@@ -114,8 +115,9 @@ def trace_conversion(converter: Converter, model: Path, trace: Path) -> None:
 
 
 def _environment(
-    converter: Converter, trace: Path | None, keys: Mapping[str, Any] | None = None
+    converter: Converter, model: Path, trace: Path | None, keys: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
+    generation = mended(model)
     paths = [str(converter.python_path)] if converter.python_path else []
     paths += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     return {
@@ -124,5 +126,6 @@ def _environment(
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONUNBUFFERED": "1",
         **({KEYS: json.dumps(keys)} if keys else {}),
+        **({} if generation is None else {GENERATION: json.dumps(generation.values)}),
         **({} if trace is None else {TRACE: str(trace)}),
     }

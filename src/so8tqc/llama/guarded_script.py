@@ -7,7 +7,8 @@ run Python files of the model directory.
 
 ``SO8TQC_CONVERSION_TRACE`` names a file for the history of every tensor (``conversion_trace``);
 with ``SO8TQC_TRACE_ALONE`` the script ends when that is known, before a byte of the GGUF is
-written. ``SO8TQC_CONFIG_KEYS`` is JSON of keys that the model's configuration shall say, too.
+written. ``SO8TQC_CONFIG_KEYS`` is JSON of keys that the model's configuration shall say, too;
+``SO8TQC_GENERATION`` is what is to be read in place of its ``generation_config.json``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import json
 import os
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 TRACE = "SO8TQC_CONVERSION_TRACE"
 TRACE_ALONE = "SO8TQC_TRACE_ALONE"
 KEYS = "SO8TQC_CONFIG_KEYS"
+GENERATION = "SO8TQC_GENERATION"
 
 
 def _refuse(*_arguments: object, **_options: object) -> NoReturn:
@@ -57,6 +60,15 @@ def _give(keys: dict[str, Any]) -> None:
     AutoConfig.from_pretrained = staticmethod(from_pretrained)
 
 
+def _sample(values: dict[str, Any]) -> None:
+    """Have gguf-py read these sampling defaults in place of the model's own, where it reads any."""
+    with suppress(ImportError):
+        from gguf.metadata import Metadata
+
+        if hasattr(Metadata, "load_generation_config"):
+            Metadata.load_generation_config = staticmethod(lambda _model=None: values)
+
+
 def _trace(path: Path) -> None:
     """Have the conversion traced to a file, where the script is one that uses gguf-py."""
     try:
@@ -89,6 +101,8 @@ def main(script: Path, arguments: list[str]) -> None:
     sys.path.insert(0, str(script.parent))
     if keys := os.environ.get(KEYS):
         _give(json.loads(keys))
+    if (generation := os.environ.get(GENERATION)) is not None:
+        _sample(json.loads(generation))
     if trace := os.environ.get(TRACE):
         _trace(Path(trace))
     runpy.run_path(str(script), run_name="__main__")

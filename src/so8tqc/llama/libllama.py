@@ -212,6 +212,8 @@ class LlamaModel:
             raise DataError(
                 f"{length} tokens are more than the model's context of {self.trained_context}",
                 where=str(self.path),
+                remedy=f"Use at most {self.trained_context} tokens of each text: --set max_tokens="
+                f"{self.trained_context}; qc has windows, too: --ctx {self.trained_context}.",
             )
         if self._context is None or length > self._context_length:
             self._open_context(max(length, self._initial_context))

@@ -59,7 +59,25 @@ def next_steps(records: Mapping[str, Record]) -> list[NextStep]:
                 steps.append(_lost_too_much(records, subject, mine))
             elif not record.diagnosis:
                 steps.append(_failed(stage, records, mine))
-    return list(dict.fromkeys(steps)) or _ship(records)
+    return _filled_in(list(dict.fromkeys(steps))) or _ship(records)
+
+
+def _filled_in(steps: list[NextStep]) -> list[NextStep]:
+    """No step shows a command to be filled in where one that is filled in stands beside it."""
+    known = {name for step in steps for name in commands.named(step.command)}
+    return [
+        NextStep(_introducing(commands.without_placeholders(text), command), command)
+        if command or commands.named(text) & known
+        else NextStep(text)
+        for text, command in steps
+    ]
+
+
+def _introducing(text: str, command: str) -> str:
+    """A sentence that ends as one does, in front of a command or alone."""
+    if text[-1:] in (*_ENDS, ":", "："):
+        return text
+    return f"{text}:" if command else say("{text}.", text=text)
 
 
 def _is_loss(diagnosis: Diagnosis, stage: str, records: Mapping[str, Record]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,31 @@ from so8tqc.rotations.options import RotationOptions
 
 _AGAIN = "-again"
 
+_PLACEHOLDER = r"(?:[A-Z][A-Z0-9_]*(?:\.[a-z]+)?(?![A-Za-z])|…)"
+_WORD = rf"(?:{_PLACEHOLDER}|--[a-z][a-z0-9-]*(?:\ [a-z0-9_]+(?=[ .。(（]|$))?)"
+_TEMPLATE = re.compile(
+    rf"""
+    \s* [(（] [^()（）]* --[a-z][a-z0-9-]*\ {_PLACEHOLDER} [^()（）]* [)）]  # (--data FILE)
+    | \s* [:：] \s* (?:so8tqc(?:\ [a-z-]+)+\ )? (?=[^.。(（]*{_PLACEHOLDER})
+        {_WORD} (?:\ {_WORD})*  # : so8tqc bake BASE ROTATIONS --out DIR
+    """,
+    re.VERBOSE,
+)
+
 
 def command(*parts: object) -> str:
     """One shell line; whatever needs quoting is quoted."""
     return shlex.join(["so8tqc", *map(str, parts)])
+
+
+def without_placeholders(text: str) -> str:
+    """A remedy without the command lines in it that a user would have to fill in."""
+    return _TEMPLATE.sub("", text)
+
+
+def named(text: str) -> set[str]:
+    """The commands that a text or a command line names: ``bake``, ``qc`` …"""
+    return set(re.findall(r"so8tqc ([a-z-]+)", text))
 
 
 def bake_again(records: Mapping[str, Record], *extra: str) -> str:

@@ -28,7 +28,8 @@ from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.hub import with_local_paths
-from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.inputs.prepared import prepare
+from so8tqc.sources.inputs.texts import load_tokenizer
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.unmerged import load_unmerged, unmerged_source
 
@@ -61,7 +62,7 @@ def _capture(
 ) -> Record:
     rotations = trained.rotation_set()
     tokenizer = load_tokenizer(config.tokenizer or trained.directory)
-    texts = encode(load_texts(config.data), tokenizer, config.max_tokens)
+    texts, notices = prepare(config.data, tokenizer, config.max_tokens)
     inputs = _inputs(config)
     source = _source(config, trained, rotations)
     stored = _STORED[config.dtype]
@@ -87,7 +88,7 @@ def _capture(
             bytes=config.out.stat().st_size,
             rounding=rounding,
         ).as_json(),
-        notices=rotations.notices if rotations else (),
+        notices=(*notices, *(rotations.notices if rotations else ())),
         inputs=inputs,
         outputs={"capture": file_ref(config.out)},
         config=config.model_dump(mode="json"),

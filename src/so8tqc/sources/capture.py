@@ -259,7 +259,11 @@ def _read_rows(stream: BinaryIO, entry: TensorEntry, rows: int) -> torch.Tensor:
     width = entry.shape[1]
     raw = bytearray(rows * width * ITEM_BYTES[entry.dtype])
     if stream.readinto(raw) != len(raw):  # type: ignore[attr-defined]
-        raise DataError("the file ends within its logits", where=str(entry.file))
+        raise DataError(
+            "the file ends within its logits",
+            where=str(entry.file),
+            remedy="It was cut after it was opened: copy it again, or record it again.",
+        )
     block = torch.frombuffer(raw, dtype=torch_dtype(entry.dtype)).reshape(rows, width)
     return block.to(torch.float32)
 

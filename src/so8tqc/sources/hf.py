@@ -140,6 +140,8 @@ class HFModel:
             raise DataError(
                 f"{tokens.size} tokens are more than the model's context of {self.context}",
                 where=str(self.path),
+                remedy=f"Use at most {self.context} tokens of each text: --set max_tokens="
+                f"{self.context}; qc has windows, too: --ctx {self.context}.",
             )
 
     def hidden(self, tokens: TokenIds) -> torch.Tensor:

@@ -79,6 +79,13 @@ def number(config: Mapping[str, Any], key: str, default: float, directory: Path)
     return float(value)
 
 
+AS_TRAINED = (
+    "Such an adapter is baked as it was trained, without --convention, --parametrization, --site, "
+    "--layers and --orthogonalize: so8tqc bake BASE ADAPTER --out DIR"
+)
+"""Remedy where only rotations can be read, and the adapter is more than these."""
+
+
 def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("peft_type")
     if kind != "OFT":
@@ -89,12 +96,15 @@ def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
         )
     if config.get("bias", "none") != "none":
         raise RotationError(
-            f"the adapter also trains biases (bias={config['bias']!r})", where=where
+            f"the adapter also trains biases (bias={config['bias']!r})",
+            where=where,
+            remedy=AS_TRAINED,
         )
     if config.get("modules_to_save"):
         raise RotationError(
             f"the adapter replaces whole modules (modules_to_save={config['modules_to_save']})",
             where=where,
+            remedy=AS_TRAINED,
         )
     unknown = sorted(key for key in config.keys() - _UNDERSTOOD - _WITHOUT_EFFECT if config[key])
     if unknown:

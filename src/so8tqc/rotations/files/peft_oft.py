@@ -27,7 +27,7 @@ from so8tqc.errors import ConfigError, RotationError
 from so8tqc.rotations import double_double as dd
 from so8tqc.rotations.double_double import DoubleDouble
 from so8tqc.rotations.enums import Convention, Parametrization, Site
-from so8tqc.rotations.files.peft_config import CONFIG_NAME, number, read_config
+from so8tqc.rotations.files.peft_config import AS_TRAINED, CONFIG_NAME, number, read_config
 from so8tqc.rotations.files.raw import RawRotations
 from so8tqc.rotations.parametrization import rotation_blocks
 from so8tqc.rotations.rotation_set import (
@@ -69,6 +69,8 @@ def read_oft(directory: Path) -> RawRotations:
         ConfigError: it does not record which of its two transforms was trained.
     """
     config = read_config(directory)
+    if not (directory / WEIGHTS_NAME).is_file():
+        raise RotationError(f"{WEIGHTS_NAME} is not here", where=str(directory), remedy=AS_TRAINED)
     vectors = _vectors(directory / WEIGHTS_NAME)
     skew = {target: _skew(vector, f"{directory}, {target}") for target, vector in vectors.items()}
     notices = _size_notices(config, skew, directory)

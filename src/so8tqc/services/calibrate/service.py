@@ -14,6 +14,7 @@ from so8tqc.config import CalibrateConfig
 from so8tqc.disk.atomic import remove_leftovers, write_text
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
+from so8tqc.disk.temperature_file import TEMPERATURE_FILE
 from so8tqc.errors import ConfigError, DataError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.norm import require_scalable_norm
@@ -41,10 +42,10 @@ from so8tqc.services.calibrate.verdict import (
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.hub import with_local_paths
-from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.inputs.prepared import prepare
+from so8tqc.sources.inputs.texts import load_tokenizer
 from so8tqc.sources.protocol import EncodedText, LogitSource
 
-CONFIG_FILE = "temperature_config.json"
 LEAST_TOKENS = 500
 
 
@@ -67,7 +68,7 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     config = with_local_paths(config, progress)
     _preflight(config)
-    texts = encode(load_texts(config.data), load_tokenizer(config.tokenizer), config.max_tokens)
+    texts, told = prepare(config.data, load_tokenizer(config.tokenizer), config.max_tokens)
     split = split_texts(texts, config.holdout, config.seed)
     _refuse_small(texts, split, config)
     calibration, applied, vocab_size = _measure(config, texts, split, progress)
@@ -91,7 +92,7 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
             **temperature_details(calibration, texts, split, config),
             "vocab_size": vocab_size,
         },
-        notices=tuple(_notices(calibration, config)),
+        notices=(*told, *_notices(calibration, config)),
         inputs=inputs,
         outputs=outputs,
         config=config.model_dump(mode="json"),
@@ -189,9 +190,10 @@ def _write(
             **summary,
             "model": {"file": config.gguf.name, "sha256": gguf.sha256},
             "applied_to": None if applied is None else applied.path.name,
+            "applied_sha256": None if applied is None else outputs["calibrated"].sha256,
         }
     )
-    path = config.out / CONFIG_FILE
+    path = config.out / TEMPERATURE_FILE
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
     outputs["temperature_config"] = file_ref(path)
     return outputs

@@ -25,7 +25,7 @@ from so8tqc.services.choose.rows import (
     written_paths,
 )
 from so8tqc.services.qc.judging import Bootstrap
-from so8tqc.services.qc.models import texts_of
+from so8tqc.services.qc.models import prepared_of
 from so8tqc.services.qc.pairwise import compare_candidates
 from so8tqc.services.qc.token_file import TOKENS_FILE, read_tokens
 from so8tqc.sources.capture import capture_if_one
@@ -66,7 +66,7 @@ def choose_among(config: ChooseAmongConfig, progress: Progress = SILENT) -> Reco
     recommended, reason = recommend(rows, budget, config, len(rows))
     checks = verdicts(rows[recommended], recommended, budget, config)
     capture = capture_if_one(judged_by.reference)
-    longest = max((text.tokens for text in texts_of(judged_by, capture)), key=len)
+    longest = max((text.tokens for text in prepared_of(judged_by, capture).texts), key=len)
     measured = speeds(
         paths, longest, repeats=config.repeats, threads=config.threads, progress=progress
     )

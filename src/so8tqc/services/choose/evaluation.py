@@ -12,7 +12,13 @@ from so8tqc.config import ChooseConfig, QCConfig
 from so8tqc.disk.parts import bytes_of
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
-from so8tqc.services.qc.models import BASE, REFERENCE, opened_reference, reference_sources, texts_of
+from so8tqc.services.qc.models import (
+    BASE,
+    REFERENCE,
+    opened_reference,
+    prepared_of,
+    reference_sources,
+)
 from so8tqc.sources.capture import capture_if_one
 from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import open_together
@@ -56,7 +62,7 @@ class Evaluation:
         qc = _as_qc(config, reference)
         with ExitStack() as stack:
             opened = stack.enter_context(opened_reference(qc, capture))
-            self.texts = texts_of(opened.config, capture)
+            self.texts, self.notices = prepared_of(opened.config, capture)
             self._reference: list[LogitSource] = reference_sources(
                 opened.config, capture, opened.rotations, opened.adapters
             )

@@ -132,6 +132,7 @@ def _choose(
         search=None if searched is None else _search_metrics(searched, config),
     )
     notices = [reason, *(inversion["sentence"] for inversion in inverted), *made.notices]
+    notices += evaluation.notices
     if searched is not None:
         notices.insert(1, searched.ended)
     return Record(

@@ -24,6 +24,7 @@ from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.rewrite import rewrite
 from so8tqc.llama.config_keys import derived, missing_keys
 from so8tqc.llama.converter import convert
+from so8tqc.llama.generation_keys import mended
 from so8tqc.llama.vendor import Converter, find_converter
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.export import ExportMetrics
@@ -217,6 +218,7 @@ def _convert(
                 f"The converter was given {key} = {value!r}: its config spells it otherwise."
                 for key, value in keys.items()
             ]
+            notices += () if (generation := mended(config.model)) is None else generation.notices
             if len(arguments) > len(config.converter_args):
                 notices.append(f"The converter was given {NO_MTP}: the model has no such layers.")
             return _Converted(read_conversion(trace, places_of(ready.checkpoint)), notices)

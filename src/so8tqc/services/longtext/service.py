@@ -47,7 +47,8 @@ from so8tqc.sources.compare import compare
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
 from so8tqc.sources.inputs.hub import with_local_paths
-from so8tqc.sources.inputs.texts import Text, encode, load_texts, load_tokenizer
+from so8tqc.sources.inputs.prepared import prepare
+from so8tqc.sources.inputs.texts import load_tokenizer
 from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.unmerged import load_unmerged
@@ -105,10 +106,9 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
 def _longtext(
     config: LongTextConfig, trained: TrainedBase | None, watch: Stopwatch, progress: Progress
 ) -> Record:
-    texts = load_texts(config.data)
-    cases = _encode(config, texts)
+    cases, notices = _encode(config)
     models = _load(config, trained)
-    notices = list(models.rotations.notices) if models.rotations else []
+    notices += models.rotations.notices if models.rotations else ()
     try:
         _check_contexts(models, cases, config)
         wavelengths = _wavelengths(models)
@@ -148,11 +148,12 @@ def _longtext(
     )
 
 
-def _encode(config: LongTextConfig, texts: Sequence[Text]) -> list[Case]:
+def _encode(config: LongTextConfig) -> tuple[list[Case], list[str]]:
+    """The texts, and what is to be said of them."""
     directory = config.tokenizer or (config.reference if is_gguf(config.model) else config.model)
     if directory is None or is_gguf(directory):
         raise InputError("a GGUF file gives no tokenizer", remedy="Give --tokenizer MODEL_DIR.")
-    encoded = encode(texts, load_tokenizer(directory), config.min_tokens)
+    encoded, notices = prepare(config.data, load_tokenizer(directory), config.min_tokens)
     for item in encoded:
         if item.tokens.size < config.min_tokens:
             raise DataError(
@@ -160,7 +161,7 @@ def _encode(config: LongTextConfig, texts: Sequence[Text]) -> list[Case]:
                 where=item.id,
                 remedy="Give longer text, or a smaller --min-tokens.",
             )
-    return [Case(item) for item in encoded]
+    return [Case(item) for item in encoded], list(notices)
 
 
 def _load(config: LongTextConfig, trained: TrainedBase | None) -> _Models:

@@ -20,7 +20,7 @@ from so8tqc.progress import Progress
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.adapter_bake import write_adapted
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
-from so8tqc.services.qc.texts import evaluation_texts
+from so8tqc.services.qc.texts import prepared_texts
 from so8tqc.services.qc.trained_on import base_of_training
 from so8tqc.services.trained_base import trained_base
 from so8tqc.sources.capture import (
@@ -36,6 +36,7 @@ from so8tqc.sources.folded import FoldedSource
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource, open_each
 from so8tqc.sources.hf import HFModel, HFSource
+from so8tqc.sources.inputs.prepared import Prepared
 from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.unmerged import load_unmerged, require_peft, unmerged_source
@@ -62,6 +63,7 @@ class Comparison:
         dtypes: model directory → dtype it stores the fold in.
         texts: what was scored.
         failed: GGUF candidate that libllama cannot load → why; it is in no table.
+        notices: what is to be said of the texts.
     """
 
     tables: Mapping[Pair, TokenTable]
@@ -70,6 +72,7 @@ class Comparison:
     dtypes: Mapping[str, str]
     texts: tuple[EncodedText, ...]
     failed: Mapping[str, str]
+    notices: tuple[str, ...]
 
     def floor(self, name: str) -> TokenTable | None:
         """What correct rounding to a candidate's storage dtype costs by itself."""
@@ -112,7 +115,7 @@ def run_models(
         InputError: texts, tokenizer or models are unusable or do not belong together.
         ConfigError: a protocol that a capture cannot serve.
     """
-    texts = texts_of(config, capture)
+    texts, notices = prepared_of(config, capture)
     adapters = () if plan is None else tuple(files.directory for files in plan.adapters)
     with _floors(plan, dtypes, progress) as floors:
         sources, pairs, failed = _sources(
@@ -130,6 +133,7 @@ def run_models(
         dtypes=dtypes,
         texts=texts,
         failed=failed,
+        notices=notices,
     )
 
 
@@ -151,10 +155,10 @@ def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def texts_of(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ...]:
+def prepared_of(config: QCConfig, capture: Capture | None) -> Prepared:
     """The texts to compare on: the recorded ones if the reference is a capture."""
     if capture is None:
-        return evaluation_texts(config, lambda: _tokenizer(config))
+        return prepared_texts(config, lambda: _tokenizer(config))
     if config.protocol != "native" or config.ctx is not None:
         raise ConfigError(
             "a capture is compared on whole texts, as they were recorded",
@@ -163,7 +167,7 @@ def texts_of(config: QCConfig, capture: Capture | None) -> tuple[EncodedText, ..
         )
     if "data" in config.model_fields_set:
         check_same_tokens(capture, encode(load_texts(config.data), _tokenizer(config), None))
-    return cut(capture.texts, config.max_tokens)
+    return Prepared(cut(capture.texts, config.max_tokens), ())
 
 
 def _sources(

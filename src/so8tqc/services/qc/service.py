@@ -397,6 +397,7 @@ def _judge_logits(
     if capture is not None:
         found.checks += vocabulary_checks(capture, names)
     ran = run_models(config, names, rotations, capture, dtypes, progress, reference.plan)
+    found.notices += ran.notices
     for name, why in ran.failed.items():
         found.checks.append(judge("logits.run", 0, 1, comparison=">=", subject=name, detail=why))
     names = {name: path for name, path in names.items() if name not in ran.failed}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from so8tqc.config import QCConfig
 from so8tqc.gguf.file import is_gguf
 from so8tqc.llama.isolated import tokenize
-from so8tqc.sources.inputs.texts import concatenated, encode, encode_plain, load_texts
+from so8tqc.sources.inputs.prepared import Prepared, prepare
+from so8tqc.sources.inputs.texts import concatenated, encode_plain, read_texts
 from so8tqc.sources.inputs.windows import llama_perplexity_windows, overlapping_windows
 from so8tqc.sources.protocol import EncodedText, TokenIds
 
@@ -25,6 +26,13 @@ LLAMA_PERPLEXITY_CONTEXT = 512
 def evaluation_texts(
     config: QCConfig, load_tokenizer: Callable[[], PreTrainedTokenizerBase]
 ) -> tuple[EncodedText, ...]:
+    """The texts and windows of :func:`prepared_texts` alone."""
+    return prepared_texts(config, load_tokenizer).texts
+
+
+def prepared_texts(
+    config: QCConfig, load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> Prepared:
     """The texts and windows to compare models on (see docs/protocols.md).
 
     Args:
@@ -36,23 +44,30 @@ def evaluation_texts(
         ModelError: there is no usable tokenizer.
     """
     if config.protocol == "llama-perplexity":
-        tokens, bos = _concatenated_tokens(config, load_tokenizer)
-        return llama_perplexity_windows(
-            tokens[: config.max_tokens], config.ctx or LLAMA_PERPLEXITY_CONTEXT, bos
-        )
+        return _of_llama_perplexity(config, load_tokenizer)
     tokenizer = load_tokenizer()
     if config.ctx is None:
-        return encode(load_texts(config.data), tokenizer, config.max_tokens or TOKENS_OF_A_TEXT)
-    texts = encode(load_texts(config.data), tokenizer, config.max_tokens)
+        return prepare(config.data, tokenizer, config.max_tokens or TOKENS_OF_A_TEXT)
+    found = prepare(config.data, tokenizer, config.max_tokens)
     stride = config.stride or config.ctx // 2
-    return overlapping_windows(texts, config.ctx, stride, tokenizer.bos_token_id)
+    windows = overlapping_windows(found.texts, config.ctx, stride, tokenizer.bos_token_id)
+    return found._replace(texts=windows)
 
 
-def _concatenated_tokens(
+def _of_llama_perplexity(
     config: QCConfig, load_tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> Prepared:
+    texts, notices = read_texts(config.data)
+    tokens, bos = _tokens(concatenated(texts), config, load_tokenizer)
+    context = config.ctx or LLAMA_PERPLEXITY_CONTEXT
+    windows = llama_perplexity_windows(tokens[: config.max_tokens], context, bos)
+    return Prepared(windows, notices)
+
+
+def _tokens(
+    text: str, config: QCConfig, load_tokenizer: Callable[[], PreTrainedTokenizerBase]
 ) -> tuple[TokenIds, int | None]:
-    """All texts as one, by the first GGUF file's vocabulary, and the BOS that it adds."""
-    text = concatenated(load_texts(config.data))
+    """Of a text, by the first GGUF file's vocabulary, and the BOS that it adds."""
     files = [path for path in (config.reference, *config.candidates) if is_gguf(path)]
     if files and config.tokenizer is None:
         return tokenize(files[0], text)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -75,6 +75,13 @@ class Text:
         return f"{self.prompt}\n\n{self.text}" if self.prompt else self.text
 
 
+class TextsRead(NamedTuple):
+    """Texts, and what is to be said of the files they came from."""
+
+    texts: tuple[Text, ...]
+    notices: tuple[str, ...]
+
+
 def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
     """The files that a list of paths, ``builtin:NAME`` and ``datasets:NAME`` stands for.
 
@@ -105,24 +112,48 @@ def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
 
 
 def load_texts(specs: Sequence[str]) -> tuple[Text, ...]:
+    """The texts that :func:`read_texts` reads.
+
+    Raises:
+        DataError: as there.
+    """
+    return read_texts(specs).texts
+
+
+def read_texts(specs: Sequence[str]) -> TextsRead:
     """Read every text of the given files and built-in sets.
 
     ``.json``: an object with the parallel lists ``texts`` and, optionally, ``ids``,
     ``prompts``, ``descriptions``, ``categories``, and a ``language`` or a list ``languages``; or a
     list of strings.
-    ``.jsonl``: an object with ``text`` on each line. Anything else is one plain text.
+    ``.jsonl``: an object with ``text`` on each line. Anything else is one plain text. Rows without
+    a word in them are passed over, and counted in a notice.
 
     Raises:
         DataError: a file is unreadable, not UTF-8, of another shape, or holds no text.
     """
     texts: list[Text] = []
+    notices: list[str] = []
     for spec in specs:
         for path in data_paths((spec,)):
-            for text in _read(path)[: _TAKEN.get(spec)]:
+            rows = _read(path)[: _TAKEN.get(spec)]
+            used = [text for text in rows if text.text.strip()]
+            if blank := len(rows) - len(used):
+                were = "row was" if blank == 1 else "rows were"
+                notices.append(f"{path.name}: {blank:,} blank {were} skipped, {len(used):,} are used.")
+            for text in used:
                 _require_unicode(text, path)
-                texts.append(text)
+            texts += used
     if not texts:
-        raise DataError("there is no text in the data", where=", ".join(specs))
+        raise DataError(
+            "there is no text in the data",
+            where=", ".join(specs),
+            remedy=" ".join((*notices, "Give a file that holds text.")),
+        )
+    return TextsRead(_with_names_of_their_own(texts), tuple(notices))
+
+
+def _with_names_of_their_own(texts: Iterable[Text]) -> tuple[Text, ...]:
     counts: dict[str, int] = {}
     names: set[str] = set()
     unique: list[Text] = []
@@ -167,7 +198,7 @@ def _read(path: Path) -> list[Text]:
         case ".jsonl":
             return _from_jsonl(content, path)
         case _:
-            return [Text(path.stem, content)] if content.strip() else []
+            return [Text(path.stem, content)]
 
 
 def _from_json(content: str, path: Path) -> list[Text]:
@@ -177,9 +208,13 @@ def _from_json(content: str, path: Path) -> list[Text]:
         raise DataError(f"not JSON: {error}", where=str(path)) from None
     if isinstance(value, list):
         value = {"texts": value}
-    if not isinstance(value, dict) or not _strings(value.get("texts")):
+    found = value.get("texts") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(found, list):
         raise DataError("expected an object with a list of strings 'texts'", where=str(path))
-    count = len(value["texts"])
+    passages = ["" if text is None else text for text in found]
+    if not _strings(passages):
+        raise DataError("expected an object with a list of strings 'texts'", where=str(path))
+    count = len(passages)
     columns: dict[str, list[str]] = {}
     for key in _PARALLEL_KEYS:
         column = value.get(key, [""] * count)
@@ -193,7 +228,7 @@ def _from_json(content: str, path: Path) -> list[Text]:
         Text(
             id=(f"{languages[i]}/" if languages[i] else "")
             + (columns["ids"][i] or f"{path.stem}-{i + 1}"),
-            text=value["texts"][i],
+            text=passages[i],
             prompt=columns["prompts"][i],
             language=languages[i],
             category=columns["categories"][i],
@@ -211,14 +246,16 @@ def _from_jsonl(content: str, path: Path) -> list[Text]:
     texts: list[Text] = []
     # not splitlines: JSON's strings may hold U+2028 and others that end a line elsewhere
     for number, line in enumerate(io.StringIO(content, newline="\n"), start=1):
-        if not line.strip():
-            continue
         where = f"{path}:{number}"
+        if not line.strip():
+            texts.append(Text(where, ""))
+            continue
         try:
             item = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}", where=where) from None
-        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+        text = item.get("text", 0) if isinstance(item, dict) else 0
+        if text is not None and not isinstance(text, str):
             raise DataError("expected an object with a string 'text'", where=where)
         fields = {
             key: str(item.get(key, "") or "")
@@ -226,7 +263,8 @@ def _from_jsonl(content: str, path: Path) -> list[Text]:
         }
         if len(texts) == _MAX_TEXTS:
             raise DataError(f"more than {_MAX_TEXTS:,} texts", where=where)
-        texts.append(Text(str(item.get("id") or f"{path.stem}-{number}"), item["text"], **fields))
+        name = str(item.get("id") or f"{path.stem}-{number}")
+        texts.append(Text(name, text or "", **fields))
     return texts
 
 
@@ -291,7 +329,9 @@ def encode(
         ids = _token_ids(tokenizer, text.full)
         if ids.size < 2:
             raise DataError(
-                f"has {ids.size} token(s); next-token statistics need at least two", where=text.id
+                f"has {ids.size} token(s); next-token statistics need at least two",
+                where=text.id,
+                remedy="Take this text out of the data, or give a longer one.",
             )
         encoded.append(EncodedText(text.id, ids[:max_tokens], text.language, text.category))
     return tuple(encoded)
