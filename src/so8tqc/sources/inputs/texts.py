@@ -140,7 +140,9 @@ def read_texts(specs: Sequence[str]) -> TextsRead:
             used = [text for text in rows if text.text.strip()]
             if blank := len(rows) - len(used):
                 were = "row was" if blank == 1 else "rows were"
-                notices.append(f"{path.name}: {blank:,} blank {were} skipped, {len(used):,} are used.")
+                notices.append(
+                    f"{path.name}: {blank:,} blank {were} skipped, {len(used):,} are used."
+                )
             for text in used:
                 _require_unicode(text, path)
             texts += used
