@@ -225,14 +225,29 @@ class Conversion:
         """
         import torch
 
-        values: dict[int, Any] = {}
         with torch.inference_mode():
-            for node in self._reached(name):
-                values[self._index[id(node)]] = _run(node, values, load)
-            result = _value(self.outputs[name], values, load)
+            return self.follow(name, load)
+
+    def follow(self, name: str, load: Load) -> torch.Tensor:
+        """As :meth:`replay`, in torch's mode of the moment: derivatives may be taken."""
+        import torch
+
+        values: dict[int, Any] = {}
+        for node in self._reached(name):
+            values[self._index[id(node)]] = _run(node, values, load)
+        result = _value(self.outputs[name], values, load)
         if not isinstance(result, torch.Tensor):
             raise UntraceableError("its history ends in no tensor")
         return result
+
+    def places(self, name: str) -> list[tuple[str, int]]:
+        """(file name, byte offset) of every source tensor in a GGUF tensor's history."""
+        found = [a["source"] for n in self._reached(name) for a in n["args"] if _is(a, "source")]
+        return list(dict.fromkeys((Path(file).name, int(offset)) for file, offset in found))
+
+    def operations(self, name: str) -> list[str]:
+        """The names of the operations in a GGUF tensor's history, sources first."""
+        return [_ITEM.sub(r"\2", str(node["op"])) for node in self._reached(name)]
 
     @cached_property
     def _index(self) -> Mapping[int, int]:

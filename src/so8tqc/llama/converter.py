@@ -88,8 +88,16 @@ def convert(
         )
 
 
-def trace_conversion(converter: Converter, model: Path, trace: Path) -> None:
+def trace_conversion(
+    converter: Converter,
+    model: Path,
+    trace: Path,
+    keys: Mapping[str, Any] | None = None,
+) -> None:
     """Have the converter say what it would do to every tensor; it writes no GGUF.
+
+    Args:
+        converter, model, trace, keys: as of :func:`convert`.
 
     Raises:
         ToolError: it failed.
@@ -106,7 +114,7 @@ def trace_conversion(converter: Converter, model: Path, trace: Path) -> None:
         "--outfile",
         str(trace.with_suffix(".gguf")),
     ]
-    environment = _environment(converter, model, trace) | {TRACE_ALONE: "1"}
+    environment = _environment(converter, model, trace, keys) | {TRACE_ALONE: "1"}
     status, last = follow(command, lambda _line: None, environment)
     if status != 0:
         raise ToolError(
