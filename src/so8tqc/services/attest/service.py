@@ -44,6 +44,7 @@ _PLACES = frozenset(
         "gguf",
         "model",
         "llama_cpp",
+        "vendor",
         "imatrix",
         "imatrix_data",
         "hessians",

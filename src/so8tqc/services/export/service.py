@@ -18,14 +18,14 @@ from so8tqc.config import ExportConfig, ExportType
 from so8tqc.disk.atomic import atomic_file, remove_leftovers, require_space, temporary_file
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_output, exclusive
-from so8tqc.errors import ModelError, ToolError
+from so8tqc.errors import MissingToolError, ModelError, ToolError
 from so8tqc.gguf.conversion import Conversion, read_conversion
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.rewrite import rewrite
 from so8tqc.llama.config_keys import derived, missing_keys
 from so8tqc.llama.converter import convert
 from so8tqc.llama.generation_keys import mended
-from so8tqc.llama.vendor import Converter, find_converter
+from so8tqc.llama.vendor import Converter, fetch_converter, find_converter
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.export import ExportMetrics
 from so8tqc.records import Record, Stopwatch, overall
@@ -68,7 +68,7 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
-    ready = _prepare(config)
+    ready = _prepare(config, progress)
     pool = ThreadPoolExecutor(max_workers=1)
     try:
         running = pool.submit(run_model, ready.checkpoint)  # while the converter works
@@ -136,7 +136,7 @@ def write_gguf(config: ExportConfig, progress: Progress = SILENT) -> None:
     Raises:
         ConfigError, ModelError, ToolError: as :func:`export`.
     """
-    ready = _prepare(config)
+    ready = _prepare(config, progress)
     with atomic_file(config.out) as temporary:
         _write(config, ready, temporary, progress)
 
@@ -154,14 +154,25 @@ class _Prepared:
         return self.provenance is not None or bool(config.keep_f32)
 
 
-def _prepare(config: ExportConfig) -> _Prepared:
+def _prepare(config: ExportConfig, progress: Progress) -> _Prepared:
     checkpoint = open_checkpoint(config.model)
-    ready = _Prepared(checkpoint, find_converter(config.llama_cpp), read_provenance(config.model))
+    converter = _converter(config, progress)
+    ready = _Prepared(checkpoint, converter, read_provenance(config.model))
     refuse_unbaked(config.keep_f32, checkpoint, ready.provenance is not None)
     need = _bytes_needed(checkpoint, config.type) * (2 if ready.rewritten(config) else 1)
     require_space(config.out.parent, need, "the export needs about {}")
     remove_leftovers(config.out.parent)
     return ready
+
+
+def _converter(config: ExportConfig, progress: Progress) -> Converter:
+    """The converter; where there is none and that was allowed, it is fetched."""
+    try:
+        return find_converter(config.llama_cpp)
+    except MissingToolError:
+        if config.vendor != "auto":
+            raise
+        return fetch_converter(progress)
 
 
 NO_MTP = "--no-mtp"
