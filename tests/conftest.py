@@ -147,6 +147,24 @@ def _build(
     return directory
 
 
+@pytest.fixture(scope="session")
+def make_vision_model(
+    tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Build (once each) a tiny model that sees, with its processor: see ``vision_models``."""
+    from vision_models import build
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("seeing") / kind.replace("_", "-")
+            made[kind] = build(kind, folder, tokenizer_files)
+        return made[kind]
+
+    return make
+
+
 @pytest.fixture
 def llama(make_model: ModelMaker) -> Path:
     """A tiny bfloat16 Llama directory (shared: do not write into it)."""

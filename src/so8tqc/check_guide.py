@@ -364,6 +364,25 @@ GUIDE: dict[str, Guide] = {
         "the file does not hold what was asked for",
         _EXPORT,
     ),
+    "export.mmproj": Guide(
+        "Vision tower",
+        "A model that takes pictures has its vision tower and projector in a file beside the text.",
+        "a runtime that has the text file alone cannot be shown a picture",
+        "Export without --text-only, from a directory with the processor's files, by a converter "
+        "that knows the model.",
+    ),
+    "export.mmproj_constants": Guide(
+        "Normalisation of pixels",
+        "The vision file's mean and standard deviation must be those of the model's processor.",
+        "every picture would reach the vision tower in other colours",
+        _EXPORT,
+    ),
+    "export.mmproj_width": Guide(
+        "Width of the projector",
+        "The projector must give as many features as the text file takes.",
+        "the two files do not belong together, and no runtime loads them",
+        _EXPORT,
+    ),
     "export.logits": Guide(
         "Exported file, run",
         "libllama's predictions must be transformers', within what the types cost.",

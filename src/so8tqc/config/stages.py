@@ -82,6 +82,9 @@ class ExportOptions(Options):
     converter_args: tuple[str, ...] = Field(
         (), description="Further arguments for the converter, as it takes them."
     )
+    text_only: bool = Field(
+        False, description="Leave out the vision tower and projector of a model that sees."
+    )
 
 
 class ExportConfig(ExportOptions):

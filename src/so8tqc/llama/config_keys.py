@@ -86,3 +86,11 @@ def _of_transformers(model: Path) -> Any:
         return config.get_text_config(decoder=True)
     except Exception:  # noqa: BLE001  a type that transformers does not know says nothing
         return None
+
+
+def causal_class_of(config: Mapping[str, Any]) -> str | None:
+    """The class that transformers has for a text configuration; None if it has none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")))
+    return found if isinstance(found, str) else None

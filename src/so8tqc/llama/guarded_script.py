@@ -25,6 +25,8 @@ TRACE = "SO8TQC_CONVERSION_TRACE"
 TRACE_ALONE = "SO8TQC_TRACE_ALONE"
 KEYS = "SO8TQC_CONFIG_KEYS"
 GENERATION = "SO8TQC_GENERATION"
+VISION = "--mmproj"
+"""The converter's argument that asks for the vision tower's file."""
 
 
 def _refuse(*_arguments: object, **_options: object) -> NoReturn:
@@ -91,6 +93,33 @@ def _trace(path: Path) -> None:
     gguf.GGUFWriter.write_header_to_file = write_header
 
 
+_LAYERS_OF_PROJECTORS = 16
+_RESPELLED = {"vision_tower.": "vision_tower.vision_model."}
+"""Names of vision towers as transformers 5 saves them → as the published checkpoints have them."""
+
+
+def _know_more_names() -> None:
+    """Have the name map of vision towers know the spellings of transformers 5, and layers of a
+    projector that are numbered beyond those of a small tower."""
+    import gguf
+
+    names = gguf.TensorNameMap
+    building, finding = names.__init__, names.get_type_and_name
+
+    def build(table: Any, arch: Any, n_blocks: int) -> None:
+        building(table, arch, max(n_blocks, _LAYERS_OF_PROJECTORS))
+
+    def find(table: Any, key: str, try_suffixes: Any = ()) -> Any:
+        found = finding(table, key, try_suffixes)
+        for saved, published in _RESPELLED.items():
+            if found is None and key.startswith(saved):
+                found = finding(table, published + key.removeprefix(saved), try_suffixes)
+        return found
+
+    names.__init__ = build
+    names.get_type_and_name = find
+
+
 def main(script: Path, arguments: list[str]) -> None:
     """Run ``script`` as ``python SCRIPT ARGUMENT…`` would."""
     # before the auto classes are imported: they take the function by its name
@@ -105,6 +134,8 @@ def main(script: Path, arguments: list[str]) -> None:
         _sample(json.loads(generation))
     if trace := os.environ.get(TRACE):
         _trace(Path(trace))
+    if VISION in arguments:
+        _know_more_names()
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from so8tqc.record_kinds.base import Metrics
+from so8tqc.record_kinds.base import Entry, Metrics
+
+
+class MmprojMetrics(Entry):
+    """The file of a vision tower and its projector.
+
+    Attributes:
+        projector: which of llama.cpp's projectors.
+        types: GGML type → tensors.
+        tensors: how many.
+    """
+
+    projector: str
+    file_type: str
+    types: dict[str, int]
+    tensors: int
+    bytes: int
 
 
 class ExportMetrics(Metrics):
@@ -15,6 +31,7 @@ class ExportMetrics(Metrics):
         baked: whether the model directory says that it was baked.
         kept: tensors that ``keep_f32`` left unrounded.
         converter: its revision.
+        mmproj: the file of the vision tower beside it; None where none was written.
     """
 
     architecture: str | None
@@ -27,3 +44,4 @@ class ExportMetrics(Metrics):
     baked: bool | None
     kept: list[str]
     converter: str | None
+    mmproj: MmprojMetrics | None = None

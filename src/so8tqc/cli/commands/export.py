@@ -34,6 +34,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    text_only: Annotated[
+        bool | None,
+        typer.Option(
+            "--text-only",
+            help="Of a model that sees, leave out vision tower and projector (mmproj-NAME.gguf).",
+            show_default=False,
+        ),
+    ] = None,
     llama_cpp: Annotated[
         Path | None,
         typer.Option(help="A llama.cpp checkout to convert with."),
@@ -49,6 +57,8 @@ def export(
 ) -> None:
     """Convert a model directory to GGUF, compare every tensor with its source, and run the file.
 
+    Of a model that sees, vision tower and projector are written beside it as mmproj-NAME.gguf.
+
     llama.cpp's converter is needed. Where it is not here yet, a terminal is asked whether to fetch
     it; --yes, or SO8TQC_VENDOR=auto, fetches it without asking.
 
@@ -59,6 +69,8 @@ def export(
         so8tqc export baked/ --type bf16 --out model-BF16.gguf
 
         so8tqc export baked/ --keep-f32 baked --out model-F16.gguf
+
+        so8tqc export baked/ --text-only --out model-F16.gguf
     """
     from so8tqc.config import ExportConfig
     from so8tqc.services.export.service import export as service
@@ -69,6 +81,7 @@ def export(
         type=type_,
         keep_f32=keep_f32,
         converter_args=converter_arg,
+        text_only=text_only,
         llama_cpp=llama_cpp,
         vendor="auto" if yes else None,
     )

@@ -25,6 +25,8 @@ from so8tqc.checkpoints.provenance import (
 )
 from so8tqc.config import BakeConfig, CalibrateConfig, ExportConfig
 from so8tqc.errors import ModelError
+from so8tqc.gguf.mmproj import PREFIX as MMPROJ
+from so8tqc.gguf.mmproj import mmproj_beside
 from so8tqc.progress import Progress
 from so8tqc.record_kinds.quantize import Build
 from so8tqc.services.attest.requantize import make_again
@@ -95,11 +97,13 @@ def _export(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Ma
         place = model / Path(name).relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(path.resolve())
-    (output,) = link.outputs
-    made = scratch / Path(output.name).name
+    text = next(o for o in link.outputs if not Path(o.name).name.startswith(MMPROJ))
+    made = scratch / Path(text.name).name
     options = {**_mapping(link.parameters["options"]), "model": model, "out": made}
     write_gguf(ExportConfig.model_validate(options), progress)
-    return {output.name: made}
+    beside = mmproj_beside(made)
+    seen = str(Path(text.name).with_name(beside.name))
+    return {text.name: made} | ({seen: beside} if beside.is_file() else {})
 
 
 def _quantize(link: Link, inputs: Inputs, scratch: Path, progress: Progress) -> Made:

@@ -180,13 +180,13 @@ def _said(provenance: Provenance) -> dict[str, JsonValue]:
 
 
 def _export(directory: Path, record: Record, links: list[Link]) -> list[Link]:
-    path = _in(directory, "export", record.outputs["gguf"].path)
+    paths = [_in(directory, "export", ref.path) for ref in record.outputs.values()]  # text first
     return [
         Link(
             name="export",
             kind="export",
             inputs=tuple(_bare(entry) for entry in links[0].outputs),
-            outputs=(resource(path, path.relative_to(directory).as_posix()),),
+            outputs=tuple(resource(p, p.relative_to(directory).as_posix()) for p in paths),
             parameters={
                 "options": _options(record),
                 "converter": ExportMetrics.of(record).converter,

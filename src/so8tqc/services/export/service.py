@@ -21,14 +21,16 @@ from so8tqc.disk.locks import claim_output, exclusive
 from so8tqc.errors import MissingToolError, ModelError, ToolError
 from so8tqc.gguf.conversion import Conversion, read_conversion
 from so8tqc.gguf.file import GGUFFile, open_gguf
+from so8tqc.gguf.mmproj import mmproj_beside
 from so8tqc.gguf.rewrite import rewrite
-from so8tqc.llama.config_keys import derived, missing_keys
+from so8tqc.llama.config_keys import causal_class_of, derived, missing_keys
 from so8tqc.llama.converter import convert
 from so8tqc.llama.generation_keys import mended
 from so8tqc.llama.vendor import Converter, fetch_converter, find_converter
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.export import ExportMetrics
-from so8tqc.records import Record, Stopwatch, overall
+from so8tqc.records import Check, FileRef, Record, Stopwatch, judge, overall, skipped
+from so8tqc.services.export.comparison import TensorComparison
 from so8tqc.services.export.kept_tensors import (
     Kept,
     choose,
@@ -41,6 +43,17 @@ from so8tqc.services.export.logits import logits_checks, run_model
 from so8tqc.services.export.proof import compare_tensors, proof_checks
 from so8tqc.services.export.provenance import provenance_keys
 from so8tqc.services.export.traced import compare_traced, places_of
+from so8tqc.services.export.vision import (
+    CHECK as VISION,
+)
+from so8tqc.services.export.vision import (
+    NoVisionFileError,
+    Vision,
+    has_vision,
+    mmproj_metrics,
+    vision_checks,
+    write_vision,
+)
 from so8tqc.sources.inputs.hub import with_local_paths
 
 _BYTES_PER_WEIGHT: dict[ExportType, float] = {
@@ -82,10 +95,12 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
             comparison = compare_tensors(ready.checkpoint, gguf, progress)
         else:
             comparison = compare_traced(ready.checkpoint, gguf, conversion, progress)
+        sight = _write_vision(config, ready, progress)
+        seen = _vision_checks(sight, ready, gguf, comparison, progress)
         logits = logits_checks(running.result(), gguf, progress)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    checks = [*proof_checks(comparison), *kept_checks(kept, gguf), *logits]
+    checks = [*proof_checks(comparison), *kept_checks(kept, gguf), *logits, *seen]
     return Record(
         kind="export",
         verdict=overall(checks),
@@ -101,10 +116,15 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
             baked=ready.provenance is not None,
             kept=sorted(kept),
             converter=ready.converter.revision,
+            mmproj=mmproj_metrics(sight) if isinstance(sight, Vision) else None,
         ).as_json(),
-        notices=(*written.notices, *kept_notices(kept, ready.checkpoint)),
+        notices=(
+            *written.notices,
+            *kept_notices(kept, ready.checkpoint),
+            *(check.detail for check in seen if check.id == VISION),
+        ),
         inputs={"model": file_ref(config.model)},
-        outputs={"gguf": file_ref(config.out)},
+        outputs=_outputs(config, sight),
         config=config.model_dump(mode="json"),
         versions=versions_of(__name__),
         run=watch.info(),
@@ -139,6 +159,57 @@ def write_gguf(config: ExportConfig, progress: Progress = SILENT) -> None:
     ready = _prepare(config, progress)
     with atomic_file(config.out) as temporary:
         _write(config, ready, temporary, progress)
+    _write_vision(config, ready, progress)
+
+
+def _write_vision(config: ExportConfig, ready: _Prepared, progress: Progress) -> Vision | Check:
+    """The vision tower's file beside the text's; of a model that sees, why there is none.
+
+    A model that does not see has a check, too, which nobody asks for.
+    """
+    checkpoint, out = ready.checkpoint, mmproj_beside(config.out)
+    if not has_vision(checkpoint):
+        return skipped(VISION, "The model takes no pictures.")
+    if config.text_only:
+        return skipped(VISION, "Text only, as asked: the vision tower is left out.")
+    try:
+        with atomic_file(out) as temporary:
+            log = config.out.with_name(out.name + ".log")
+            vision = write_vision(
+                checkpoint,
+                ready.converter,
+                temporary,
+                config.type,
+                config.converter_args,
+                log,
+                progress,
+            )
+            _require_room_in_f16(vision.mmproj.gguf, vision.conversion, checkpoint)
+    except NoVisionFileError as reason:
+        return skipped(VISION, f"The vision tower was not written: {reason}.")
+    except ToolError as error:
+        return judge(VISION, 0, 1, comparison=">=", detail=f"The vision tower: {error}")
+    gguf = replace(vision.mmproj.gguf, path=out)
+    return replace(vision, mmproj=replace(vision.mmproj, gguf=gguf))
+
+
+def _vision_checks(
+    sight: Vision | Check,
+    ready: _Prepared,
+    text: GGUFFile,
+    of_text: TensorComparison,
+    progress: Progress,
+) -> list[Check]:
+    if isinstance(sight, Vision):
+        return vision_checks(ready.checkpoint, sight, text, of_text, progress)
+    return [sight] if has_vision(ready.checkpoint) else []
+
+
+def _outputs(config: ExportConfig, sight: Vision | Check) -> dict[str, FileRef]:
+    outputs = {"gguf": file_ref(config.out)}
+    if isinstance(sight, Vision):
+        outputs["mmproj"] = file_ref(sight.mmproj.gguf.path)
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -176,6 +247,8 @@ def _converter(config: ExportConfig, progress: Progress) -> Converter:
 
 
 NO_MTP = "--no-mtp"
+_ARCHITECTURES = "architectures"
+"""Published models that see often name their text model's class here; a saved copy may not."""
 
 
 class _Converted(NamedTuple):
@@ -249,6 +322,10 @@ def _met_halfway(
         if key not in keys and (value := derived(key, known, config.model)) is not None:
             keys[key] = value
             return True
+    unknown = "is not supported" in error.what and _ARCHITECTURES not in keys
+    if unknown and known is text and (class_name := causal_class_of(known)) is not None:
+        keys[_ARCHITECTURES] = [class_name]
+        return True
     if "AssertionError" in error.what and NO_MTP not in arguments:
         arguments.append(NO_MTP)  # for layers of further tokens, which a re-saved model lacks
         return True

@@ -24,7 +24,7 @@ from so8tqc.services.export.comparison import TensorComparison
 if TYPE_CHECKING:
     import torch
 
-_BUFFERS = (
+BUFFERS = (
     ".rotary_emb.inv_freq",
     ".attention.masked_bias",
     ".attention.bias",
@@ -32,6 +32,7 @@ _BUFFERS = (
     ".attn.bias",
     ".rotary_pos_emb.inv_freq",
     ".num_batches_tracked",
+    ".embeddings.position_ids",
 )
 """What a model stores and computes again whenever it is loaded."""
 
@@ -97,6 +98,15 @@ def compare_traced(
     checkpoint: Checkpoint, gguf: GGUFFile, conversion: Conversion, progress: Progress = SILENT
 ) -> TensorComparison:
     """Compare every tensor of the file with the replay of its history."""
+    found = compare_stored(checkpoint, gguf, conversion, progress)
+    _sort_unused(checkpoint, gguf, conversion, found)
+    return found
+
+
+def compare_stored(
+    checkpoint: Checkpoint, gguf: GGUFFile, conversion: Conversion, progress: Progress = SILENT
+) -> TensorComparison:
+    """The same, of what the file holds: source tensors that went nowhere are not looked for."""
     replay = Replay(conversion, checkpoint)
     found = TensorComparison(gguf.architecture, traced=True)
 
@@ -125,7 +135,6 @@ def compare_traced(
             found.untraced.append(str(result))
     found.missing += [name for name in conversion.outputs if name not in gguf.tensors]
     found.extra += [name for name in gguf.tensors if name not in conversion.outputs]
-    _sort_unused(checkpoint, gguf, conversion, found)
     return found
 
 
@@ -133,15 +142,11 @@ def _sort_unused(
     checkpoint: Checkpoint, gguf: GGUFFile, conversion: Conversion, found: TensorComparison
 ) -> None:
     """Source tensors that went nowhere, or not as a whole."""
-    reached: dict[str, int] = {}
-    for name, sources in conversion.sources.items():
-        if name in gguf.tensors:
-            for source in sources:
-                reached[source] = reached.get(source, 0) + gguf.tensors[name].elements
+    reached = elements_reached(gguf, conversion)
     looked_at = conversion.looked_at
     for name, entry in checkpoint.tensors.items():
         if name not in reached:
-            if _is_copy(entry, checkpoint, reached) or name.endswith(_BUFFERS):
+            if _is_copy(entry, checkpoint, reached) or name.endswith(BUFFERS):
                 found.equal[name] = "left out: stored elsewhere, or computed"
             elif (
                 name in looked_at
@@ -154,6 +159,16 @@ def _sort_unused(
                 found.missing.append(name)
         elif prod(entry.shape) > reached[name]:
             found.missing.append(f"{name} (a part of it)")
+
+
+def elements_reached(gguf: GGUFFile, conversion: Conversion) -> dict[str, int]:
+    """Source tensor → elements of the file that it went into."""
+    reached: dict[str, int] = {}
+    for name, sources in conversion.sources.items():
+        if name in gguf.tensors:
+            for source in sources:
+                reached[source] = reached.get(source, 0) + gguf.tensors[name].elements
+    return reached
 
 
 def _beside_text(name: str, checkpoint: Checkpoint) -> bool:
