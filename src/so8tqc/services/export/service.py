@@ -29,7 +29,7 @@ from so8tqc.llama.generation_keys import mended
 from so8tqc.llama.vendor import Converter, fetch_converter, find_converter
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.export import ExportMetrics
-from so8tqc.records import Check, FileRef, Record, Stopwatch, judge, overall, skipped
+from so8tqc.records import Check, FileRef, Record, Stopwatch, overall
 from so8tqc.services.export.comparison import TensorComparison
 from so8tqc.services.export.kept_tensors import (
     Kept,
@@ -44,13 +44,12 @@ from so8tqc.services.export.proof import compare_tensors, proof_checks
 from so8tqc.services.export.provenance import provenance_keys
 from so8tqc.services.export.traced import compare_traced, places_of
 from so8tqc.services.export.vision import (
-    CHECK as VISION,
-)
-from so8tqc.services.export.vision import (
     NoVisionFileError,
     Vision,
     has_vision,
+    left_out,
     mmproj_metrics,
+    not_written,
     vision_checks,
     write_vision,
 )
@@ -121,7 +120,7 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
         notices=(
             *written.notices,
             *kept_notices(kept, ready.checkpoint),
-            *(check.detail for check in seen if check.id == VISION),
+            *([sight.detail] if seen and isinstance(sight, Check) else []),
         ),
         inputs={"model": file_ref(config.model)},
         outputs=_outputs(config, sight),
@@ -169,9 +168,9 @@ def _write_vision(config: ExportConfig, ready: _Prepared, progress: Progress) ->
     """
     checkpoint, out = ready.checkpoint, mmproj_beside(config.out)
     if not has_vision(checkpoint):
-        return skipped(VISION, "The model takes no pictures.")
+        return left_out("The model takes no pictures.")
     if config.text_only:
-        return skipped(VISION, "Text only, as asked: the vision tower is left out.")
+        return left_out("Text only, as asked: the vision tower is left out.")
     try:
         with atomic_file(out) as temporary:
             log = config.out.with_name(out.name + ".log")
@@ -186,9 +185,9 @@ def _write_vision(config: ExportConfig, ready: _Prepared, progress: Progress) ->
             )
             _require_room_in_f16(vision.mmproj.gguf, vision.conversion, checkpoint)
     except NoVisionFileError as reason:
-        return skipped(VISION, f"The vision tower was not written: {reason}.")
+        return left_out(f"The vision tower was not written: {reason}.")
     except ToolError as error:
-        return judge(VISION, 0, 1, comparison=">=", detail=f"The vision tower: {error}")
+        return not_written(str(error))
     gguf = replace(vision.mmproj.gguf, path=out)
     return replace(vision, mmproj=replace(vision.mmproj, gguf=gguf))
 

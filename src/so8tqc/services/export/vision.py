@@ -150,6 +150,16 @@ def _json(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def left_out(reason: str) -> Check:
+    """``export.mmproj`` of a model without a file of its vision tower."""
+    return skipped(CHECK, reason)
+
+
+def not_written(reason: str) -> Check:
+    """``export.mmproj`` where the converter failed."""
+    return judge(CHECK, 0, 1, comparison=">=", detail=f"The vision tower: {reason}")
+
+
 def vision_checks(
     checkpoint: Checkpoint,
     vision: Vision,
