@@ -104,7 +104,7 @@ def write_vision(
             "image_std)"
         )
     with TemporaryDirectory(prefix="so8tqc-") as scratch:
-        trace = Path(scratch) / "trace.json"
+        trace = Path(scratch) / "trace"
         given = [a for a in arguments if a not in _TEXT_ONLY_ARGUMENTS]
         try:
             convert(
