@@ -21,6 +21,7 @@ from so8tqc.cli.commands.qc import qc
 from so8tqc.cli.commands.quantize import quantize
 from so8tqc.cli.commands.report import report
 from so8tqc.cli.commands.run import run
+from so8tqc.cli.commands.serve_config import serve_config
 from so8tqc.cli.commands.vendor import vendor
 from so8tqc.cli.commands.verify import verify
 
@@ -50,7 +51,7 @@ def _root(
 
 for command in (
     run, demo, identify, bake, export, quantize, calibrate, capture, qc, choose, longtext, report,
-    attest, verify, explain, doctor, vendor, data,
+    attest, verify, serve_config, explain, doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

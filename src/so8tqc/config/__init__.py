@@ -15,6 +15,7 @@ from so8tqc.config.evaluation import (
     EvaluationOptions,
     ReferenceOptions,
 )
+from so8tqc.config.serving import Runtime, ServeConfig
 from so8tqc.config.stages import (
     CALIBRATION_TEXTS,
     COMMAND_CONFIGS,
@@ -89,6 +90,8 @@ __all__ = [
     "ReportOptions",
     "RotationOptions",
     "RunConfig",
+    "Runtime",
+    "ServeConfig",
     "StageName",
     "VerdictOptions",
     "VerifyConfig",

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from so8tqc.config.evaluation import QUALITY_TEXTS, EvaluationOptions, ReferenceOptions
+from so8tqc.config.serving import ServeConfig
 from so8tqc.errors import ConfigError
 from so8tqc.languages import Language
 from so8tqc.options import Options
@@ -489,6 +490,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "longtext": LongTextConfig,
     "attest": AttestConfig,
     "verify": VerifyConfig,
+    "serve-config": ServeConfig,
 }
 """What ``--config`` of a command reads."""
 
