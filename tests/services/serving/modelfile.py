@@ -1,7 +1,8 @@
 """Strict readers of what Ollama reads: a Modelfile, and a template in the part of Go in use.
 
 The grammar is that of Ollama's documentation: a line is a comment, or an instruction and its
-value; a value is bare, in double quotes, or in three of them over several lines; nothing is escaped.
+value; a value is bare, in double quotes, or in three of them over several lines; nothing is
+escaped.
 """
 
 from __future__ import annotations
