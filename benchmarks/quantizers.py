@@ -4,12 +4,12 @@ and this project's by stage.
 python benchmarks/quantizers.py WORK [TOKENS [TYPE …]]
 
 The model is that of examples/off_grid_model.py. All encoders write the same types and bytes;
-importance is the diagonal of the very second moments that the solver has, over TOKENS tokens of
-builtin:calibration without the texts that judge; those are builtin:validation, at most 256 tokens
-each. KL is the mean per token from the unquantized model, in nats: once of the weights, run by
-transformers in float32, once as libllama runs the file. Intervals are 95 %, of the ratio to
-importance, paired by text (bootstrap over texts). WORK keeps what was made, so that a second call
-goes on.
+importance is the diagonal of the second moments of what enters each matrix, over the very TOKENS
+tokens of builtin:calibration that the solver has. The texts that judge are builtin:validation, at
+most 256 tokens each. KL is the mean per token from the unquantized model, in nats: once of the
+weights, run by transformers in float32, once as libllama runs the file. Intervals are 95 %, of the
+ratio to importance, paired by text (bootstrap over texts). WORK keeps what was made, so that a
+second call goes on.
 """
 
 from __future__ import annotations
@@ -105,14 +105,16 @@ def cut_down(passes: int) -> Callable[..., Any]:
 
 
 def write_importance(moments: MomentsFile, path: Path, tokens: int) -> None:
+    """What ``llama-imatrix`` sums: squares of each token's inputs, for k and v those of q."""
     sums, counts = {}, {}
-    for group in moments.manifest.groups:
+    own = {name: group for group in moments.manifest.groups for name in group.tensors}
+    for name in own:
+        group = own[name.replace(".attn_k.", ".attn_q.").replace(".attn_v.", ".attn_q.")]
         part = moments.part(group)
         diagonal = np.diagonal(square(part.kept, group.columns))
         diagonal = diagonal + np.diagonal(square(part.held, group.columns))
-        for name in group.tensors:
-            sums[name] = diagonal[None]
-            counts[name] = np.array([group.tokens + group.held])
+        sums[name] = diagonal[None]
+        counts[name] = np.array([group.tokens + group.held])
     write_imatrix(path, sums, counts, datasets=["builtin:calibration"], chunks=1, chunk_size=tokens)
 
 

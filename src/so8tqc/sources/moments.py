@@ -1,5 +1,10 @@
 """Second moments of what enters a model's matrices, E[x xᵀ], a layer at a time.
 
+Values are seen through attention only: their matrix' inputs are the means that queries attend to,
+Σ_t a_qt x_t of every head. Keys likewise: a token's input counts by what its key moves (see
+``attended``). Where a model attends otherwise, or has no matrix of its own for them, each token
+counts once.
+
 All chunks of calibration text go through layer k before layer k + 1 is begun, so that the second
 moments of one layer are in memory at a time, and of the activations one state per token. Layers
 are called as the model itself calls them: positions, masks and whatever else it hands to them are
@@ -19,6 +24,7 @@ import numpy.typing as npt
 
 from so8tqc.errors import ModelError
 from so8tqc.progress import SILENT, Progress
+from so8tqc.sources.attended import Attended, attention_told, watched
 from so8tqc.sources.hf import HFModel
 from so8tqc.sources.protocol import TokenIds
 
@@ -30,6 +36,9 @@ _AGREEMENT = 1e-3
 a layer that was given the wrong mask or positions a good part of 1."""
 
 HEAD = "head"
+
+QUERY_STEP = 4
+"""Every fourth query is looked at, with each of its heads: other ones in each chunk."""
 
 
 @dataclass
@@ -49,18 +58,16 @@ class Moments:
     held_tokens: int = 0
     modules: list[str] = field(default_factory=list)
 
-    def add(self, inputs: Any, *, held: bool) -> None:
-        """Add [T, n] inputs, a torch tensor.
-
-        A chunk's products are summed in its own dtype, chunks in float64.
-        """
-        product = (inputs.T @ inputs).double().cpu().numpy()
+    def add(self, product: Any, tokens: int, *, held: bool) -> None:
+        """Add a chunk's [n, n] product, a torch tensor in the model's dtype; chunks are summed in
+        float64."""
+        summed = product.double().cpu().numpy()
         if held:
-            self.held += product
-            self.held_tokens += len(inputs)
+            self.held += summed
+            self.held_tokens += tokens
         else:
-            self.kept += product
-            self.tokens += len(inputs)
+            self.kept += summed
+            self.tokens += tokens
 
 
 class LayerMoments(NamedTuple):
@@ -119,17 +126,17 @@ def layer_moments(
     import torch
 
     layers = _layers(model)
-    with torch.inference_mode():
-        calls = _calls(model, layers, chunks[0])
+    with attention_told(model), torch.inference_mode():
+        handed = _calls(model, layers, chunks[0])
         states = [_first_state(model, layers[0], chunk) for chunk in chunks]
         with progress.task("running layers", total=len(layers) + 1, unit="layers") as task:
-            for index, (layer, call) in enumerate(zip(layers, calls, strict=True)):
+            for index, (layer, call) in enumerate(zip(layers, handed, strict=True)):
                 name = str(index)
                 with _hooked(model, layer if wanted(name) else None) as hooks:
                     for number, state in enumerate(states):
-                        hooks.begin(held=number % HELD_OUT == HELD_OUT - 1)
                         output = layer(state, *call.arguments, **call.named)
                         states[number] = output[0] if isinstance(output, tuple) else output
+                        hooks.end(number)
                 task.advance(1, item=f"layer {index}")
                 if wanted(name):
                     yield LayerMoments(name, tuple(hooks.moments.values()))
@@ -207,38 +214,85 @@ def _first_state(model: HFModel, first: Any, chunk: TokenIds) -> Any:
     return found[0]
 
 
+class _Seen(NamedTuple):
+    """A linear as it was called: [T, n] inputs, and its output."""
+
+    name: str
+    inputs: Any
+    output: Any
+
+
 class _Hooks:
     """Sums what enters a layer's linears, once for all that share an input."""
 
     def __init__(self) -> None:
         self.moments: dict[str, Moments] = {}
         self._of: dict[str, str] = {}
-        self._inputs: list[tuple[str, Any]] = []
-        self._held = False
+        self._seen: list[_Seen] = []
+        self.calls: list[Attended] = []
 
-    def begin(self, *, held: bool) -> None:
-        """A chunk follows."""
-        self._held = held
-        self._inputs.clear()
-
-    def hook(self, name: str) -> Callable[[Any, Any], None]:
-        def take(_module: Any, arguments: Any) -> None:
-            inputs = arguments[0]
-            leader = next((who for who, tensor in self._inputs if tensor is inputs), name)
-            if leader == name:
-                self._inputs.append((name, inputs))
-            # the first chunk says which linears share an input; a later one cannot change it
-            if self._of.setdefault(name, leader) != name:
-                if name not in self.moments[self._of[name]].modules:
-                    self.moments[self._of[name]].modules.append(name)
-                return
-            flat = inputs.reshape(-1, inputs.shape[-1])
-            if name not in self.moments:
-                n = flat.shape[1]
-                self.moments[name] = Moments(np.zeros((n, n)), np.zeros((n, n)), modules=[name])
-            self.moments[name].add(flat, held=self._held)
+    def hook(self, name: str) -> Callable[[Any, Any, Any], None]:
+        def take(_module: Any, arguments: Any, output: Any) -> None:
+            self._seen.append(_Seen(name, arguments[0], output))
 
         return take
+
+    def end(self, number: int) -> None:
+        """The chunk of this number in the text has gone through."""
+        held = number % HELD_OUT == HELD_OUT - 1
+        apart = dict(_through_attention(self._seen, self.calls, number))
+        leaders: list[_Seen] = []
+        for seen in self._seen:
+            inputs = seen.inputs
+            tokens = inputs.numel() // inputs.shape[-1]
+            if seen.name in apart:
+                self._add(seen.name, apart[seen.name], tokens, held)
+                continue
+            leader = next((one for one in leaders if one.inputs is inputs), seen)
+            if leader is seen:
+                leaders.append(seen)
+            # the first chunk says which linears share an input; a later one cannot change it
+            if self._of.setdefault(seen.name, leader.name) == seen.name:
+                flat = inputs.reshape(-1, inputs.shape[-1])
+                self._add(seen.name, flat.T @ flat, tokens, held)
+            elif seen.name not in self.moments[self._of[seen.name]].modules:
+                self.moments[self._of[seen.name]].modules.append(seen.name)
+        self._seen.clear()
+        self.calls.clear()
+
+    def _add(self, name: str, product: Any, tokens: int, held: bool) -> None:
+        if name not in self.moments:
+            n = len(product)
+            self.moments[name] = Moments(np.zeros((n, n)), np.zeros((n, n)), modules=[name])
+        self.moments[name].add(product, tokens, held=held)
+
+
+def _through_attention(
+    seen: Sequence[_Seen], calls: Sequence[Attended], number: int
+) -> Iterator[tuple[str, Any]]:
+    """The linears that make values and keys, and the [n, n] products of their inputs.
+
+    Values are known by their memory, keys (which are turned by positions first) by their name
+    beside the values'.
+    """
+    for call in calls:
+        value = next((one for one in seen if _same_memory(one.output, call.value)), None)
+        if value is None:
+            continue
+        inputs = value.inputs.reshape(-1, value.inputs.shape[-1])
+        queries = call.weights[:, number % QUERY_STEP :: QUERY_STEP]
+        means = (queries @ inputs).reshape(-1, inputs.shape[1])
+        yield value.name, means.T @ means * (len(inputs) / len(means))
+        key_name = f"{value.name.rpartition('.')[0]}.k_proj"
+        if any(one.name == key_name and one.inputs is value.inputs for one in seen):
+            costs = call.key_costs.to(inputs.dtype)
+            yield key_name, inputs.T @ (inputs * costs[:, None])
+
+
+def _same_memory(one: Any, other: Any) -> bool:
+    if one.numel() != other.numel():
+        return False
+    return bool(one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr())
 
 
 @contextmanager
@@ -247,10 +301,11 @@ def _hooked(model: HFModel, layer: Any) -> Iterator[_Hooks]:
     hooks = _Hooks()
     with ExitStack() as stack:
         if layer is not None:
+            hooks.calls = stack.enter_context(watched())
             names = {id(module): name for name, module in model.module.named_modules()}
             for module in layer.modules():
                 if _is_linear(module):
-                    handle = module.register_forward_pre_hook(hooks.hook(names[id(module)]))
+                    handle = module.register_forward_hook(hooks.hook(names[id(module)]))
                     stack.callback(handle.remove)
         yield hooks
 
@@ -328,5 +383,6 @@ def _head(finals: Sequence[Any]) -> Moments:
     n = finals[0].shape[-1]
     found = Moments(np.zeros((n, n)), np.zeros((n, n)), modules=[HEAD])
     for number, state in enumerate(finals):
-        found.add(state, held=number % HELD_OUT == HELD_OUT - 1)
+        held = number % HELD_OUT == HELD_OUT - 1
+        found.add(state.T @ state, len(state), held=held)
     return found

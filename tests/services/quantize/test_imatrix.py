@@ -22,6 +22,7 @@ from so8tqc.llama.imatrix_worker import expert_squares, stack_squares
 from so8tqc.llama.libllama import tokenize
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Verdict
+from so8tqc.resources import data_file
 from so8tqc.services.export.service import export
 from so8tqc.services.quantize.imatrix import CHUNK_TOKENS, compute_imatrix
 from so8tqc.services.quantize.service import quantize
@@ -38,7 +39,11 @@ VOCABULARY = 512
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibration") / "calibration.txt"
-    path.write_text("\n\n".join(text.full for text in load_texts(["builtin:validation"])[:4]))
+    path.write_text(
+        "\n\n".join(
+            text.full for text in load_texts([str(data_file("calibration_written_en.json"))])[:14]
+        )
+    )
     return path
 
 

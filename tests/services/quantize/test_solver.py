@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from so8tqc.config import ExportConfig, QuantizeConfig, VerifyConfig
+from so8tqc.corpus.manifest import manifest_path
 from so8tqc.errors import DataError, InputError, ModelError, So8tqcError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.vendor import is_vendored
@@ -22,7 +23,8 @@ from so8tqc.records import Record, Verdict
 from so8tqc.services.attest.verify_file import verify
 from so8tqc.services.export.service import write_gguf
 from so8tqc.services.quantize import solver as module
-from so8tqc.services.quantize.hessians import calibration_texts
+from so8tqc.services.quantize.calibration import calibration_texts
+from so8tqc.services.quantize.imatrix import compute_imatrix
 from so8tqc.services.quantize.service import quantize
 
 pytestmark = [
@@ -254,7 +256,7 @@ def test_what_was_done_is_not_done_again(
         module, "_solved", lambda names, *rest: solving.append(names) or solve_group(names, *rest)
     )
     run(exported, tmp_path, "Q4_K_M", **options)
-    assert len(solving) == (9 - 3 if task == "solving" else 9)
+    assert len(solving) == (13 - 3 if task == "solving" else 13)
     assert bytes_of(tmp_path / "wide-Q4_K_M.gguf") == bytes_of(out / "wide-Q4_K_M.gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "record.json",
@@ -285,17 +287,44 @@ def test_a_file_that_nothing_says_the_model_of(exported: Path, text: Path, tmp_p
         run(exported, tmp_path, "Q4_K_M", hessian_data=(str(text),))
 
 
-def test_text_that_judges_is_refused(exported: Path, model: Path, tmp_path: Path) -> None:
-    judging = json.loads(
-        (Path(__file__).parents[3] / "data" / "validation_ja.json").read_text(encoding="utf-8")
-    )
-    path = tmp_path / "mine.jsonl"
-    lines = ["something else", judging["texts"][3].replace("\n", " \n ") + "\n"]
-    path.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+def _judging() -> str:
+    path = Path(__file__).parents[3] / "data" / "validation_ja.json"
+    text: str = json.loads(path.read_text(encoding="utf-8"))["texts"][3]
+    return text
+
+
+def _as_lines(judging: str) -> tuple[str, str]:
+    lines = ["something else", judging.replace("\n", " \n ") + "\n"]
+    return "mine.jsonl", "\n".join(json.dumps({"text": line}) for line in lines)
+
+
+def _amid_others(judging: str) -> tuple[str, str]:
+    return "mine.txt", f"Something else.\n\n{judging}\n\nAnd more."
+
+
+def _a_paragraph(judging: str) -> tuple[str, str]:
+    return "mine.txt", max(judging.split("\n\n"), key=len)
+
+
+@pytest.mark.parametrize("write", [_as_lines, _amid_others, _a_paragraph])
+def test_text_that_judges_is_refused(
+    write: Callable[[str], tuple[str, str]], exported: Path, model: Path, tmp_path: Path
+) -> None:
+    name, content = write(_judging())
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match="which judges"):
         run(exported, tmp_path, "Q4_K_M", model=model, hessian_data=(str(path),))
-    path.write_text(json.dumps({"text": lines[0]}), encoding="utf-8")
+    with pytest.raises(DataError, match="which judges"):
+        compute_imatrix(open_gguf(exported), (str(path),), tmp_path / "imatrix.gguf")
+    path = tmp_path / "other.txt"
+    path.write_text("Nothing of the kind.", encoding="utf-8")
     assert len(calibration_texts((str(path),))) == 1
+
+
+def test_what_the_project_calibrates_with_does_not_judge() -> None:
+    written = sorted(manifest_path().parent.glob("calibration_*.json"))
+    assert len(calibration_texts([str(path) for path in written])) == 250
 
 
 def test_too_little_text(exported: Path, model: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
-from so8tqc.config import CALIBRATION_TEXTS, LONG_TEXTS, QUALITY_TEXTS
 from so8tqc.disk.atomic import atomic_file
 from so8tqc.disk.digests import file_ref, sha256_json
 from so8tqc.disk.system import make_folder, remove
@@ -28,10 +27,14 @@ from so8tqc.quantizers.hessians import (
 )
 from so8tqc.record_files import read_record, record_beside
 from so8tqc.services.export.proof import explain, tensors_by_name
+from so8tqc.services.quantize.calibration import calibration_texts
 from so8tqc.sources.hf import HFModel
-from so8tqc.sources.inputs.texts import Text, concatenated, encode_plain, load_texts, load_tokenizer
+from so8tqc.sources.inputs.texts import concatenated, encode_plain, load_tokenizer
 from so8tqc.sources.moments import HEAD, LayerMoments, chunks_of, layer_moments
 from so8tqc.sources.protocol import TokenIds
+
+METHOD = 2
+"""How second moments come about; 2: values and keys as attention sees them."""
 
 CHUNK_TOKENS = 512
 """Tokens of a chunk, as for importance matrices."""
@@ -128,51 +131,6 @@ def compute_moments(
     return MomentsFile(out)
 
 
-def calibration_texts(data: Sequence[str]) -> tuple[Text, ...]:
-    """The texts of a list of files and built-in sets, without any that judges.
-
-    The built-in calibration set holds some that judge, for other uses; there they are left out.
-
-    Raises:
-        DataError: a file holds a text that judges.
-    """
-    found: list[Text] = []
-    for spec in data:
-        texts = load_texts((spec,))
-        judging = judging_texts(texts)
-        if judging and spec != CALIBRATION_TEXTS:
-            text, judge = next(iter(judging.items()))
-            raise DataError(
-                f"is {judge}, which judges: a file fitted to it would be judged by what it was "
-                "made with",
-                where=f"{spec}, {text}",
-                remedy="Give other calibration text, e.g. builtin:calibration.",
-            )
-        found += [text for text in texts if text.id not in judging]
-    if not found:
-        raise DataError("no text is left that does not judge", where=", ".join(data))
-    return tuple(found)
-
-
-def judging_texts(texts: Sequence[Text]) -> dict[str, str]:
-    """Ids of texts that are, but for white space, among those that judge → the judge's id."""
-    judging = {
-        _digest(form): text.id
-        for text in load_texts((QUALITY_TEXTS, LONG_TEXTS))
-        for form in (text.text, text.full)
-    }
-    return {
-        text.id: judging[digest]
-        for text in texts
-        for digest in (_digest(text.text), _digest(text.full))
-        if digest in judging
-    }
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
-
-
 def require_same_weights(
     checkpoint: Checkpoint, gguf: GGUFFile, progress: Progress = SILENT
 ) -> dict[str, str]:
@@ -240,6 +198,7 @@ def _manifest(calibration: Calibration, chunks: Sequence[TokenIds]) -> Manifest:
             "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
             "chunk": len(chunks[0]),
             "chunks": len(chunks),
+            "method": METHOD,
         }
     )
 

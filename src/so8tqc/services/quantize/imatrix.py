@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from so8tqc.config import QUALITY_TEXTS
 from so8tqc.disk.atomic import atomic_file
 from so8tqc.errors import DataError, ModelError, ToolError
 from so8tqc.gguf.file import GGUFFile
@@ -17,7 +18,7 @@ from so8tqc.llama.child import QUIET_ABORT, ending, follow, reason, remedy
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix
 from so8tqc.llama.imatrix_worker import TOO_SHORT
 from so8tqc.progress import SILENT, Progress
-from so8tqc.sources.inputs.texts import load_texts
+from so8tqc.services.quantize.calibration import calibration_texts
 
 CHUNK_TOKENS = 512
 """Tokens of a chunk, as ``llama-imatrix`` has it."""
@@ -47,7 +48,7 @@ def compute_imatrix(
 
     Raises:
         ModelError: the GGUF has no tokenizer, or a tensor's inputs are zero or not finite.
-        DataError: there is no text, or fewer tokens than a chunk.
+        DataError: there is no text, fewer tokens than a chunk, or one of ``builtin:validation``.
         ToolError: libllama reports an error, or dies.
     """
     if model.fields.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
@@ -56,7 +57,7 @@ def compute_imatrix(
             where=str(model.path),
             remedy="Give an importance matrix (--imatrix FILE).",
         )
-    text = "\n\n".join(text.full for text in load_texts(data))
+    text = "\n\n".join(text.full for text in calibration_texts(data, (QUALITY_TEXTS,)))
     with atomic_file(out) as temporary, tempfile.TemporaryDirectory() as folder:
         calibration = Path(folder) / "calibration.txt"
         calibration.write_text(text, encoding="utf-8")

@@ -19,11 +19,11 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.quantizers.hessians import MomentsFile
 from so8tqc.record_kinds.quantize import Coverage, QuantizeMeasured, QuantizeMetrics, Solver
 from so8tqc.records import Record, Stopwatch, overall, versions
+from so8tqc.services.quantize.calibration import calibration_texts
 from so8tqc.services.quantize.derivation import derivation
 from so8tqc.services.quantize.files import PlannedFile, quantize_files, workers
 from so8tqc.services.quantize.hessians import (
     Calibration,
-    calibration_texts,
     compute_moments,
     model_directory,
     require_fit,
