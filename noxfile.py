@@ -167,14 +167,14 @@ def architectures(session: nox.Session) -> None:
 
     Arguments are types; without any, all (under an hour on two cores).
     """
-    install(session, "test,llama")
+    install(session, "test,llama,demo")
     folder = Path("tests/architectures")
     session.run("python", str(folder / "sweep_tokenizer.py"), session.create_tmp())
     if not session.posargs:
         (folder / "results.jsonl").unlink(missing_ok=True)
     session.run(
         "python", "-W", "ignore", str(folder / "sweep.py"), str(folder / "results.jsonl"),
-        str(Path(session.create_tmp()) / "tokenizer"), "-", "-", *session.posargs,
+        session.create_tmp(), *session.posargs,
         env={"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     session.run("python", str(folder / "page.py"))

@@ -1,9 +1,8 @@
 """One type of model through bake, qc, export and quantize, each judged by something independent.
 
-``python tests/architectures/sweep.py OUT.jsonl TOKENIZER CHECKOUT MODELS [TYPE …]`` appends a
-line for each type (all that transformers has, if none is named) to OUT.jsonl. CHECKOUT is a
-llama.cpp to convert with, or ``-`` for the vendored one; MODELS a folder of built models, or ``-``.
-``page.py`` writes docs/architectures.md from the lines.
+``python tests/architectures/sweep.py OUT.jsonl TOKENIZERS [TYPE …]`` appends a line for each type
+(all that transformers has, if none is named) to OUT.jsonl. TOKENIZERS is a folder that
+``sweep_tokenizer.py`` has made; ``page.py`` writes docs/architectures.md from the lines.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import tiny_models
 import torch
+from sweep_tokenizer import BPE_VOCABULARY, VOCABULARY
 
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.sites import layers_with_attention
@@ -42,7 +42,6 @@ from so8tqc.services.export.traced import compare_traced
 from so8tqc.services.qc.service import qc
 from so8tqc.services.quantize.service import quantize
 
-VOCABULARY = 512
 TOKENS = np.arange(10, 42)
 RIGHT = 1e-4
 """Largest error of a right bake, as a share of what the gates change: float32 storage."""
@@ -54,6 +53,8 @@ class Row:
 
     kind: str
     model: str = ""
+    tokenizer: str = ""
+    seconds: float = 0.0
     projection: str = ""
     width: str = ""
     layers: str = ""
@@ -63,6 +64,7 @@ class Row:
     files: str = ""
     unbaked: str = ""
     export: str = ""
+    said: str = ""
     export_checks: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     skips: list[str] = dataclasses.field(default_factory=list)
     faults: dict[str, bool] = dataclasses.field(default_factory=dict)
@@ -156,18 +158,27 @@ def logits(directory: Path, rotations: dict[str, torch.Tensor] | None = None) ->
             return model(input_ids=ids, use_cache=False).logits[0].double()
 
 
-def sweep(
-    kind: str, work: Path, tokenizer: Path, llama_cpp: Path | None, build: bool = True
-) -> Row:
-    """Everything of one type."""
-    row = Row(kind, tiny_models.types().get(kind, ""))
-    base, gates, baked = work / kind, work / "gates.safetensors", work / "baked"
-    if build:
-        try:
-            tiny_models.build(kind, base, tokenizer, VOCABULARY)
-        except Exception as error:
-            row.bake = f"not built: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            return row
+_OTHER_TOKENIZER = ("does not know this tokenizer", "special tokens", "tokenizer_config.json")
+"""Refusals of the converter that are about the tokenizer, not about the type."""
+
+
+def sweep(kind: str, work: Path, tokenizers: Path, *, export: bool = True) -> Row:
+    """Everything of one type, with the small tokenizer, or with the other where that is refused."""
+    row = _with_tokenizer(kind, work / "a", tokenizers / "sentencepiece", VOCABULARY, export)
+    if any(said in row.export for said in _OTHER_TOKENIZER):
+        return _with_tokenizer(kind, work / "b", tokenizers / "bpe", BPE_VOCABULARY, export)
+    return row
+
+
+def _with_tokenizer(kind: str, work: Path, tokenizer: Path, vocabulary: int, export: bool) -> Row:
+    row = Row(kind, tiny_models.types().get(kind, ""), tokenizer.name)
+    work.mkdir()
+    base, gates, baked = work / "base", work / "gates.safetensors", work / "baked"
+    try:
+        tiny_models.build(kind, base, tokenizer, vocabulary)
+    except Exception as error:
+        row.bake = f"not built: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return row
     try:
         rotations = write_gates(base, gates)
     except So8tqcError as error:
@@ -190,11 +201,12 @@ def sweep(
     files = {"reference": base, "rotations": gates, "level": "files"}
     row.files, _ = outcome(lambda: qc(QCConfig(candidates=(baked,), out=work / "qc", **files)))
     row.unbaked, _ = outcome(lambda: qc(QCConfig(candidates=(base,), out=work / "qc2", **files)))
-    _export(row, work, baked, llama_cpp)
+    if export:
+        _export(row, work, baked)
     return row
 
 
-def _export(row: Row, work: Path, baked: Path, llama_cpp: Path | None) -> None:
+def _export(row: Row, work: Path, baked: Path) -> None:
     kept: list[Conversion] = []
     compare = export_service.compare_traced
 
@@ -206,12 +218,13 @@ def _export(row: Row, work: Path, baked: Path, llama_cpp: Path | None) -> None:
     out = work / "out.gguf"
     try:
         row.export, record = outcome(
-            lambda: export_service.export(ExportConfig(model=baked, out=out, llama_cpp=llama_cpp))
+            lambda: export_service.export(ExportConfig(model=baked, out=out))
         )
     finally:
         export_service.compare_traced = compare
     if record is None:
         return
+    row.said = next((c.detail for c in record.checks if c.id == "export.logits"), "")
     row.skips = [c.id for c in record.checks if c.verdict is Verdict.SKIP]
     row.export_checks = {c.id: [c.value, c.limit] for c in record.checks if c.value is not None}
     if kept:
@@ -281,33 +294,28 @@ def re_query(name: str) -> bool:
     return ".attn_q" in name and name.endswith(".weight")
 
 
-def main(
-    out: Path, kinds: list[str], tokenizer: Path, llama_cpp: Path | None, built: Path | None = None
-) -> None:
+def main(out: Path, tokenizers: Path, kinds: list[str]) -> None:
     """Append a line to ``out`` for each type."""
     for kind in kinds or list(tiny_models.types()):
-        with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
-            work = Path(folder)
-            if built is not None:
-                if not (built / kind).is_dir():
-                    continue
-                shutil.copytree(built / kind, work / kind)
-            with contextlib.redirect_stderr(io.StringIO()):
-                row = sweep(kind, work, tokenizer, llama_cpp, build=built is None)
+        started = time.monotonic()
+        with (
+            tempfile.TemporaryDirectory(prefix="sweep-") as folder,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            row = sweep(kind, Path(folder), tokenizers)
+        row.seconds = round(time.monotonic() - started, 1)
+        text = re.sub(
+            rf"{re.escape(tempfile.gettempdir())}/[^\\s:,\"]+",
+            "DIR",
+            json.dumps(dataclasses.asdict(row)),
+        )
         with out.open("a", encoding="utf-8") as stream:
-            text = json.dumps(dataclasses.asdict(row))
-            stream.write(
-                re.sub(rf"{re.escape(tempfile.gettempdir())}/[^\\s:]+", "DIR", text) + "\n"
-            )
-        print(kind, row.bake, row.error, row.export, row.faults, row.quantize, flush=True)
+            stream.write(text + "\n")
+        print(
+            kind, row.seconds, row.bake, row.error, row.export, row.faults, row.quantize, flush=True
+        )
 
 
 if __name__ == "__main__":
-    out_, tokenizer_, checkout_, built_, *named = sys.argv[1:]
-    main(
-        Path(out_),
-        named,
-        Path(tokenizer_),
-        Path(checkout_) if checkout_ != "-" else None,
-        Path(built_) if built_ != "-" else None,
-    )
+    out_, tokenizers_, *named = sys.argv[1:]
+    main(Path(out_), Path(tokenizers_), named)

@@ -94,7 +94,7 @@ _SIZES: dict[str, Any] = {
     "linear_value_head_dim": 16,
     "hidden_size_per_layer_input": 16,
     "index_n_heads": 4,
-    "index_head_dim": 32,
+    "index_head_dim": 128,
     "index_topk": 64,
     "vocab_size_per_layer_input": 512,
     "num_kv_shared_layers": 0,
@@ -107,6 +107,8 @@ _SIZES: dict[str, Any] = {
     "num_channels": 3,
     "query_pre_attn_scalar": 32,
     "conv_L_cache": 3,
+    "linear_num_heads": 4,
+    "linear_head_dim": 16,
     "routed_scaling_factor": 1.0,
     "num_mem_blocks": 1,
     "adapter_rank": 8,
@@ -158,6 +160,8 @@ _SECTIONS = (
     "paddleocr_vl_text",
     "glmga_text",
     "hunyuan_vl_text",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
 )
 """Text models whose rope is divided among time, height and width."""
 
@@ -173,7 +177,13 @@ OWN: dict[str, dict[str, Any]] = {
         },
         "attn_config": {"kv_n_heads": 2},
     },
-    "falcon": {"num_kv_heads": 4, "new_decoder_architecture": False, "multi_query": False},
+    # libllama and the converter hold fixed what all released models of a type have in common
+    "falcon": {
+        "ffn_hidden_size": 384,
+        "num_kv_heads": 4,
+        "new_decoder_architecture": False,
+        "multi_query": False,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "gpt_neox": {"intermediate_size": 128},
@@ -192,9 +202,61 @@ OWN: dict[str, dict[str, Any]] = {
     "minimax": {"layer_types": _HYBRID},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "window_size": 64},
     "gpt2": {"n_inner": None},
+    "gpt-sw3": {"n_inner": None},
+    "gpt_bigcode": {"n_inner": 384},
+    "glm": {"head_dim": 24},
+    "nemotron": {"head_dim": 24},
+    "afmoe": {"mup_enabled": True},
+    "bitnet": {"tie_word_embeddings": True},
+    "ernie4_5_moe": {"intermediate_size": 256},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS},
+    "gemma3": {"final_logit_softcapping": None},
+    "gemma3_text": {"final_logit_softcapping": None},
+    "gemma3n_text": {
+        "hidden_size_per_layer_input": 256,
+        "activation_sparsity_pattern": [0.95] * LAYERS,
+    },
+    "gemma4_text": {"global_head_dim": 64, "num_experts": None},
+    "gemma4_unified_text": {"global_head_dim": 64},
+    "kimi_linear": {
+        "q_lora_rank": None,
+        "first_k_dense_replace": 0,
+        "layer_types": _RECURRENT_THREE,
+    },
+    "laguna": {"layer_types": ["full_attention"] + ["sliding_attention"] * 3},
+    "mellum": {
+        "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 5e5}
+            for kind in ("full_attention", "sliding_attention")
+        },
+    },
+    "minimax_m3_vl_text": {
+        "index_n_heads": 2,
+        "rotary_dim": 32,
+        "shared_intermediate_size": 128,
+        "layer_types": ["full_attention"] + ["minimax_m3_sparse"] * 3,
+        "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+    },
+    "phi": {"num_key_value_heads": 4, "intermediate_size": 384},
+    "olmoe": {"num_key_value_heads": 4},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "step3p5": {
+        "layer_types": ["full_attention"] + ["sliding_attention"] * 3,
+        "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+        "share_expert_dim": 64,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
     "cohere2": {"head_dim": 24},
     "jamba": {"use_mamba_kernels": False},
-    "nemotron_h": {"layers_block_type": ["mamba", "attention", "mlp", "moe"]},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe", "mamba"]},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_hidden_layers": 4},
 }
 """Type → what its configuration needs besides."""
@@ -217,6 +279,8 @@ def small(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration that make a model large → small values, parts included."""
     found: dict[str, Any] = {}
     for key, value in config.items():
+        if key == "per_layer_config":
+            continue  # made of the other keys
         if isinstance(value, dict) and key.endswith("_config") and value:
             found[key] = {"model_type": value["model_type"]} if "model_type" in value else {}
             found[key] |= small(value) | (OWN.get(str(value.get("model_type"))) or {})
@@ -230,11 +294,13 @@ def small(config: Mapping[str, Any]) -> dict[str, Any]:
     if "kv_lora_rank" in config:
         found["num_key_value_heads"] = _SIZES["num_attention_heads"]
     if "mrope" in str(config.get("model_type")) or str(config.get("model_type")) in _SECTIONS:
-        half = (found.get("head_dim") or 24) // 2
+        part = 0.5 if str(config.get("model_type")).startswith("glm") else 1.0
+        half = int(part * (found.get("head_dim") or 24)) // 2
         found["rope_parameters"] = {
             "rope_type": "default",
             "rope_theta": 1e4,
             "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
+            **({} if part == 1.0 else {"partial_rotary_factor": part}),
         }
     return found
 
@@ -281,6 +347,9 @@ def build(
                 parameter.data.normal_(std=width**-0.5)
             elif parameter.ndim == 3:
                 parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight.data[module.padding_idx] = 0  # as no training changes it
         model.to(getattr(torch, dtype)).save_pretrained(str(directory))
     for file in tokenizer.iterdir():
         shutil.copy(file, directory / file.name)

@@ -88,6 +88,52 @@ def convert(
         )
 
 
+_PLAIN = (
+    (
+        re.compile(r"KeyError: ['\"](?P<it>[\w.]+)['\"]$"),
+        "it asks the configuration for `{it}`, which the model does not say",
+    ),
+    (
+        re.compile(r"KeyError: \"could not find any of: \[(?P<it>.+)\]\""),
+        "it asks the configuration for {it}, which the model does not say",
+    ),
+    (
+        re.compile(r"KeyError: '(?P<it>[<\[].+[>\]])'$"),
+        "it looks for {it} among the tokenizer's special tokens, and it is not there",
+    ),
+    (
+        re.compile(r"Can not map tensor '(?P<it>.+)'"),
+        "it has no name in GGUF for the tensor {it}, so that it knows this type with other tensors",
+    ),
+    (re.compile(r"KeyError: '(?P<it>.+ .+)'$"), "it stops with: {it}"),
+    (
+        re.compile(r"BPE pre-tokenizer was not recognized"),
+        "it does not know this tokenizer: its list has no pre-tokenizer that splits text alike",
+    ),
+    (re.compile(r"Model (?P<it>\S+) is not supported"), "it does not know models of class {it}"),
+    (
+        re.compile(r"AssertionError: `assert (?P<it>.+)` does not hold"),
+        "its own check `{it}` does not hold for this model",
+    ),
+    (re.compile(r"(?:AssertionError|NotImplementedError): (?P<it>.+)"), "it stops with: {it}"),
+    (
+        re.compile(r"(?:File not found:|Missing) \S*?(?P<it>[\w.-]+)$"),
+        "it needs {it} in the model directory for this type",
+    ),
+)
+"""The converter's last words → what they mean; what is not here is handed on as it is."""
+
+
+def in_plain_words(error: ToolError) -> ToolError:
+    """A failure of the converter as a sentence that says what it could not do."""
+    for pattern, meaning in _PLAIN:
+        if match := pattern.search(error.what):
+            said = meaning.format(**match.groupdict())
+            what = f"the converter cannot convert this model: {said}"
+            return ToolError(what, where=error.where, remedy=error.remedy)
+    return error
+
+
 def trace_conversion(
     converter: Converter,
     model: Path,

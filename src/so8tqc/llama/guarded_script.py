@@ -39,11 +39,25 @@ def _refuse(*_arguments: object, **_options: object) -> NoReturn:
 def _give(keys: dict[str, Any]) -> None:
     """Have every configuration that the script reads say these, too, of its text model.
 
-    In the file they would not last: transformers renames them when it reads them.
+    In the file they would not last: transformers renames them when it reads them. Some types'
+    configuration the script reads as JSON.
     """
     from transformers import AutoConfig
 
-    reading = AutoConfig.from_pretrained
+    reading, loading = AutoConfig.from_pretrained, json.load
+
+    def say(values: dict[str, Any]) -> None:
+        text = values.get("text_config")
+        (text if isinstance(text, dict) else values).update(keys)
+
+    def load(stream: Any, **options: Any) -> Any:
+        content = loading(stream, **options)
+        name = getattr(stream, "name", "")
+        if isinstance(name, str) and Path(name).name == "config.json" and isinstance(content, dict):
+            say(content)
+        return content
+
+    json.load = load
 
     def from_pretrained(*args: Any, **options: Any) -> Any:
         config = reading(*args, **options)
@@ -52,8 +66,7 @@ def _give(keys: dict[str, Any]) -> None:
         def to_dict() -> dict[str, Any]:
             values: dict[str, Any] = saying()
             values.pop("to_dict", None)  # this function, which is an attribute by now
-            text = values.get("text_config")
-            (text if isinstance(text, dict) else values).update(keys)
+            say(values)
             return values
 
         vars(config)["to_dict"] = to_dict

@@ -23,8 +23,8 @@ from so8tqc.gguf.conversion import Conversion, read_conversion
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.mmproj import mmproj_beside
 from so8tqc.gguf.rewrite import rewrite
-from so8tqc.llama.config_keys import causal_class_of, derived, missing_keys
-from so8tqc.llama.converter import convert
+from so8tqc.llama.config_keys import causal_class_of, derived, given, missing_keys
+from so8tqc.llama.converter import convert, in_plain_words
 from so8tqc.llama.generation_keys import mended
 from so8tqc.llama.vendor import Converter, fetch_converter, find_converter
 from so8tqc.progress import SILENT, Progress
@@ -43,6 +43,7 @@ from so8tqc.services.export.logits import logits_checks, run_model
 from so8tqc.services.export.proof import compare_tensors, proof_checks
 from so8tqc.services.export.provenance import provenance_keys
 from so8tqc.services.export.traced import compare_traced, places_of
+from so8tqc.services.export.unasked_keys import unasked
 from so8tqc.services.export.vision import (
     NoVisionFileError,
     Vision,
@@ -274,9 +275,8 @@ def _convert(
         ToolError: it failed for another reason; the message is its own.
     """
     log = config.out.with_name(config.out.name + ".log")
-    keys: dict[str, Any] = {}
+    keys = unasked(ready.checkpoint)
     arguments = list(config.converter_args)
-    first: ToolError | None = None
     while True:
         with TemporaryDirectory(prefix="so8tqc-") as scratch:
             trace = Path(scratch) / "trace.json"
@@ -293,12 +293,11 @@ def _convert(
                     keys=keys,
                 )
             except ToolError as error:
-                first = first or error
-                if not _met_halfway(error, config, ready, keys, arguments):
-                    raise (error if keys else first) from None
+                if not _met_halfway(error, ready.checkpoint, keys, arguments):
+                    raise in_plain_words(error) from None
                 continue
             notices = [
-                f"The converter was given {key} = {value!r}: its config spells it otherwise."
+                f"The converter was given {key} = {value!r}, which the config says in other words."
                 for key, value in keys.items()
             ]
             notices += () if (generation := mended(config.model)) is None else generation.notices
@@ -308,18 +307,15 @@ def _convert(
 
 
 def _met_halfway(
-    error: ToolError,
-    config: ExportConfig,
-    ready: _Prepared,
-    keys: dict[str, Any],
-    arguments: list[str],
+    error: ToolError, checkpoint: Checkpoint, keys: dict[str, Any], arguments: list[str]
 ) -> bool:
     """Give the converter what it missed, where the model says it; whether another try is due."""
-    text = ready.checkpoint.config.get("text_config")
-    known = text if isinstance(text, dict) else ready.checkpoint.config
+    text = checkpoint.config.get("text_config")
+    known = text if isinstance(text, dict) else checkpoint.config
     for key in missing_keys(error.what):
-        if key not in keys and (value := derived(key, known, config.model)) is not None:
-            keys[key] = value
+        value = derived(key, known, checkpoint)
+        if value is not None and (new := given(key, value, known)).keys() - keys.keys():
+            keys |= new
             return True
     unknown = "is not supported" in error.what and _ARCHITECTURES not in keys
     if unknown and known is text and (class_name := causal_class_of(known)) is not None:
