@@ -57,7 +57,7 @@ def _give(keys: dict[str, Any]) -> None:
             say(content)
         return content
 
-    json.load = load
+    vars(json)["load"] = load
 
     def from_pretrained(*args: Any, **options: Any) -> Any:
         config = reading(*args, **options)

@@ -69,8 +69,8 @@ def router_scores(built: Skeleton, config: Mapping[str, Any]) -> str | None:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             name = getattr(func, "__name__", "")
-            shape = getattr(args[0], "shape", ()) if args else ()
-            if name in ("sigmoid", "softmax") and len(shape) and shape[-1] == experts:
+            shape = tuple(getattr(args[0], "shape", ())) if args else ()
+            if name in ("sigmoid", "softmax") and shape[-1:] == (experts,):
                 applied.add(name)
             return func(*args, **(kwargs or {}))
 
