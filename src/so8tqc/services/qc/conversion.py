@@ -14,6 +14,7 @@ from so8tqc.llama.converter import trace_conversion
 from so8tqc.llama.vendor import find_converter
 from so8tqc.services.export.proof import compare_tensors
 from so8tqc.services.export.traced import compare_traced, places_of
+from so8tqc.services.export.unasked_keys import unasked
 
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 """Types that round a weight, and no more."""
@@ -64,7 +65,7 @@ def _traced(base: Checkpoint) -> Conversion | None:
     with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
         trace = Path(scratch) / "trace.json"
         try:
-            trace_conversion(find_converter(), base.directory, trace)
+            trace_conversion(find_converter(), base.directory, trace, unasked(base))
             return read_conversion(trace, places_of(base))
         except (MissingToolError, ToolError):
             return None
