@@ -19,14 +19,18 @@ from safetensors.torch import load_file, save_file
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.sites import layers_with_attention, locate
 from so8tqc.config import BakeConfig, QCConfig
-from so8tqc.errors import InputError, ModelError, RotationError
+from so8tqc.errors import InputError, ModelError, RotationError, ToolError
 from so8tqc.llama.config_keys import derived, missing_keys
+from so8tqc.llama.converter import in_plain_words
 from so8tqc.records import Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
+from so8tqc.services.export import logits as export_logits
+from so8tqc.services.export.routing import Choice, ties, watching
 from so8tqc.services.export.traced import places_of
+from so8tqc.services.export.unasked_keys import unasked
 from so8tqc.services.qc.service import qc
 from so8tqc.sources.hf import HFModel
 
@@ -248,8 +252,109 @@ def test_a_key_that_the_converter_misses_is_derived_or_left(tmp_path: Path) -> N
         "max_position_embeddings": 99,
     }
     expected = {"rotary_pct": 0.25, "rotary_dim": 4, "rope_theta": 5e5, "head_dim": 16, "n_ctx": 99}
-    assert {key: derived(key, config, tmp_path) for key in expected} == expected
-    assert derived("topk_method", config, tmp_path) is None
+    assert {key: derived(key, config, tmp_path, {}) for key in expected} == expected
+    assert derived("topk_method", config, tmp_path, {}) is None
+
+
+def test_what_lists_of_layers_and_stored_tensors_say_is_derived(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "mlp_layer_types": ["dense", "sparse"],
+        "head_dim": 8,
+        "num_key_value_heads": 2,
+    }
+    shapes = {
+        "model.layers.0.self_attn.k_proj.weight": (16, 64),
+        "model.layers.1.self_attn.k_proj.weight": (32, 64),
+        "model.layers.1.mlp.gate.e_score_correction_bias": (4,),
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    expected = {
+        "hybrid_layer_pattern": [0, 1],
+        "moe_layer_freq": [0, 1],
+        "topk_method": "noaux_tc",
+        "swa_num_key_value_heads": 4,  # twice the others': only the weights say it
+        "swa_head_dim": 8,
+    }
+    assert {key: derived(key, config, tmp_path, shapes) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("mixtral", {"scoring_func": "softmax"}),
+        ("minimax_m2", {"scoring_func": "sigmoid"}),
+        ("glm4_moe_lite", {"scoring_func": "sigmoid", "first_k_dense_replace": 1}),
+        ("afmoe", {"scoring_func": "sigmoid", "route_norm": True}),
+        ("llama", {}),
+        ("granitemoehybrid", {"layer_types": ["mamba", "attention", "mamba", "attention"]}),
+        ("bamba", {"attn_rotary_emb": 12}),
+        ("gemma4_unified", {}),  # its layers of full attention have a head_dim of their own
+    ],
+)
+def test_what_a_configuration_leaves_unsaid_is_asked_of_transformers(
+    kind: str, expected: dict[str, Any], tokenizer_files: Path, tmp_path: Path
+) -> None:
+    found = unasked(open_checkpoint(built(kind, tmp_path / kind, tokenizer_files)))
+    assert {key: found.get(key) for key in expected} == expected
+    assert expected or not found
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("KeyError: 'topk_method'", "asks the configuration for `topk_method`"),
+        ("KeyError: \"could not find any of: ['n_shared_experts']\"", "'n_shared_experts'"),
+        ("KeyError: '<|endoftext|>'", "looks for <|endoftext|> among the tokenizer's special"),
+        ("KeyError: 'Missing hash routing tensor a.b'", "stops with: Missing hash routing tensor"),
+        ("ValueError: Can not map tensor 'lm_head.weight'", "no name in GGUF for the tensor lm_"),
+        ("AssertionError: `assert a is not None` does not hold", "own check `a is not None`"),
+        ("ERROR:hf-to-gguf:Model Xy is not supported", "does not know models of class Xy"),
+        ("FileNotFoundError: File not found: /a/b/tokenizer.model", "needs tokenizer.model in"),
+    ],
+)
+def test_a_refusal_of_the_converter_is_a_sentence(said: str, meant: str) -> None:
+    error = in_plain_words(ToolError(f"the converter failed (exit 1): {said}", where="m"))
+    assert meant in error.what
+    assert "Error" not in error.what
+    assert "/a/b" not in error.what
+
+
+def test_a_tie_is_where_the_error_may_turn_a_choice() -> None:
+    """Token 0 is clear; of 1 the second and third score are nearer than its error, of 2 equal."""
+    exact = torch.tensor([[0.9, 0.8, 0.1, 0.0], [0.9, 0.5, 0.499, 0.0], [0.5, 0.3, 0.3, 0.1]])
+    rounded = exact + torch.tensor([[0.01], [0.001], [0.0]])
+    found = ties([Choice(exact, 2)], [Choice(rounded, 2)])
+    assert found.tolist() == [False, True, True]
+    clear = Choice(torch.tensor([[0.9, 0.1]] * 3), 1)
+    assert not ties([clear], [clear]).any()
+    assert ties([], []).size == 0
+
+
+def test_choices_of_experts_are_noted_and_others_are_not() -> None:
+    scores = torch.rand(5, 6)
+    with watching(5) as watch:
+        torch.topk(scores, 2, dim=-1)
+        scores.topk(k=3, dim=1)
+        torch.rand(7, 6).topk(2)  # of something else than the five tokens
+        scores.topk(6)  # leaves none out
+    assert [(choice.chosen, tuple(choice.scores.shape)) for choice in watch.choices] == [
+        (2, (5, 6)),
+        (3, (5, 6)),
+    ]
+
+
+@pytest.mark.parametrize(("first", "judged"), [(20, 20), (3, 63)])
+def test_tokens_from_a_tie_on_are_counted_apart(
+    first: int, judged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked = np.zeros(64, dtype=bool)
+    marked[[first, 40]] = True
+    monkeypatch.setattr(export_logits, "ties", lambda *_: marked)
+    run = export_logits.ModelRun(None, np.arange(64), torch.zeros(64, 2))  # type: ignore[arg-type]
+    count, said = export_logits._before_ties({"kl": torch.ones(63)}, run, ())
+    assert count == judged
+    assert "at 2 tokens" in said
 
 
 def test_the_page_counts_what_the_sweep_found() -> None:

@@ -91,6 +91,11 @@ class Checkpoint:
         """Size of all weights, bytes."""
         return sum(entry.end - entry.start for entry in self.tensors.values())
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor → its shape."""
+        return {name: tuple(entry.shape) for name, entry in self.tensors.items()}
+
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Index a model directory, sharded or single-file.

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from so8tqc.checkpoints.safetensors_index import Checkpoint
+Shapes = Mapping[str, tuple[int, ...]]
+"""Stored tensor → its shape."""
 
 _MISSING = re.compile(r"KeyError: (?:\"could not find any of: \[(?P<many>.+)\]\"|'(?P<one>\w+)')")
 
@@ -51,15 +52,22 @@ def missing_keys(message: str) -> list[str]:
 
 
 def derived(  # noqa: PLR0911, PLR0912  a case each
-    key: str, config: Mapping[str, Any], checkpoint: Checkpoint
+    key: str, config: Mapping[str, Any], model: Path, shapes: Shapes
 ) -> Any:
-    """What a missing key of a text config stands for; None if the model does not say."""
+    """What a missing key of a text config stands for; None if the model does not say.
+
+    Args:
+        key: what the converter asks for.
+        config: the text model's configuration.
+        model: the model directory.
+        shapes: of its tensors.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if "full_attention" in rope:
         rope = rope["full_attention"]
     if key in rope:
         return rope[key]
-    own = _of_transformers(checkpoint.directory)
+    own = _of_transformers(model)
     head = config.get("head_dim") or getattr(own, "head_dim", None) or _head_dim(config)
     part = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     layers = config.get("layer_types") or getattr(own, "layer_types", None) or ()
@@ -81,7 +89,7 @@ def derived(  # noqa: PLR0911, PLR0912  a case each
             return sum(kind == "hash_moe" for kind in mlps)
         case "compress_ratios" if layers and config.get("compress_rates"):
             return [config["compress_rates"].get(kind, 0) for kind in layers]
-        case "topk_method" if any("e_score_correction_bias" in n for n in checkpoint.tensors):
+        case "topk_method" if any("e_score_correction_bias" in n for n in shapes):
             return "noaux_tc"  # the name of the choice by score and bias
         case "sparse_attention_config" if "index_topk_blocks" in config:
             return {older: config[name] for older, name in _SPARSE_ATTENTION.items()}
@@ -96,7 +104,7 @@ def derived(  # noqa: PLR0911, PLR0912  a case each
                 "short_conv_kernel_size": config["linear_conv_kernel_dim"],
             }
     if key.startswith("swa_"):
-        return _of_sliding_layers(key.removeprefix("swa_"), config, own, checkpoint)
+        return _of_sliding_layers(key.removeprefix("swa_"), config, own, shapes)
     for other in (key, *_OTHER_NAMES.get(key, ())):
         value = config.get(other, getattr(own, other, None))
         if value is not None and not callable(value):
@@ -114,9 +122,7 @@ _SPARSE_ATTENTION = {
 """Key of the table of older configurations → its name at present."""
 
 
-def _of_sliding_layers(
-    key: str, config: Mapping[str, Any], own: Any, checkpoint: Checkpoint
-) -> Any:
+def _of_sliding_layers(key: str, config: Mapping[str, Any], own: Any, shapes: Shapes) -> Any:
     """A value of the layers with sliding attention: theirs alone, or that of all layers.
 
     How many heads their keys have is asked of the weights: a class may double them by itself.
@@ -126,8 +132,8 @@ def _of_sliding_layers(
     if key == "num_key_value_heads" and "sliding_attention" in kinds:
         first = kinds.index("sliding_attention")
         keys = f".layers.{first}.self_attn.k_proj.weight"
-        rows = [e.shape[0] for name, e in checkpoint.tensors.items() if name.endswith(keys)]
-        head = meant.get("head_dim") or _head_dim(config)
+        rows = [shape[0] for name, shape in shapes.items() if name.endswith(keys)]
+        head = config.get("head_dim") or meant.get("head_dim") or _head_dim(config)
         if rows and head:
             return rows[0] // head
     for layer, values in (meant.get("per_layer_config") or {}).items():

@@ -430,7 +430,8 @@ def _trace(checkpoint: Checkpoint, place: Path) -> None:
                 key: value
                 for key in missing_keys(error.what)
                 if key not in keys
-                and (value := derived(key, known, checkpoint.directory)) is not None
+                and (value := derived(key, known, checkpoint.directory, checkpoint.shapes))
+                is not None
             }
             if not found:
                 raise

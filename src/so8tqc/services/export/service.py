@@ -313,7 +313,7 @@ def _met_halfway(
     text = checkpoint.config.get("text_config")
     known = text if isinstance(text, dict) else checkpoint.config
     for key in missing_keys(error.what):
-        value = derived(key, known, checkpoint)
+        value = derived(key, known, checkpoint.directory, checkpoint.shapes)
         if value is not None and (new := given(key, value, known)).keys() - keys.keys():
             keys |= new
             return True
