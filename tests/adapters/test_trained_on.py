@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,16 +67,124 @@ def test_fp8_block_scales_are_read(make_model, tmp_path: Path) -> None:
         torch.testing.assert_close(got[name], value)
 
 
-def test_what_cannot_be_read_is_named(make_model, tmp_path: Path) -> None:
+def packed_rows(values: torch.Tensor) -> torch.Tensor:
+    """[8·n, m] integers below 16 → [n, m] words, the first row in the lowest bits."""
+    parts = values.to(torch.int64).reshape(-1, 8, values.shape[1])
+    words = sum(parts[:, i] << (4 * i) for i in range(8))
+    assert isinstance(words, torch.Tensor)
+    return (words - ((words >> 31) << 32)).to(torch.int32).contiguous()
+
+
+def gptq_base(base: Path, directory: Path, group: int = 16) -> dict[str, torch.Tensor]:
+    """A GPTQ checkpoint whose norms differ from the base's, too; returns what everything is."""
+    shutil.copytree(base, directory)
+    tensors = load_file(str(base / "model.safetensors"))
+    means = {}
+    for name in list(tensors):
+        value = tensors[name]
+        if ".layers." not in name or value.ndim != 2:
+            tensors[name] = means[name] = (value.float() * 1.25).to(value.dtype)
+            continue
+        w = tensors.pop(name).float().T  # [in, out]
+        blocks = w.reshape(-1, group, w.shape[1])
+        scales = ((blocks.amax(1) - blocks.amin(1)) / 15).half()
+        zeros = (-blocks.amin(1) / scales.float()).round().clamp(1, 15)
+        q = (blocks / scales.float()[:, None] + zeros[:, None]).round().clamp(0, 15)
+        means[name] = ((q - zeros[:, None]) * scales.float()[:, None]).half().float()
+        means[name] = means[name].reshape(w.shape).T.contiguous()
+        module = name.removesuffix(".weight")
+        tensors[f"{module}.qweight"] = packed_rows(q.reshape(w.shape))
+        tensors[f"{module}.qzeros"] = packed_rows((zeros - 1).T).T.contiguous()
+        tensors[f"{module}.scales"] = scales
+    save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": group}
+    (directory / "config.json").write_text(json.dumps(config))
+    return means
+
+
+def test_everything_is_taken_from_a_quantized_directory(make_model, tmp_path: Path) -> None:
+    """Not the matrices alone: quantizers move scales into norms and biases."""
     base = make_model("llama", "bfloat16")
-    other = tmp_path / "gptq"
-    shutil.copytree(base, other)
-    config = json.loads((other / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="GPTQ 4-bit"), base_of_training(base, str(other)):
+    means = gptq_base(base, tmp_path / "gptq")
+    with base_of_training(base, str(tmp_path / "gptq")) as directory:
+        got = load_file(str(directory / "model.safetensors"))
+        assert "quantization_config" not in json.loads((directory / "config.json").read_text())
+    assert got.keys() == means.keys() == load_file(str(base / "model.safetensors")).keys()
+    for name, value in means.items():
+        assert torch.equal(got[name].float(), value.float()), name
+
+
+def test_qc_runs_on_a_quantized_directory(make_model, texts_file: Path, tmp_path: Path) -> None:
+    base = make_model("llama", "bfloat16")
+    gptq_base(base, tmp_path / "gptq")
+    directory = adapter(base, tmp_path / "a", "lora")
+    bake(BakeConfig(base=base, rotations=directory, out=tmp_path / "m"))
+    record = qc(
+        QCConfig(
+            reference=base, rotations=directory, candidates=(tmp_path / "m",),
+            data=(str(texts_file),), max_tokens=32, out=tmp_path / "q",
+            trained_on=str(tmp_path / "gptq"),
+        )
+    )  # fmt: skip
+    assert any("full-precision base changes" in notice for notice in record.notices)
+    kl = next(c for c in record.checks if c.id == "kl.mean")
+    assert kl.value is not None
+    assert kl.value > 1e-3
+
+
+def _config(**said: object) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text())
+        config["quantization_config"] = said or None
+        (directory / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        held = load_file(str(directory / "model.safetensors"))
+        change(held)
+        save_file(held, str(directory / "model.safetensors"), metadata={"format": "pt"})
+
+    return apply
+
+
+MODULE = MATRIX.removesuffix(".weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_config(quant_method="hqq", quant_config={"weight_quant_params": {"nbits": 4}}),
+         ["HQQ 4-bit", "cannot be read as data"]),
+        (_config(quant_method="quanto", weights="int4"), ["Quanto (int4)"]),
+        (_config(), ["GPTQ or AWQ", "cannot be read as data"]),
+        (_tensors(lambda t: t.pop(f"{MODULE}.qweight")), ["qweight is missing", MODULE]),
+        (_tensors(lambda t: t.pop("model.norm.weight")), ["model.norm.weight"]),
+        (_tensors(lambda t: t.pop(f"{MODULE}.scales")), ["scales is missing", MODULE]),
+        (_tensors(lambda t: t.update({"model.norm.weight": torch.ones(8)})),
+         ["model.norm.weight", "[8]", "[64]"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named(
+    change: Callable[[Path], None], words: list[str], make_model, tmp_path: Path
+) -> None:
+    base = make_model("llama", "bfloat16")
+    gptq_base(base, tmp_path / "gptq")
+    change(tmp_path / "gptq")
+    with pytest.raises(ModelError) as caught, base_of_training(base, str(tmp_path / "gptq")):
         pass
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_is_no_quantized_base(make_model) -> None:
+    base = make_model("llama", "bfloat16")
     with pytest.raises(ConfigError, match="nf5"), base_of_training(base, "nf5"):
+        pass
+    with pytest.raises(ModelError, match="not quantized"), base_of_training(base, str(base)):
         pass
 
 

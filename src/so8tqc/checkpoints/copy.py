@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
@@ -97,6 +98,25 @@ def companion_files(directory: Path, shards: tuple[Path, ...]) -> tuple[list[Pat
             continue
         (leave if path.suffix in OTHER_WEIGHTS else keep).append(path)
     return keep, leave
+
+
+def copy_companions(base: Path, weights: tuple[Path, ...], directory: Path) -> list[str]:
+    """Copy what belongs to a model beside its weights; notices of what is left behind.
+
+    Args:
+        base: the model directory.
+        weights: its files of weights.
+        directory: an existing one.
+    """
+    keep, leave = companion_files(base, weights)
+    for file in keep:
+        destination = directory / file.relative_to(base)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, destination)
+    if not leave:
+        return []
+    names = ", ".join(file.name for file in leave[:5])
+    return [f"Left behind, since these weights would not be baked: {names}."]
 
 
 def _reflink(source: Path, destination: int) -> bool:

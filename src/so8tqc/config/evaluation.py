@@ -52,7 +52,8 @@ class ReferenceOptions(Options):
     trained_on: str | None = Field(
         None,
         description="The quantized base that the adapters were trained on: nf4, fp4, int8 "
-        "(bitsandbytes, quantized again), or a directory of FP8 weights. The reference runs on it.",
+        "(bitsandbytes, quantized again), or a directory of quantized weights. The reference runs "
+        "on it.",
     )
     data: tuple[str, ...] = (QUALITY_TEXTS,)
     tokenizer: Path | None = None

@@ -2,29 +2,37 @@
 
 An adapter trained on a 4-bit base (QLoRA) and merged into the full-precision base is another model
 than was trained. What was trained is base and adapter with the quantized weights dequantized:
-quantized again here as bitsandbytes does it while loading, or read from a checkpoint of
-block-scaled FP8. Every matrix of a decoder layer is quantized, as those libraries do; head and
-embedding are not.
+quantized again here as bitsandbytes does it while loading (every matrix of a decoder layer; head
+and embedding are not), or read from a quantized checkpoint (``checkpoints.packed``). Of that
+*everything* is taken, since quantizers change more than the matrices: AWQ moves scales into norms.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from so8tqc.adapters.names import StoredNames, layer_of
 from so8tqc.architectures import in_other_tower
-from so8tqc.checkpoints.copy import companion_files
+from so8tqc.checkpoints.copy import copy_companions
+from so8tqc.checkpoints.packed import READABLE, PackedMatrix, is_packed, values_of
 from so8tqc.checkpoints.patch import patch_files
-from so8tqc.checkpoints.quantized import quantization_name
-from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, open_checkpoint
+from so8tqc.checkpoints.quantized import quantization_name, quantization_settings
+from so8tqc.checkpoints.safetensors_index import (
+    ITEM_BYTES,
+    Checkpoint,
+    TensorEntry,
+    load_any,
+    load_tensor,
+    open_checkpoint,
+)
 from so8tqc.errors import ConfigError, ModelError
 from so8tqc.services.weights.quantizers import BLOCK, dequantized
 
@@ -36,7 +44,6 @@ _QUANTIZERS = {
     "fp4": "FP4, blocks of 64",
     "int8": "8-bit, row by row",
 }
-_FP8 = "F8_E4M3"
 
 
 @contextmanager
@@ -45,11 +52,12 @@ def base_of_training(base: Path, trained_on: str | None) -> Iterator[Path]:
 
     Args:
         base: the full-precision base.
-        trained_on: ``nf4``, ``fp4``, ``int8``, or a directory of FP8 weights; None: the base.
+        trained_on: ``nf4``, ``fp4``, ``int8``, or a directory of quantized weights; None: the base.
 
     Raises:
         ConfigError: neither a method nor a directory.
-        ModelError: a directory whose weights cannot be read as data, by the name of its method.
+        ModelError: a directory whose weights cannot be read as data, by the name of its method, or
+            that is no quantized form of the base.
     """
     if trained_on is None:
         yield base
@@ -58,11 +66,7 @@ def base_of_training(base: Path, trained_on: str | None) -> Iterator[Path]:
     patches = _patches(checkpoint, trained_on)
     with TemporaryDirectory(prefix="so8tqc-trained-on-") as root:
         directory = Path(root)
-        keep, _ = companion_files(checkpoint.directory, checkpoint.files)
-        for file in keep:
-            destination = directory / file.relative_to(base)
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, destination)
+        copy_companions(checkpoint.directory, checkpoint.files, directory)
         patch_files([(f, directory / f.name) for f in checkpoint.files], patches)
         yield directory
 
@@ -88,70 +92,95 @@ class _Quantized:
 
 
 @dataclass
-class _Scaled:
-    """A stored FP8 matrix times its block scales, in float32; a ``checkpoints.patch.Patch``."""
+class _Stored:
+    """What a quantized checkpoint has in a tensor's place; a ``checkpoints.patch.Patch``."""
 
-    entry: TensorEntry
-    scales: torch.Tensor
-    dtype: str = "F32"
+    dtype: str
+    value: Callable[[], torch.Tensor]
 
     def pieces(self, _stored: torch.Tensor) -> Iterator[torch.Tensor]:
-        """A row of blocks at a time."""
-        weight = _fp8(self.entry)
-        rows, columns = weight.shape
-        down = -(-rows // self.scales.shape[0])
-        across = -(-columns // self.scales.shape[1])
-        for i in range(self.scales.shape[0]):
-            part = weight[i * down : (i + 1) * down].float()
-            yield part * self.scales[i].repeat_interleave(across)[:columns]
+        """All of it."""
+        yield self.value()
 
 
-def _patches(checkpoint: Checkpoint, trained_on: str) -> Mapping[str, _Quantized | _Scaled]:
-    targets = {
-        name: entry
-        for name, entry in checkpoint.tensors.items()
-        if len(entry.shape) == 2
-        and layer_of(name) is not None
-        and name.endswith(".weight")
-        and not in_other_tower(name)
-    }
+def _patches(checkpoint: Checkpoint, trained_on: str) -> Mapping[str, _Quantized | _Stored]:
     if trained_on in _QUANTIZERS:
-        return {name: _Quantized(trained_on) for name in targets}
+        return {
+            name: _Quantized(trained_on)
+            for name, entry in checkpoint.tensors.items()
+            if len(entry.shape) == 2
+            and layer_of(name) is not None
+            and name.endswith(".weight")
+            and not in_other_tower(name)
+        }
     directory = Path(trained_on)
     if not directory.is_dir():
         raise ConfigError(
             f"{trained_on!r} is neither a directory nor one of {', '.join(_QUANTIZERS)}",
             where="trained_on",
         )
-    quantized = open_checkpoint(directory)
-    name = quantization_name(quantized.config)
+    return _from_directory(checkpoint, open_checkpoint(directory))
+
+
+def _from_directory(checkpoint: Checkpoint, quantized: Checkpoint) -> Mapping[str, _Stored]:
+    """Every tensor of the base as the quantized checkpoint has it."""
+    settings = quantization_settings(quantized.config) or {}
+    where = str(quantized.directory)
     names = StoredNames(quantized)
-    found: dict[str, _Quantized | _Scaled] = {}
-    for target, entry in targets.items():
-        other = names.find(target)
-        scale = names.find(f"{target}_scale_inv") or names.find(f"{target}_scale")
-        if other is None or other.dtype != _FP8 or scale is None or other.shape != entry.shape:
-            continue
-        found[target] = _Scaled(other, _scales(scale))
-    if not found:
+    found: dict[str, _Stored] = {}
+    packed, missing = 0, []
+    for name, entry in checkpoint.tensors.items():
+        other = names.find(name)
+        if _is_packed(names, name, entry, settings):
+            matrix = _matrix(names, name, entry, settings)
+            found[name] = _Stored("F32", partial(values_of, matrix))
+            packed += 1
+        elif other is not None and other.dtype in ITEM_BYTES:
+            if other.shape != entry.shape:
+                raise ModelError(
+                    f"{name} has shape {list(other.shape)}, the base's {list(entry.shape)}",
+                    where=where,
+                    remedy="Give the quantized form of the same base.",
+                )
+            found[name] = _Stored(other.dtype, partial(load_tensor, other))
+        else:
+            missing.append(name)
+    said = quantization_name(quantized.config, quantized.tensors) or "not quantized"
+    if not packed:
         raise ModelError(
-            f"its weights are {name or 'not quantized'}, which cannot be read as data here",
-            where=trained_on,
-            remedy="Readable are FP8 weights with scales. For bitsandbytes give the method, nf4, "
-            "fp4 or int8: the base is then quantized again as it was while the training loaded it.",
+            f"its weights are {said}, which cannot be read as data here",
+            where=where,
+            remedy=f"Readable are {READABLE}. For what bitsandbytes quantized while loading give "
+            "the method: nf4, fp4 or int8.",
+        )
+    if missing:
+        raise ModelError(
+            f"its weights are {said}, but {len(missing)} tensors of the base cannot be read from "
+            f"them, first {missing[0]}",
+            where=where,
+            remedy="Give the quantized form of the same base.",
         )
     return found
 
 
-def _fp8(entry: TensorEntry) -> torch.Tensor:
-    import torch
+def _is_packed(
+    names: StoredNames, name: str, entry: TensorEntry, settings: Mapping[str, Any]
+) -> bool:
+    """Whether a tensor of the base is a matrix that the quantized checkpoint has in parts."""
+    module = name.removesuffix(".weight")
+    matrix = len(entry.shape) == 2 and module != name
+    return matrix and is_packed(settings, lambda part: names.find(f"{module}.{part}") is not None)
 
-    raw = np.fromfile(entry.file, np.uint8, entry.end - entry.start, offset=entry.start)
-    return torch.from_numpy(raw).view(torch.float8_e4m3fn).reshape(entry.shape)
 
+def _matrix(
+    names: StoredNames, name: str, entry: TensorEntry, settings: Mapping[str, Any]
+) -> PackedMatrix:
+    """The parts of a quantized weight."""
+    module = name.removesuffix(".weight")
 
-def _scales(entry: TensorEntry) -> torch.Tensor:
-    from so8tqc.checkpoints.safetensors_index import load_tensor
+    def find(part: str) -> torch.Tensor | None:
+        other = names.find(f"{module}.{part}")
+        return None if other is None else load_any(other)
 
-    scales = load_tensor(entry).float()
-    return scales.reshape(-1, scales.shape[-1]) if scales.ndim else scales.reshape(1, 1)
+    rows, columns = entry.shape
+    return PackedMatrix(module, (rows, columns), settings, find)
