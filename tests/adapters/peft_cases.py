@@ -30,6 +30,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "road-4": {"kind": "Road", "group_size": 16, "variant": "road_4"},
     "vera": {"kind": "Vera", "r": 6},
     "vera-drawn": {"kind": "Vera", "r": 6, "save_projection": False},
+    "adalora": {"kind": "AdaLora", "init_r": 5, "target_r": 3, "lora_alpha": 700, "total_step": 10},
+    "ia3": {"kind": "IA3"},
+    "loha": {"kind": "LoHa", "r": 3, "alpha": 5, "rank_pattern": {"down_proj": 2}},
+    "lokr": {"kind": "LoKr", "r": 2, "alpha": 5, "alpha_pattern": {"o_proj": 3}},
+    "lokr-both": {"kind": "LoKr", "r": 2, "alpha": 5, "decompose_both": True,
+                  "decompose_factor": 8},
 }  # fmt: skip
 
 TARGETS = {
@@ -45,6 +51,10 @@ _TRAINED = (
     "psoft_R",
     "road_",
     "vera_lambda",
+    "ia3_l",
+    "hada_w",
+    "lokr_w",
+    "ln_tuning_layers",
     "modules_to_save",
 )
 
@@ -77,6 +87,8 @@ def adapter(model: Path, directory: Path, method: str, *, seed: int = 0, **optio
     if method.startswith("lora") and base.config.model_type == "mixtral":
         settings["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     settings.setdefault("target_modules", text_only(targets, base))
+    if settings.get("target_modules") and kind == "IA3":
+        settings.setdefault("feedforward_modules", text_only(targets[-1:], base))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         live = peft.get_peft_model(base, getattr(peft, f"{kind}Config")(**settings))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft_cases import METHODS, adapter, effective, load, logits, unmerged
 
-from so8tqc.adapters.plan import AdapterPatch, plan_adapters
+from so8tqc.adapters.changed import AdapterPatch
+from so8tqc.adapters.plan import plan_adapters
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import BakeConfig

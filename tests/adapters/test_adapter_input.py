@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def _without_b(t: Tensors) -> None:
         (None, lambda c: c.update(use_dora=True), ["lora_magnitude_vector"]),
         (None, lambda c: c.update(use_qalora=True), ["use_qalora"]),
         (None, lambda c: c.update(alora_invocation_tokens=[1]), ["alora_invocation_tokens"]),
-        (None, lambda c: c.update(peft_type="LOHA"), ["LOHA", "cannot be baked"]),
+        (None, lambda c: c.update(peft_type="HIRA"), ["HIRA", "cannot be baked"]),
         (None, lambda c: c.update(something_new=3), ["something_new"]),
         (
             None,
@@ -297,7 +298,19 @@ def test_one_weight_at_several_positions_is_refused(make_model, tmp_path: Path) 
           "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"},
                                         "input_activations": None}}},
          "compressed-tensors W4A16 (pack-quantized)"),
-        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "mxfp4"}, "MXFP4"),
+        ({"quant_method": "fbgemm_fp8"}, "FBGEMM FP8 (row scales)"),
+        ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 3}}},
+         "HQQ 3-bit"),
+        ({"quant_method": "quanto", "weights": "int4"}, "Quanto (int4)"),
+        ({"quant_method": "torchao", "quant_type": "int4_weight_only"},
+         "torchao (int4_weight_only)"),
+        ({"quant_method": "eetq", "weights": "int8"}, "EETQ (int8)"),
+        ({"quant_method": "aqlm", "nbits_per_codebook": 16}, "AQLM 16-bit"),
+        ({"quant_method": "spqr", "bits": 3}, "SpQR 3-bit"),
+        ({"quant_method": "gguf"}, "GGUF"),
+        ({"quant_method": "something-new"}, "something-new"),
+        ({}, "an unnamed method"),
     ],
 )  # fmt: skip
 def test_quantized_bases_are_refused_by_their_name(
@@ -316,6 +329,36 @@ def test_quantized_bases_are_refused_by_their_name(
             bake(BakeConfig(base=base, rotations=trained, out=tmp_path / "m"))
         assert name in str(caught.value)
         assert "full-precision" in str(caught.value)
+
+
+def test_every_method_of_transformers_has_its_name() -> None:
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    for method in QuantizationMethod:
+        told = str(quantization_name({"quantization_config": {"quant_method": method.value}}))
+        bare = re.sub(r"[^a-z0-9]", "", method.value.lower())
+        assert bare in re.sub(r"[^a-z0-9]", "", told.lower()), method
+        assert told != method.value or method.value in ("torchao", "bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "name"),
+    [("qweight", "GPTQ or AWQ"), ("weight.quant_map", "bitsandbytes 4-bit"),
+     ("weight_packed", "compressed-tensors"), ("SCB", "bitsandbytes 8-bit")],
+)  # fmt: skip
+def test_quantized_bases_whose_config_says_nothing(
+    tensor: str, name: str, make_model, tmp_path: Path
+) -> None:
+    """Older tools wrote it to a file of their own, or nowhere."""
+    model = make_model("llama", "bfloat16")
+    directory = adapter(model, tmp_path / "a", "lora")
+    base = tmp_path / "quantized"
+    shutil.copytree(model, base)
+    tensors = load_file(str(base / "model.safetensors"))
+    tensors[f"model.layers.0.mlp.up_proj.{tensor}"] = torch.zeros(2, 2, dtype=torch.int32)
+    save_file(tensors, str(base / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"quantized: {name}"):
+        bake(BakeConfig(base=base, rotations=directory, out=tmp_path / "m"))
 
 
 def test_the_command_line(make_model, make_gates, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from peft.tuners.boft.layer import BOFTLayer
 
 from so8tqc.adapters.dyadic import dyadic
-from so8tqc.adapters.methods import butterfly, cos_sin, reflections, span_reflection
+from so8tqc.adapters.methods.orthogonal import butterfly, reflections, span_reflection
+from so8tqc.adapters.methods.road import cos_sin
 from so8tqc.adapters.rounding import rounded
 from so8tqc.adapters.steps import (
     AddLowRank,

@@ -44,12 +44,17 @@ PARTS = frozenset(
         "road_alpha",
         "vera_lambda_b",
         "vera_lambda_d",
+        "lora_E",
+        "ia3_l",
+        *(f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"),
+        *(f"lokr_w{i}{side}" for i in (1, 2) for side in ("", "_a", "_b")),
     }
 )
 """Names of a method's tensors below the module they change."""
 
 _LEAVES = frozenset({"weight", "bias", "vector_a", "vector_b"})
 _PROJECTIONS = frozenset({"vera_A", "vera_B"})
+_WRAPPERS = frozenset({"base_layer", "ln_tuning_layers"})
 _PREFIXES = ("base_model.model.", "base_model.")
 _UNSUPPORTED = {
     "oft_embedding_R": "rotates an embedding",
@@ -268,7 +273,7 @@ def _whole_name(words: list[str]) -> str:
         at = words.index("modules_to_save")
         after = words[at + 1 :]
         words = words[:at] + (after if len(after) == 1 else after[1:])
-    return ".".join(word for word in words if word != "base_layer")
+    return ".".join(word for word in words if word not in _WRAPPERS)
 
 
 def _require_finite(tensor: torch.Tensor, where: str) -> None:

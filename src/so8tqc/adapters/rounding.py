@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from so8tqc.adapters.dyadic import Dyadic, dyadic
-from so8tqc.adapters.steps import Chunk, Columns, Exact, Steps
+from so8tqc.adapters.steps import AddLowRank, Chunk, Columns, Exact, Steps
 from so8tqc.errors import ModelError, RotationError
 from so8tqc.rotations.fold import round_once, rounded_suspects, to_storage
 
 if TYPE_CHECKING:
     import torch
+
+_LEFT = 1024
+"""Room for elements that only exact arithmetic decides: so many, or one in 256."""
 
 _BITS = (160, 640, 2560, 10240)
 """Of a root, one after the other. A value that is not told from a tie by the last is one."""
@@ -42,6 +45,9 @@ def rounded(steps: Steps, weight: torch.Tensor, rows: slice, dtype: torch.dtype)
     """
     import torch
 
+    done = merged(steps, weight, rows, dtype)
+    if done is not None:
+        return done
     chunk = Chunk(rows, weight)
     if not math.isfinite(chunk.largest):
         base = chunk.value
@@ -70,6 +76,36 @@ def rounded(steps: Steps, weight: torch.Tensor, rows: slice, dtype: torch.dtype)
             remedy="Use --baked-dtype bfloat16 or float32.",
         )
     return stored.add_(0.0)  # −0 becomes +0
+
+
+def merged(
+    steps: Steps, weight: torch.Tensor, rows: slice, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """As :func:`rounded` of a LoRA alone in bfloat16, in one pass; None: it is something else.
+
+    What is not finite is also left to the general way, which names the element.
+    """
+    import torch
+
+    step = steps.steps[0] if len(steps.steps) == 1 else None
+    if not isinstance(step, AddLowRank) or not step.narrow:
+        return None
+    if {weight.dtype, dtype} != {torch.bfloat16} or weight.stride(1) != 1:
+        return None
+    from so8tqc.adapters.fused import add_and_round
+
+    some = weight[rows]
+    out = torch.empty(some.shape, dtype=dtype)
+    left = np.empty((max(_LEFT, some.numel() >> 8), 2), dtype=np.int64)
+    factors, a, norms = step.parts(rows)
+    words = (tensor.view(torch.uint16).numpy() for tensor in (some, out))
+    count = add_and_round(next(words), factors, a, norms, next(words), left)
+    if count < 0:
+        return None
+    exact = steps.exact(_stored_values(weight))
+    for i, j in left[:count].tolist():
+        out[i, j] = exactly_rounded(exact, rows.start + i, j, dtype) + 0.0
+    return out
 
 
 def exactly_rounded(exact: Exact, row: int, column: int, dtype: torch.dtype) -> float:

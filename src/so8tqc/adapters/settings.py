@@ -30,7 +30,10 @@ _NEUTRAL = frozenset(
         "modules_to_save",
     }
 )
-_UNDERSTOOD = {
+_LYCORIS = frozenset(
+    {"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout"}
+)
+_UNDERSTOOD: dict[str, frozenset[str]] = {
     "LORA": frozenset(
         {
             "r",
@@ -89,7 +92,49 @@ _UNDERSTOOD = {
     ),
     "ROAD": frozenset({"variant", "group_size"}),
     "VERA": frozenset({"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"}),
+    "ADALORA": frozenset(
+        {
+            "r",
+            "init_r",
+            "target_r",
+            "lora_alpha",
+            "rank_pattern",
+            "tinit",
+            "tfinal",
+            "deltaT",
+            "beta1",
+            "beta2",
+            "total_step",
+            "orth_reg_weight",
+            "lora_dropout",
+            "init_lora_weights",
+            "loftq_config",
+            "megatron_core",
+            "qalora_group_size",
+            "runtime_config",
+        }
+    ),
+    "LOHA": _LYCORIS | {"use_effective_conv2d"},
+    "LOKR": _LYCORIS
+    | {"use_effective_conv2d", "decompose_both", "decompose_factor", "rank_dropout_scale"},
+    "IA3": frozenset({"feedforward_modules", "init_ia3_weights"}),
+    "LN_TUNING": frozenset(),
 }
+
+_IN_FRONT = "it puts learned tokens or cached keys in front of the input, which no weight can hold"
+_MIXED = "it weighs several LoRAs by the input, which no weight can hold"
+_NO_WEIGHT = {
+    "PROMPT_TUNING": _IN_FRONT,
+    "MULTITASK_PROMPT_TUNING": _IN_FRONT,
+    "P_TUNING": _IN_FRONT,
+    "PREFIX_TUNING": _IN_FRONT,
+    "CPT": _IN_FRONT,
+    "CARTRIDGE": _IN_FRONT,
+    "ADAPTION_PROMPT": "its layers attend to learned prompts besides, which no weight can hold",
+    "XLORA": _MIXED,
+    "POLY": _MIXED,
+}
+"""Methods that change no weight, and why."""
 
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
@@ -102,11 +147,7 @@ def require_understood(files: AdapterFiles) -> None:
     """
     where = str(files.directory / CONFIG_NAME)
     if files.kind not in _UNDERSTOOD:
-        raise RotationError(
-            f"the adapter is {files.config.get('peft_type')!r}, which cannot be baked",
-            where=where,
-            remedy=f"Those that can: {', '.join(_UNDERSTOOD)}. Merge others with PEFT first.",
-        )
+        raise _refused(files, where)
     known = _UNDERSTOOD[files.kind] | _NEUTRAL
     unknown = sorted(key for key in files.config.keys() - known if files.config[key])
     if unknown:
@@ -116,15 +157,31 @@ def require_understood(files: AdapterFiles) -> None:
             where=where,
             remedy="They may change what the adapter computes: merge it with PEFT instead.",
         )
-
-
-def setting_notices(files: AdapterFiles) -> list[str]:
-    """What a user should know of how the adapter was made."""
     init = str(files.config.get("init_lora_weights", ""))
-    if not init.startswith(_INITS_THAT_CHANGE_THE_BASE):
-        return []
-    return [
-        f"The adapter was initialised by {init}, which also changes the base weights of the "
-        "training: give the residual base that was saved beside it, or an adapter that PEFT "
-        "converted with path_initial_model_for_weight_conversion."
-    ]
+    if init.lower().startswith(_INITS_THAT_CHANGE_THE_BASE):
+        raise RotationError(
+            f"the adapter was initialised by {init}, which takes its first B·A out of the base: it "
+            "belongs to what was left of the base, not to the base itself",
+            where=where,
+            remedy="Convert it: PEFT's save_pretrained with "
+            "path_initial_model_for_weight_conversion gives a LoRA of the base. Or give the base "
+            "that was left, if the training saved it, and set init_lora_weights to true in this "
+            "file, as PEFT's own guide does.",
+        )
+
+
+def _refused(files: AdapterFiles, where: str) -> RotationError:
+    """Why a method has no fold here."""
+    kind = files.kind
+    if (reason := _NO_WEIGHT.get(kind)) is not None:
+        return RotationError(
+            f"the adapter is {kind}: {reason}",
+            where=where,
+            remedy="Serve it with PEFT; nothing can be baked from it.",
+        )
+    return RotationError(
+        f"the adapter is {files.config.get('peft_type')!r}, whose change of a weight is not known "
+        "here in closed form, so that it cannot be baked",
+        where=where,
+        remedy=f"Those that can: {', '.join(_UNDERSTOOD)}. Merge others with PEFT first.",
+    )

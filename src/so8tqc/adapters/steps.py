@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     import torch
 
 U = 2.0**-53
-_TINY = 2.0**-1070
+TINY = 2.0**-1070
 """Covers underflow of products: a few of the smallest float64 numbers."""
 
 Columns = npt.NDArray[np.intp]
+Floats32 = npt.NDArray[np.float32]
 Exact = Callable[[int, Columns, int], Dyadic]
 """(row, columns, bits) → the exact values of a row's columns, [columns]; ``bits`` of a root."""
 
@@ -175,6 +176,19 @@ class AddLowRank:
         """The same with s times ``factor``."""
         return AddLowRank(self._b, self._a, self.scale * factor)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether A's numbers are float32's."""
+        return self._a.dtype.itemsize <= 4
+
+    def parts(self, rows: slice) -> tuple[FloatArray, Floats32, Floats32]:
+        """(s·B [rows, r] float64, A [r, in] float32, ‖A_j‖ [in], a little more) of a narrow A."""
+        import torch
+
+        left = self._b[rows].double() * self.scale
+        a = self._a.to(torch.float32).contiguous()
+        return left.contiguous().numpy(), a.numpy(), self._norms
+
     def apply(self, chunk: Chunk) -> None:
         """See :class:`Step`."""
         left = self._b[chunk.rows].double() * self.scale
@@ -183,7 +197,7 @@ class AddLowRank:
         magnitude = reach + chunk.largest
         chunk.value.addmm_(left, right)
         chunk.bounded(magnitude)
-        chunk.error += gamma(self.rank + 2) * magnitude + _TINY
+        chunk.error += gamma(self.rank + 2) * magnitude + TINY
 
     def exact(self, before: Exact, _base: Exact, /) -> Exact:
         """See :class:`Step`."""
@@ -201,6 +215,12 @@ class AddLowRank:
         right = self._a[:, torch.from_numpy(columns)].double().numpy()
         product = dy.matmul(dyadic(left), dyadic(right))
         return dy.multiply(product, dyadic(np.array(self.scale)))[0]
+
+    @cached_property
+    def _norms(self) -> Floats32:
+        """‖A_j‖ rounded up."""
+        norms: Floats32 = (self._a.double().norm(dim=0) * (1 + 2.0**-20)).float().numpy()
+        return norms
 
     @cached_property
     def _norm(self) -> float:
@@ -238,7 +258,7 @@ class BlockColumns:
             spread = torch.empty_like(product)
             spread[:, self._order] = product
             chunk.value = spread
-        chunk.error = width * (chunk.error + gamma(size) * (largest + chunk.error)) + _TINY
+        chunk.error = width * (chunk.error + gamma(size) * (largest + chunk.error)) + TINY
 
     def exact(self, before: Exact, _base: Exact, /) -> Exact:
         """See :class:`Step`."""
@@ -309,7 +329,7 @@ class SubtractProjection:
         chunk.value.addmm_(torch.from_numpy(t), self._zt, alpha=-1.0)
         chunk.bounded(None)
         chunk.error += width * t_error + gamma(rank + 2) * (width * (reach + t_error) + largest)
-        chunk.error += _TINY
+        chunk.error += TINY
 
     def exact(self, before: Exact, _base: Exact, /) -> Exact:
         """See :class:`Step`."""
@@ -353,7 +373,7 @@ class ScaleRows:
         largest = float(np.abs(d).max(initial=0.0))
         chunk.value.mul_(torch.from_numpy(d)[:, None])
         chunk.bounded(None)
-        chunk.error = largest * chunk.error * (1 + 4 * U) + 2 * U * chunk.largest + _TINY
+        chunk.error = largest * chunk.error * (1 + 4 * U) + 2 * U * chunk.largest + TINY
 
     def exact(self, before: Exact, _base: Exact, /) -> Exact:
         """See :class:`Step`."""
@@ -396,7 +416,7 @@ class MixRowPairs:
         pairs = chunk.value.reshape(-1, 2, self.group // 2, chunk.value.shape[1])
         partner = pairs.flip(1).reshape(chunk.value.shape)
         chunk.value = chunk.value * a + partner * b
-        chunk.error = width * (chunk.error + gamma(2) * (largest + chunk.error)) + _TINY
+        chunk.error = width * (chunk.error + gamma(2) * (largest + chunk.error)) + TINY
 
     def exact(self, before: Exact, _base: Exact, /) -> Exact:
         """See :class:`Step`."""
@@ -441,7 +461,7 @@ class BlockRows:
         grouped = chunk.value.reshape(len(blocks), size, -1)
         product = torch.bmm(torch.from_numpy(np.ascontiguousarray(blocks)), grouped)
         chunk.value = product.reshape(chunk.value.shape)
-        chunk.error = width * (chunk.error + gamma(size) * (largest + chunk.error)) + _TINY
+        chunk.error = width * (chunk.error + gamma(size) * (largest + chunk.error)) + TINY
 
     def exact(self, before: Exact, _base: Exact, /) -> Exact:
         """See :class:`Step`."""
@@ -506,7 +526,7 @@ class NormalisedAdd:
         error = g * (1 + relative) * chunk.error + g * largest_row * (relative + 3 * U)
         chunk.value.mul_(factors[:, None])
         chunk.bounded(None)
-        chunk.error = float(error.max()) * (1 + 8 * U) + _TINY
+        chunk.error = float(error.max()) * (1 + 8 * U) + TINY
 
     def exact(self, before: Exact, base: Exact, /) -> Exact:
         """See :class:`Step`."""

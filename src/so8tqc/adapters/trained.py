@@ -7,7 +7,7 @@ from pathlib import Path
 
 from so8tqc.adapters.files import SAFETENSORS_NAME, adapter_directory, adapter_kind, read_json
 from so8tqc.rotations.files.content import weight_keys
-from so8tqc.rotations.files.peft_oft import is_adapter, within_orthogonality
+from so8tqc.rotations.files.peft_oft import is_adapter, of_numbered_layers, within_orthogonality
 from so8tqc.rotations.files.trained import gate_keys
 from so8tqc.rotations.options import RotationOptions
 
@@ -34,9 +34,9 @@ def trained(rotations: Path | None, options: RotationOptions) -> Trained:
     """Sort what ``rotations`` and ``--adapter`` name.
 
     An OFT adapter alone is a set of rotations, judged as such, unless it trains other things too
-    (biases, whole modules) or its own training left SO(n) (the truncated series): then it is baked
-    as any adapter, as it was trained. An adapter whose modules have gates of their own is a
-    checkpoint of gates with LoRA beside them.
+    (biases, whole modules, the head) or its own training left SO(n) (the truncated series): then it
+    is baked as any adapter, as it was trained. An adapter whose modules have gates of their own is
+    a checkpoint of gates with LoRA beside them.
 
     Raises:
         RotationError: an adapter directory cannot be read.
@@ -65,4 +65,7 @@ def _only_rotations(path: Path, options: RotationOptions) -> bool:
     asked = options.model_fields_set & {"convention", "parametrization", "site", "layers"}
     if asked or options.orthogonalize == "polar":
         return True  # what cannot be done to it is said where rotations are read
-    return plain and (path / SAFETENSORS_NAME).is_file() and within_orthogonality(path)
+    if not plain or not (path / SAFETENSORS_NAME).is_file():
+        return False
+    # a head or a vision tower is no target of a set of rotations, but a weight like any other
+    return of_numbered_layers(weight_keys(path)) and within_orthogonality(path)

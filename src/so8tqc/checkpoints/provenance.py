@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from so8tqc.disk.atomic import write_text
+from so8tqc.disk.digests import sha256_json
 from so8tqc.disk.foreign import read_whole
 from so8tqc.errors import ModelError
-from so8tqc.records import Frozen
+from so8tqc.records import FileRef, Frozen
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 
 PROVENANCE_NAME = "so8tqc.json"
@@ -63,6 +64,18 @@ class Provenance(Frozen):
     recognised: str | None = None
     tensors: tuple[BakedTensor, ...]
     versions: dict[str, str]
+
+
+def baked_ref(directory: Path, provenance: Provenance, size: int) -> FileRef:
+    """A baked directory as a record names it: by the digests of the tensors that were changed.
+
+    Args:
+        directory: where it is.
+        provenance: what it says about itself.
+        size: bytes of its weights.
+    """
+    tensors = [tensor.model_dump(mode="json") for tensor in provenance.tensors]
+    return FileRef(path=str(directory), sha256=sha256_json(tensors), bytes=size)
 
 
 def read_provenance(directory: Path) -> Provenance | None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from so8tqc.adapters.changed import AdapterPatch
 from so8tqc.adapters.files import adapter_fingerprint
-from so8tqc.adapters.plan import AdapterPatch, AdapterPlan
+from so8tqc.adapters.plan import AdapterPlan
 from so8tqc.checkpoints.baking import hash_tensors
-from so8tqc.checkpoints.copy import companion_files
+from so8tqc.checkpoints.copy import copy_companions
 from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, MEMORY_ARRAYS
 from so8tqc.checkpoints.provenance import (
     BakedAdapter,
     BakedTensor,
     Provenance,
+    baked_ref,
     write_provenance,
 )
 from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, open_checkpoint
@@ -161,13 +162,7 @@ def _record(
         ).as_json(),
         notices=(*(gates.notices if gates else ()), *ready.plan.notices, *left),
         inputs=inputs,
-        outputs={
-            "baked_model": FileRef(
-                path=str(config.out),
-                sha256=sha256_json([t.model_dump(mode="json") for t in provenance.tensors]),
-                bytes=baked.bytes,
-            )
-        },
+        outputs={"baked_model": baked_ref(config.out, provenance, baked.bytes)},
         config=config.model_dump(mode="json"),
         versions=versions_of(__name__),
         run=watch.info(),
@@ -178,21 +173,14 @@ def write_adapted(
     base: Checkpoint, plan: AdapterPlan, directory: Path, progress: Progress
 ) -> list[str]:
     """Write companions and shards into a directory that exists; notices of what is left behind."""
-    keep, leave = companion_files(base.directory, base.files)
-    for file in keep:
-        destination = directory / file.relative_to(base.directory)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, destination)
+    left = copy_companions(base.directory, base.files, directory)
     total = sum(c.entry.end - c.entry.start for c in plan.changed)
     with progress.task("baking", total=total, unit="bytes") as task:
         patch_files(
             [(shard, directory / shard.name) for shard in base.files],
             {c.entry.name: AdapterPatch(c, task) for c in plan.changed},
         )
-    if leave:
-        names = ", ".join(file.name for file in leave[:5])
-        return [f"Left behind, since these weights would not be baked: {names}."]
-    return []
+    return left
 
 
 def _named(path: Path) -> str:

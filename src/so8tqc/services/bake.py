@@ -11,7 +11,7 @@ from pathlib import Path
 
 from so8tqc.adapters.trained import trained
 from so8tqc.checkpoints.baking import TensorFold, hash_tensors
-from so8tqc.checkpoints.copy import companion_files
+from so8tqc.checkpoints.copy import copy_companions
 from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.plan import (
     PlannedTensor,
@@ -24,6 +24,7 @@ from so8tqc.checkpoints.provenance import (
     PROVENANCE_NAME,
     BakedTensor,
     Provenance,
+    baked_ref,
     read_provenance,
     write_provenance,
 )
@@ -177,13 +178,7 @@ def _bake(config: BakeConfig, ready: _Prepared, watch: Stopwatch, progress: Prog
         ).as_json(),
         notices=(*ready.rotations.notices, *left),
         inputs=_inputs(config, ready, provenance.base_fingerprint),
-        outputs={
-            "baked_model": FileRef(
-                path=str(config.out),
-                sha256=sha256_json([t.model_dump(mode="json") for t in provenance.tensors]),
-                bytes=baked.bytes,
-            )
-        },
+        outputs={"baked_model": baked_ref(config.out, provenance, baked.bytes)},
         config=config.model_dump(mode="json"),
         versions=versions_of(__name__),
         run=watch.info(),
@@ -395,21 +390,14 @@ def _existing(path: Path) -> Path:
 def _write(ready: _Prepared, directory: Path, progress: Progress) -> list[str]:
     """Write companions and shards; return notices about files left behind."""
     base = ready.checkpoint
-    keep, leave = companion_files(base.directory, base.files)
-    for file in keep:
-        destination = directory / file.relative_to(base.directory)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, destination)
+    left = copy_companions(base.directory, base.files, directory)
     total = sum(p.entry.end - p.entry.start for p in ready.planned)
     with progress.task("baking", total=total, unit="bytes") as task:
         patch_files(
             [(shard, directory / shard.name) for shard in base.files],
             {p.entry.name: TensorFold(p, ready.reading.result, task) for p in ready.planned},
         )
-    if leave:
-        names = ", ".join(file.name for file in leave[:5])
-        return [f"Left behind, since these weights would not be baked: {names}."]
-    return []
+    return left
 
 
 def _prove(ready: _Prepared, baked: Checkpoint, progress: Progress) -> _Proof:

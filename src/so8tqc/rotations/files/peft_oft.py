@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,12 @@ def _last_term_halved(config: Mapping[str, Any]) -> tuple[bool, str]:
         f"Trained with PEFT {recorded}: its Cayley–Neumann series ends with "
         f"{'the last power once' if halved else 'twice the last power'}."
     )
+
+
+def of_numbered_layers(keys: Iterable[str]) -> bool:
+    """Whether all keys of an OFT adapter belong to numbered layers of the text model."""
+    matches = [_KEY.match(key) for key in keys]
+    return all(match is not None and not in_other_tower(match["prefix"]) for match in matches)
 
 
 def within_orthogonality(directory: Path) -> bool:

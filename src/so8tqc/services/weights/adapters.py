@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from so8tqc.adapters.plan import AdapterPlan, Changed
+from so8tqc.adapters.changed import Changed
+from so8tqc.adapters.plan import AdapterPlan
 from so8tqc.checkpoints.finite import first_non_finite
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from so8tqc.adapters.changed import Changed, Part, logical, row_chunks
 from so8tqc.adapters.files import AdapterFiles, array
-from so8tqc.adapters.methods import reflections, span_reflection
+from so8tqc.adapters.methods.orthogonal import reflections, span_reflection
 from so8tqc.adapters.names import StoredNames
-from so8tqc.adapters.plan import AdapterPlan, Changed, Part, logical, row_chunks
+from so8tqc.adapters.plan import AdapterPlan
 from so8tqc.adapters.steps import (
     AddLowRank,
     BlockColumns,
     BlockRows,
-    Chunk,
-    Exact,
     MixRowPairs,
     NormalisedAdd,
     ScaleRows,
@@ -221,7 +220,7 @@ def _guesses(
     yield _Guess("not_baked", "the base weight stands here", case.on(own, ()))
     yield _Guess("double_baked", "the adapter was applied twice", case.after((*steps, *steps)))
     for i, step in enumerate(steps):
-        for code, note, other in _alternatives(step):
+        for code, note, other in _alternatives(step, case.base):
             changed = (*steps[:i], *other, *steps[i + 1 :])
             yield _Guess(code, note, case.after(changed))
     yield from _partial(case)
@@ -236,8 +235,13 @@ def _guesses(
         yield scaled
 
 
-def _alternatives(step: Step) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
-    """Other things that may have been done in the place of one step."""
+def _alternatives(step: Step, base: torch.Tensor) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
+    """Other things that may have been done in the place of one step.
+
+    Args:
+        step: of the right value.
+        base: the weight as stored, [out, in].
+    """
     if isinstance(step, AddLowRank) and step.shape[0] == step.shape[1]:
         flipped = AddLowRank(
             np.ascontiguousarray(step.right.T), np.ascontiguousarray(step.left.T), step.scale
@@ -248,7 +252,7 @@ def _alternatives(step: Step) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
         yield (
             "dora_norms",
             "the norms are those of W alone, not of W + s·B·A",
-            (step.branch, _OverBaseNorm(step.magnitude)),
+            (step.branch, _over_base_norm(step, base)),
         )
         yield (
             "dora_norms",
@@ -271,25 +275,12 @@ def _alternatives(step: Step) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
         yield "transposed", "the angles with the other sign", (replace(step, other=-step.other),)
 
 
-@dataclass(frozen=True)
-class _OverBaseNorm:
+def _over_base_norm(step: NormalisedAdd, base: torch.Tensor) -> ScaleRows:
     """m/‖W⁰‖ times a row: what DoRA does if the norm forgets the branch."""
+    import torch
 
-    magnitude: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-    row_multiple: int = 1
-
-    def apply(self, chunk: Chunk) -> None:
-        """In place; its bound is not used."""
-        import torch
-
-        norms = torch.linalg.vector_norm(chunk.base, dim=1)
-        factors = torch.from_numpy(self.magnitude[chunk.rows]) / norms
-        chunk.value.mul_(factors[:, None])
-        chunk.bounded(None)
-
-    def exact(self, before: Exact, base: Exact, /) -> Exact:
-        """Never asked for."""
-        raise NotImplementedError
+    norms = torch.linalg.vector_norm(base, dim=1, dtype=torch.float64)
+    return ScaleRows(step.magnitude / norms.numpy())
 
 
 def _scaled(case: _Case) -> _Guess | None:

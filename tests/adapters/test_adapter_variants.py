@@ -1,0 +1,237 @@
+"""Adapters as trainings really configure them: parts of a model, other inits, other methods."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft_cases import adapter, load, logits, shake, unmerged
+from safetensors.torch import load_file, save_file
+
+from so8tqc.adapters.files import read_files
+from so8tqc.adapters.settings import require_understood
+from so8tqc.config import BakeConfig
+from so8tqc.errors import InputError
+from so8tqc.records import Verdict
+from so8tqc.services.bake import bake
+
+IDS = torch.arange(7, 31)[None]
+
+
+def trained(model: Path, directory: Path, kind: str, *, seed: int = 3, **options: Any) -> Path:
+    """An adapter of any configuration whose every part has moved."""
+    import peft
+
+    live = peft.get_peft_model(load(model), getattr(peft, f"{kind}Config")(**options))
+    shake(live, seed)
+    live.save_pretrained(str(directory))
+    return directory
+
+
+def judged(model: Path, directory: Path, out: Path) -> float:
+    """Bake; the distance of its logits from PEFT's unmerged ones, as a share of the effect."""
+    record = bake(BakeConfig(base=model, rotations=directory, out=out, baked_dtype="float32"))
+    assert record.verdict is Verdict.PASS, [c for c in record.checks if c.verdict is Verdict.FAIL]
+    expected = logits(unmerged(model, [directory], torch.float32), IDS)
+    effect = float((expected - logits(load(model, torch.float64), IDS)).abs().max())
+    got = logits(load(out, torch.float64), IDS)
+    return float((got - expected).abs().max()) / effect
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Lora", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]}),
+        ("Lora", {"target_modules": "all-linear", "exclude_modules": ["k_proj"]}),
+        ("Lora", {"target_modules": "all-linear", "r": 3, "use_rslora": True, "lora_alpha": 5}),
+        ("Lora", {"target_modules": ["v_proj"], "init_lora_weights": "orthogonal", "r": 4}),
+        ("IA3", {"target_modules": ["q_proj", "k_proj", "down_proj"],
+                 "feedforward_modules": ["down_proj"]}),
+        ("IA3", {"target_modules": ["v_proj"], "feedforward_modules": ["v_proj"]}),
+        ("OFT", {"target_modules": ["lm_head", "o_proj"], "oft_block_size": 8, "r": 0}),
+        ("LNTuning", {"task_type": "CAUSAL_LM"}),
+        ("LoHa", {"target_modules": ["q_proj"], "r": 2, "modules_to_save": ["norm"]}),
+        ("LoKr", {"target_modules": ["gate_proj"], "decompose_factor": 4, "r": 1}),
+        ("AdaLora", {"target_modules": ["q_proj"], "total_step": 9, "lora_alpha": 900}),
+    ],
+    ids=lambda o: "-".join(map(str, o.items())) if isinstance(o, dict) else o,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_of_a_model(
+    kind: str, options: dict[str, Any], dtype: str, make_model, tmp_path: Path
+) -> None:
+    model = make_model("qwen2", dtype)  # q, k and v have biases
+    directory = trained(model, tmp_path / "a", kind, **options)
+    assert judged(model, directory, tmp_path / "m") < 2e-5
+
+
+def test_pruned_ranks_of_adalora(make_model, tmp_path: Path) -> None:
+    """PEFT saves what its allocator left, also nothing, and scales by the rank before."""
+    import peft
+
+    model = make_model("llama", "float32")
+    config = peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=800, total_step=9, target_modules=["q_proj", "o_proj"]
+    )
+    live = peft.get_peft_model(load(model), config)
+    shake(live, 5)
+    kept = {"q_proj": [True, False, True, True], "o_proj": [False] * 4}
+    live.peft_config["default"].rank_pattern = {
+        f"model.layers.{i}.self_attn.{name}.lora_E": ranks
+        for i in range(3)
+        for name, ranks in kept.items()
+    }
+    live.save_pretrained(str(tmp_path / "a"))
+    parts = read_files(tmp_path / "a").parts
+    shapes = {tuple(p["lora_E.weight"].shape) for p in parts.values()}
+    assert shapes == {(3, 1), (0, 1)}
+    assert judged(model, tmp_path / "a", tmp_path / "m") < 2e-5
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_inits_that_change_the_base(init: str, make_model, tmp_path: Path) -> None:
+    """Unconverted, the adapter belongs to another base; converted, it is a LoRA of this one."""
+    import peft
+
+    model = make_model("llama", "float32")
+    config = peft.LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=init)
+    live = peft.get_peft_model(load(model), config)
+    live.peft_config["default"].init_lora_weights = True
+    live.save_pretrained(str(tmp_path / "initial"))
+    live.peft_config["default"].init_lora_weights = init
+    shake(live, 5)
+    live.save_pretrained(str(tmp_path / "as-it-is"))
+    with pytest.raises(InputError, match=f"initialised by {init}.*left of the base") as caught:
+        bake(BakeConfig(base=model, rotations=tmp_path / "as-it-is", out=tmp_path / "no"))
+    assert "path_initial_model_for_weight_conversion" in str(caught.value)
+    live.save_pretrained(
+        str(tmp_path / "converted"),
+        path_initial_model_for_weight_conversion=str(tmp_path / "initial"),
+    )
+    expected = logits(live.double(), IDS)
+    bake(BakeConfig(base=model, rotations=tmp_path / "converted", out=tmp_path / "m"))
+    got = logits(load(tmp_path / "m", torch.float64), IDS)
+    effect = float((expected - logits(load(model, torch.float64), IDS)).abs().max())
+    assert float((got - expected).abs().max()) < 1e-4 * effect  # float32 SVD, converted in float32
+
+
+@pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "PiSSA"])
+def test_other_inits_that_change_the_base(init: str, make_model, tmp_path: Path) -> None:
+    directory = adapter(make_model("llama", "bfloat16"), tmp_path / "a", "lora")
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_lora_weights": init}))
+    with pytest.raises(InputError, match=init):
+        require_understood(read_files(directory))
+
+
+def test_every_method_of_peft_is_baked_or_refused_with_its_reason(
+    make_model, tmp_path: Path
+) -> None:
+    import peft
+
+    directory = adapter(make_model("llama", "bfloat16"), tmp_path / "a", "lora")
+    path = directory / "adapter_config.json"
+    baked, in_front = set(), set()
+    for kind in peft.PeftType:
+        path.write_text(json.dumps({"peft_type": kind.value}))
+        try:
+            require_understood(read_files(directory))
+            baked.add(kind.value)
+        except InputError as error:
+            told = str(error)
+            assert kind.value in told
+            assert ("no weight can hold" in told) or "closed form" in told
+            if "no weight can hold" in told:
+                in_front.add(kind.value)
+    assert baked == {
+        "LORA", "ADALORA", "OFT", "BOFT", "HRA", "PSOFT", "ROAD", "VERA", "LOHA", "LOKR", "IA3",
+        "LN_TUNING",
+    }  # fmt: skip
+    assert in_front == {
+        "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT",
+        "CARTRIDGE", "ADAPTION_PROMPT", "XLORA", "POLY",
+    }  # fmt: skip
+
+
+def test_single_tokens_and_turned_embeddings_are_refused(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = trained(model, tmp_path / "t", "Lora", target_modules=["q_proj"],
+                        trainable_token_indices=[3, 5])  # fmt: skip
+    with pytest.raises(InputError, match="single tokens"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    directory = adapter(model, tmp_path / "oft", "oft")
+    file = directory / "adapter_model.safetensors"
+    tensors = load_file(str(file))
+    key = next(iter(tensors))
+    tensors["base_model.model.model.embed_tokens.oft_embedding_R.weight"] = tensors.pop(key)
+    save_file(tensors, str(file))
+    with pytest.raises(InputError, match="rotates an embedding"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "change", "words"),
+    [
+        ("loha", "hada_w1_a", lambda t: t[:-1], ["hada_w1_a", "[63, 3]", "[64, 3]"]),
+        ("loha", "hada_w2_b", lambda t: t * torch.nan, ["hada_w2_b", "not finite"]),
+        ("lokr", "lokr_w1", lambda t: t[:-1], ["lokr_w1 and lokr_w2", "64 × 64"]),
+        ("ia3", "ia3_l", lambda t: t[:-1], ["ia3_l", "[63, 1]", "[64, 1]"]),
+        ("adalora", "lora_E", lambda t: t[:-1], ["lora_E", "[4, 1]", "[5, 1]"]),
+    ],
+)
+def test_parts_that_do_not_fit(
+    method: str, part: str, change: Any, words: list[str], make_model, tmp_path: Path
+) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = adapter(model, tmp_path / "a", method)
+    file = directory / "adapter_model.safetensors"
+    tensors = load_file(str(file))
+    key = next(k for k in tensors if "layers.1.self_attn.q_proj" in k and part in k)
+    tensors[key] = change(tensors[key]).contiguous()
+    save_file(tensors, str(file))
+    with pytest.raises(InputError) as caught:
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    for word in (*words, "layers.1.self_attn.q_proj"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["adalora", "ia3", "loha", "lokr"])
+def test_untrained_adapters_are_refused(method: str, make_model, tmp_path: Path) -> None:
+    import peft
+    from peft_cases import METHODS
+
+    model = make_model("llama", "bfloat16")
+    options = {k: v for k, v in METHODS[method].items() if k != "kind"}
+    if method == "ia3":
+        options["feedforward_modules"] = []
+    kind = getattr(peft, f"{METHODS[method]['kind']}Config")
+    live = peft.get_peft_model(load(model), kind(target_modules=["q_proj"], **options))
+    live.save_pretrained(str(tmp_path / "a"))
+    with pytest.raises(InputError, match="untrained"):
+        bake(BakeConfig(base=model, rotations=tmp_path / "a", out=tmp_path / "m"))
+
+
+def test_a_block_that_layers_share_is_refused(
+    tokenizer_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zamba2 runs one block at several positions; adapters of two of them have no one weight."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "architectures"))
+    tiny_models = importlib.import_module("tiny_models")
+    model = tmp_path / "base"
+    tiny_models.build("zamba2", model, tokenizer_files, 512)
+    directory = trained(model, tmp_path / "a", "Lora", target_modules=["o_proj"], r=2)
+    file = directory / "adapter_model.safetensors"
+    tensors = load_file(str(file))
+    first = next(k.split("lora_")[0] for k in tensors)
+    for part in ("A", "B"):
+        other = torch.randn_like(tensors[f"{first}lora_{part}.weight"])
+        number = next(w for w in first.split(".") if w.isdigit())
+        twin = first.replace(f".{number}.", f".{int(number) + 2}.", 1)
+        tensors[f"{twin}lora_{part}.weight"] = other
+    save_file(tensors, str(file))
+    with pytest.raises(InputError, match="no single weight can hold"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
