@@ -89,8 +89,9 @@ def adapter(model: Path, directory: Path, method: str, *, seed: int = 0, **optio
     settings.setdefault("target_modules", text_only(targets, base))
     if settings.get("target_modules") and kind == "IA3":
         settings.setdefault("feedforward_modules", text_only(targets[-1:], base))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
         live = peft.get_peft_model(base, getattr(peft, f"{kind}Config")(**settings))
         shake(live, seed)
         live.save_pretrained(str(directory))
