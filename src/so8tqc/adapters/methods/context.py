@@ -50,6 +50,8 @@ Weight = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class Context:
+    """One module of an adapter: its tensors by name, and the weight that they belong to."""
+
     files: AdapterFiles
     module: str
     parts: Parts
@@ -62,9 +64,11 @@ class Context:
         return f"{self.files.directory}, {self.module}"
 
     def take(self, name: str) -> FloatArray:
+        """A part that must be there, in float64."""
         return array(self.tensor(name))
 
     def tensor(self, name: str) -> torch.Tensor:
+        """A part that must be there, as stored."""
         if name not in self.parts:
             raise RotationError(
                 f"{name} is missing (there is {', '.join(sorted(self.parts))})", where=self.where
@@ -72,12 +76,14 @@ class Context:
         return self.parts[name]
 
     def only(self, *names: str) -> None:
+        """Refuse any other part."""
         if extra := sorted(self.parts.keys() - set(names)):
             raise RotationError(
                 f"{', '.join(extra)}: no part of {self.files.kind} here", where=self.where
             )
 
     def setting(self, key: str, default: float) -> float:
+        """A number of the configuration."""
         return number(self.files.config, key, default, str(self.files.directory / CONFIG_NAME))
 
     def require(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
