@@ -84,8 +84,9 @@ def test_a_package_is_all_that_lies_in_it(copied: Path, file: str) -> None:
 def test_numba_and_scipy_are_named_where_they_are_leant_on() -> None:
     for stage, module in SERVICES.items():
         found = own_sources().closure(f"so8tqc.services.{module}")
-        kernels = {"so8tqc.metrics.cpu_kernels", "so8tqc.quantizers.kernels"} & set(found.modules)
-        assert ("numba" in found.distributions) is bool(kernels), stage
+        kernels = {"metrics.cpu_kernels", "quantizers.kernels", "adapters.fused"}
+        leant_on = {f"so8tqc.{name}" for name in kernels} & set(found.modules)
+        assert ("numba" in found.distributions) is bool(leant_on), stage
         assert not [m for m in found.modules if m.startswith(("so8tqc.reports", "so8tqc.cli"))]
     assert {"numba", "scipy"} <= versions_of("so8tqc.services.choose.service").keys()
     assert (
