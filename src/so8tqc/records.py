@@ -36,6 +36,16 @@ class Verdict(StrEnum):
     SKIP = "skip"
 
 
+class Half(Frozen):
+    """What it would take to halve an interval: as much in all of what was measured.
+
+    ``texts``: None where they are not what was drawn from, but the tokens of one text.
+    """
+
+    texts: int | None
+    tokens: int
+
+
 class Check(Frozen):
     """One measured value against one limit.
 
@@ -64,6 +74,7 @@ class Check(Frozen):
     unit: str = ""
     verdict: Verdict
     ci95: tuple[float, float] | None = None
+    half: Half | None = None
     target: float | None = None
     target_met: bool | None = None
     noise_floor: float | None = None

@@ -244,6 +244,8 @@ class ChooseConfig(ChoiceOptions, EvaluationOptions, ReferenceOptions, QuantizeC
         return self
 
 
+KVType = Literal["f16", "q8_0", "q4_0"]
+
 Objective = Literal["nll", "brier", "ece", "entropy", "confidence-variance"]
 
 
@@ -378,6 +380,18 @@ class QCOptions(EvaluationOptions, VerdictOptions):
     )
     ctx: int | None = Field(
         None, ge=8, description="Window length, tokens; default 512 under llama-perplexity."
+    )
+
+    until: float | None = Field(
+        None,
+        gt=0,
+        description="Take texts, in an order drawn by the seed, until the interval of every "
+        "candidate's mean KL is at most so wide, nats; all if it never is.",
+    )
+    kv_types: tuple[KVType, ...] = Field(
+        (),
+        description="Types of libllama's cache of keys and values; each GGUF candidate with each "
+        "is a candidate of its own. f16 is what it is without.",
     )
 
     @field_validator("protocol")

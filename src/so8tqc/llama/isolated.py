@@ -21,6 +21,7 @@ import numpy.typing as npt
 from so8tqc import errors
 from so8tqc.errors import ModelError, So8tqcError, ToolError
 from so8tqc.llama.child import QUIET_ABORT, ending, reason, remedy
+from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  a file made there is random and ours alone
 _ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
@@ -97,6 +98,7 @@ class IsolatedModel:
         path: the GGUF file.
         threads: CPU threads, None for libllama's default.
         context: initial context length, tokens.
+        kv_type: see ``LlamaModel``.
 
     Attributes:
         vocab_size: V.
@@ -108,12 +110,21 @@ class IsolatedModel:
         MissingToolError: no libllama.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, context: int = 512) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        context: int = 512,
+        kv_type: str = DEFAULT_KV_TYPE,
+    ) -> None:
         self.path = path
         self._logits: npt.NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
         self._worker = _Worker(path)
         try:
-            facts = self._worker.ask("open", path=str(path), threads=threads, context=context)
+            facts = self._worker.ask(
+                "open", path=str(path), threads=threads, context=context, kv_type=kv_type
+            )
             self.vocab_size = int(facts["vocab_size"])
             self.trained_context = int(facts["trained_context"])
             self.file_type = str(facts["file_type"])

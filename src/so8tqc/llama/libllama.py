@@ -18,6 +18,7 @@ import numpy.typing as npt
 from so8tqc.errors import DataError, MissingToolError, ModelError, ToolError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.child import reason
+from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 from so8tqc.llama.pin import INSTALL_COMMAND
 
 _KEPT_LINES = 30
@@ -140,6 +141,7 @@ class LlamaModel:
         path: the GGUF file; it is validated before libllama sees it.
         threads: CPU threads, None for libllama's default.
         context: initial context length, tokens.
+        kv_type: what keys and values are kept as: ``f16``, ``q8_0`` or ``q4_0``.
         on_node: libllama's evaluation callback: told the address of each node of the graph before
             it is computed (returns whether it is wanted), and again after, if it was (returns
             whether to go on). The model then stays in the CPU's memory.
@@ -160,12 +162,14 @@ class LlamaModel:
         *,
         threads: int | None = None,
         context: int = 512,
+        kv_type: str = DEFAULT_KV_TYPE,
         on_node: Callable[[int, bool, object], bool] | None = None,
     ) -> None:
         self.file_type = open_gguf(path).file_type
         self._lib = library()
         self.path = path
         self._threads = threads
+        self._kv_type = kv_type
         self._context_length = 0
         self._context: Any = None
         self._model: Any = None
@@ -184,6 +188,8 @@ class LlamaModel:
         self.vocab_size = int(self._lib.llama_vocab_n_tokens(vocabulary))
         self.trained_context = int(self._lib.llama_model_n_ctx_train(self._model))
         self._initial_context = min(context, self.trained_context)
+        if kv_type != DEFAULT_KV_TYPE:  # whether the model's heads can be cut into its blocks
+            self._open_context(self._initial_context)
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a generation."""
@@ -272,6 +278,11 @@ class LlamaModel:
         parameters.n_batch = length  # libllama aborts the process when more come in one call
         parameters.n_ubatch = min(length, _COMPUTED_AT_ONCE)
         parameters.no_perf = True
+        if self._kv_type != DEFAULT_KV_TYPE:
+            kind = getattr(self._lib, f"GGML_TYPE_{self._kv_type.upper()}")
+            parameters.type_k = parameters.type_v = kind
+            # values are only quantized where attention is computed without its matrix
+            parameters.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         if self._on_node is not None:
             parameters.cb_eval = self._on_node
             parameters.offload_kqv = parameters.op_offload = False

@@ -29,9 +29,9 @@ class Worker:
         self._model: LlamaModel | None = None
         self._shared: np.memmap[tuple[int, int], np.dtype[np.float32]] | None = None
 
-    def open(self, path: str, threads: int | None, context: int) -> dict[str, object]:
+    def open(self, path: str, threads: int | None, context: int, kv_type: str) -> dict[str, object]:
         """Load the model; its facts."""
-        model = LlamaModel(Path(path), threads=threads, context=context)
+        model = LlamaModel(Path(path), threads=threads, context=context, kv_type=kv_type)
         self._model = model
         return {
             "vocab_size": model.vocab_size,

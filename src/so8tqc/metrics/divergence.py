@@ -13,7 +13,7 @@ How they are computed is derived in ``metrics.distributions``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,20 @@ class TokenTable:
         n = len(self.texts)
         sums = [np.bincount(self.text, self.columns[name], minlength=n) for name in names]
         return np.stack([*sums, np.bincount(self.text, minlength=n).astype(np.float64)], axis=1)
+
+
+def joined(parts: Sequence[TokenTable]) -> TokenTable:
+    """Tables of the same pair over different texts, one behind the other, as one."""
+    first = parts[0]
+    offsets = np.cumsum([0, *(len(part.texts) for part in parts[:-1])], dtype=np.int32)
+    texts = [part.text + offset for part, offset in zip(parts, offsets, strict=True)]
+    return TokenTable(
+        columns={n: np.concatenate([p.columns[n] for p in parts]) for n in first.columns},
+        text=np.concatenate(texts, dtype=np.int32),
+        position=np.concatenate([part.position for part in parts]),
+        vocab_size=first.vocab_size,
+        texts=tuple(name for part in parts for name in part.texts),
+    )
 
 
 KL_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)

@@ -54,7 +54,7 @@ class Differences:
 
 
 def simultaneous_differences(
-    sums: FloatArray, counts: FloatArray, *, resamples: int, seed: int
+    sums: FloatArray, counts: FloatArray, *, resamples: int, seed: int, looks: int = 1
 ) -> Differences:
     """Intervals of k paired differences that hold all at once.
 
@@ -62,6 +62,7 @@ def simultaneous_differences(
         sums: [texts, k] summed differences of each text, one column for each comparison.
         counts: [texts] tokens of each text.
         resamples: number of resamples.
+        looks: so many such comparisons hold together, see ``bootstrap.percentile_interval``.
         seed: of the resampling.
     """
     texts = counts.size
@@ -78,7 +79,7 @@ def simultaneous_differences(
     if varies.any():
         scaled = residuals[:, varies] / errors[varies]
         largest = _largest_t(scaled, counts, resample_weights(texts, resamples, seed))
-    critical = float(np.quantile(largest, LEVEL, method="higher"))
+    critical = float(np.quantile(largest, 1 - (1 - LEVEL) / looks, method="higher"))
     half = np.where(varies, critical * errors, np.where(few, np.nan, 0.0))
     # a difference that is the same in every text has no error to be judged by
     t = np.divide(np.abs(values), errors, out=np.where(values == 0, 0.0, np.inf), where=varies)

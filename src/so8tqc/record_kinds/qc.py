@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from so8tqc.record_kinds.base import Entry, Metrics
+from so8tqc.record_kinds.base import Entry, Interval, Metrics
 from so8tqc.record_kinds.pairs import Comparisons
 
 
@@ -68,8 +68,25 @@ class WorstToken(TypedDict):
     same_top: bool
 
 
+class Bucket(Entry):
+    """Tokens by the reference's largest probability, from ``low`` up to ``high``."""
+
+    low: float
+    high: float
+    tokens: int
+    share: float
+    kl_mean: float | None
+    kl_ci95: Interval | None
+    top1: float | None
+    top1_ci95: Interval | None
+
+
 class Candidate(Statistics):
-    """A candidate's statistics, calibration, and the tokens where it is furthest away."""
+    """A candidate's statistics, calibration, and the tokens where it is furthest away.
+
+    ``confidence``: where the reference is sure, and where it is not; ``kv_type``: what its cache is
+    stored as, where that was asked for.
+    """
 
     ece_reference: float | None
     brier_reference: float | None
@@ -77,6 +94,15 @@ class Candidate(Statistics):
     brier_candidate: float | None
     kl_histogram: Histogram | None
     worst_tokens: list[WorstToken]
+    confidence: list[Bucket] = Field(default=[])
+    kv_type: str | None = None
+
+
+class Look(TypedDict):
+    """One look: texts so far, and the widest interval of a candidate's mean KL, nats."""
+
+    texts: int
+    width: float | None
 
 
 class Split(Entry):
@@ -124,6 +150,23 @@ class Recorded(Entry):
     gated: Statistics | None = None
 
 
+class Sequential(Entry):
+    """Texts were taken until the mean KL's interval was narrow enough.
+
+    ``looks``: numbers of texts at which that was asked, with the widest candidate's interval;
+    ``planned``: all that there could have been; ``level``: of each interval, so that those of all
+    looks hold together with 95 %; ``reached``: whether it became as narrow as ``until``.
+    """
+
+    until: float
+    texts: int
+    given: int
+    planned: list[int]
+    looks: list[Look]
+    level: float
+    reached: bool
+
+
 class QCMetrics(Metrics):
     """Of kind ``qc``; all but the profile only where it could be measured.
 
@@ -135,6 +178,7 @@ class QCMetrics(Metrics):
         candidates: name → statistics.
         capture: the reference, where it is one.
         comparisons: of every two candidates.
+        sequential: when texts were no longer taken, with ``until``.
     """
 
     profile: str | None
@@ -147,3 +191,4 @@ class QCMetrics(Metrics):
     candidates: dict[str, Candidate] = Field(default={})
     capture: Recorded | None = None
     comparisons: Comparisons | None = None
+    sequential: Sequential | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from so8tqc import wording
-from so8tqc.records import Check
+from so8tqc.records import Check, Half
 from so8tqc.reports.language import message, say
 from so8tqc.wording import SMALLEST_UNIT
 
@@ -28,6 +28,17 @@ def number(value: float | None) -> str:
     if float(value).is_integer() and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.4g}"
+
+
+def half(found: Half | None) -> str:
+    """What would halve an interval; "" where nobody knows."""
+    if found is None:
+        return ""
+    tokens = counted(found.tokens, "token")
+    if found.texts is None:
+        return say("half as wide: {tokens}", tokens=tokens)
+    texts = counted(found.texts, "text")
+    return say("half as wide: {texts}, {tokens}", texts=texts, tokens=tokens)
 
 
 def interval(ci95: tuple[float, float] | None) -> str:

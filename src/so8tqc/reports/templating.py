@@ -45,6 +45,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "number": fmt.number,
         "interval": fmt.interval,
+        "half": fmt.half,
         "limit": fmt.limit,
         "target": fmt.target,
         "size": fmt.size,

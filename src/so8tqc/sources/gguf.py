@@ -11,6 +11,7 @@ import numpy as np
 
 from so8tqc.errors import MissingToolError, ModelError, ToolError
 from so8tqc.llama.isolated import IsolatedModel
+from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.threads import WORKERS
 
@@ -26,14 +27,21 @@ class GGUFSource:
         name: label for reports.
         threads: CPU threads, None for libllama's default.
         context: context length to start with, tokens; it grows when a longer text comes.
+        kv_type: what libllama keeps keys and values as.
     """
 
     def __init__(
-        self, path: Path, name: str, *, threads: int | None = None, context: int = 512
+        self,
+        path: Path,
+        name: str,
+        *,
+        threads: int | None = None,
+        context: int = 512,
+        kv_type: str = DEFAULT_KV_TYPE,
     ) -> None:
         self.name = name
         self.path = path
-        self._model = IsolatedModel(path, threads=threads, context=context)
+        self._model = IsolatedModel(path, threads=threads, context=context, kv_type=kv_type)
         self.vocab_size = self._model.vocab_size
 
     @property
@@ -101,16 +109,28 @@ class Opened(NamedTuple):
     failed: dict[str, ModelError | ToolError]
 
 
-def open_each(files: Mapping[str, Path], *, threads: int | None) -> Opened:
+def open_each(
+    files: Mapping[str, Path], *, threads: int | None, kv_types: Mapping[str, str] | None = None
+) -> Opened:
     """Sources of several files, name → file, a few at a time.
 
-    A file that libllama cannot load is no reason not to open the others.
+    A file that libllama cannot load is no reason not to open the others. ``kv_types``: name → what
+    keys and values are kept as, where it is not f16.
 
     Raises:
         MissingToolError: there is no libllama; those that were open are closed.
     """
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
-        opening = {n: pool.submit(GGUFSource, p, n, threads=threads) for n, p in files.items()}
+        opening = {
+            name: pool.submit(
+                GGUFSource,
+                path,
+                name,
+                threads=threads,
+                kv_type=(kv_types or {}).get(name, DEFAULT_KV_TYPE),
+            )
+            for name, path in files.items()
+        }
     opened = [f.result() for f in opening.values() if f.exception() is None]
     failed: dict[str, ModelError | ToolError] = {}
     for name, future in opening.items():

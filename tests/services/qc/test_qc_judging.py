@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from so8tqc.services.qc.judging import (
     SMALLEST_EFFECT,
     Bootstrap,
     calibration_summary,
+    confidence_buckets,
     effect_check,
     fidelity_checks,
     kl_histogram,
@@ -142,3 +145,28 @@ def test_every_token_is_in_the_histogram() -> None:
     assert len(found["counts"]) == len(found["log10_centres"]) == 64
     assert found["counts"][0] >= 2
     assert found["counts"][-1] >= 1
+
+
+def test_kl_where_the_reference_is_sure_and_where_it_is_not() -> None:
+    generator = np.random.default_rng(3)
+    sure = np.concatenate([[0.0, 0.5, 0.9, 1.0], generator.uniform(size=196)])
+    kl, same = generator.exponential(size=200), (generator.uniform(size=200) < 0.8).astype(float)
+    table = TokenTable(
+        {"max_prob_reference": sure, "kl": kl, "same_top": same},
+        np.repeat(np.arange(10, dtype=np.int32), 20),
+        np.tile(np.arange(20, dtype=np.int32), 10),
+        99,
+        tuple("abcdefghij"),
+    )
+    buckets = confidence_buckets(table, BOOTSTRAP)
+    inside = [sure < 0.5, (sure >= 0.5) & (sure < 0.9), sure >= 0.9]
+    assert sum(bucket.tokens for bucket in buckets) == 200
+    for bucket, mask in zip(buckets, inside, strict=True):
+        assert bucket.tokens == mask.sum()
+        assert bucket.share == mask.mean()
+        assert bucket.kl_mean == pytest.approx(kl[mask].mean())
+        assert bucket.top1 == pytest.approx(same[mask].mean())
+        assert bucket.kl_ci95[0] < bucket.kl_mean < bucket.kl_ci95[1]
+    never = replace(table, columns={**table.columns, "max_prob_reference": np.full(200, 0.1)})
+    empty = confidence_buckets(never, BOOTSTRAP)[2]
+    assert (empty.tokens, empty.kl_mean, empty.kl_ci95, empty.top1) == (0, None, None, None)

@@ -91,6 +91,22 @@ def qc(
             show_default=False,
         ),
     ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WIDTH",
+            show_default=False,
+            help="Take texts until the intervals of the mean KL are so narrow, nats.",
+        ),
+    ] = None,
+    kv_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="f16|q8_0|q4_0",
+            show_default=False,
+            help="Also run each GGUF candidate with such a cache; repeatable.",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -114,6 +130,8 @@ def qc(
 
         so8tqc qc --reference model-F16.gguf --candidate model-Q8_0.gguf --data wiki.txt
           --protocol llama-perplexity --ctx 512 --out qc/
+
+        so8tqc qc --reference model/ --candidate q5.gguf --kv-type q8_0 --until 0.002 --out qc/
 
         so8tqc qc --reference model/ --candidate foreign/ --level files
           --save-recovered found.safetensors --out qc/
@@ -143,6 +161,8 @@ def qc(
         device_map=device_map,
         save_recovered=save_recovered,
         trained_on=trained_on,
+        until=until,
+        kv_types=kv_type,
     )
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

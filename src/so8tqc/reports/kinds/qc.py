@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from so8tqc.record_kinds.qc import Candidate, LayerWeight, QCMetrics, Split, Statistics, WorstToken
+from so8tqc.record_kinds.base import Interval
+from so8tqc.record_kinds.qc import (
+    Bucket,
+    Candidate,
+    LayerWeight,
+    QCMetrics,
+    Split,
+    Statistics,
+    WorstToken,
+)
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, SERIES, legend_below, style
@@ -21,6 +30,7 @@ from so8tqc.reports.tables import (
     scientific_of,
     tabulate,
 )
+from so8tqc.wording import percent
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,6 +66,48 @@ def candidate_table(record: Record) -> Table | None:
             if extra is not None:
                 rows[name] = extra
     return tabulate(say("Candidates"), say("candidate"), columns, rows)
+
+
+def confidence_table(record: Record) -> Table | None:
+    """KL and kept top tokens where the reference is sure of its next token, and where it is not."""
+    rows = []
+    for name, candidate in QCMetrics.of(record).candidates.items():
+        for bucket in candidate.confidence:
+            rows.append(
+                [
+                    name,
+                    _span(bucket),
+                    f"{bucket.tokens:,} ({percent(bucket.share)})",
+                    _measured(bucket.kl_mean, bucket.kl_ci95, fmt.number),
+                    _measured(bucket.top1, bucket.top1_ci95, percent),
+                ]
+            )
+    if not rows:
+        return None
+    header = [
+        say("candidate"),
+        say("reference's largest probability"),
+        say("tokens"),
+        say("KL mean"),
+        say("same top"),
+    ]
+    return Table(say("Where the reference is sure, and where it is not"), header, rows)
+
+
+def _span(bucket: Bucket) -> str:
+    if bucket.low == 0:
+        return say("below {high}", high=f"{bucket.high:g}")
+    if bucket.high == 1:
+        return say("from {low}", low=f"{bucket.low:g}")
+    return f"{bucket.low:g} … {bucket.high:g}"
+
+
+def _measured(value: float | None, interval: Interval | None, write: Callable[[float], str]) -> str:
+    if value is None:
+        return "–"
+    if interval is None:
+        return write(value)
+    return f"{write(value)} ({write(interval[0])} … {write(interval[1])})"
 
 
 def split_table(record: Record) -> Table | None:
@@ -228,6 +280,7 @@ def tables(record: Record) -> list[Table | None]:
     return [
         candidate_table(record),
         pair_table(record),
+        confidence_table(record),
         split_table(record),
         *survival_tables(record),
     ]

@@ -39,6 +39,7 @@ from so8tqc.services.calibrate.verdict import (
     shipped,
     temperature_checks,
 )
+from so8tqc.services.halves import with_halves
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.hub import with_local_paths
@@ -80,7 +81,8 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
         "applied": jsonable(_applied(applied, config)),
     }
     outputs = _write(config, summary, inputs["gguf"], applied)
-    checks = temperature_checks(calibration)
+    held = calibration.holdout_table
+    checks = with_halves(temperature_checks(calibration), len(held.texts), len(held))
     if applied is not None:
         checks += applied_checks(applied, calibration.temperature)
     return Record(

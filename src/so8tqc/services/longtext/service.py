@@ -24,6 +24,7 @@ from so8tqc.records import (
     overall,
 )
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.halves import with_halves_of_a_text
 from so8tqc.services.longtext.generation import generate, prompt_of, repetition_checks
 from so8tqc.services.longtext.judging import (
     BASE,
@@ -119,7 +120,13 @@ def _longtext(
     finally:
         _close(models)
     rope = wavelengths.size > 0
-    checks = [check for case in cases for check in case_checks(case, config, rope=rope)]
+    checks = [
+        check
+        for case in cases
+        for check in with_halves_of_a_text(
+            case_checks(case, config, rope=rope), case.encoded.tokens.size
+        )
+    ]
     record = models.rotations.metadata.get("pet") if models.rotations else None
     checks += effect_checks(cases, record)
     checks += repetition_checks(cases)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums
+from so8tqc.metrics.bootstrap import (
+    LEAST_TEXTS,
+    paired_bootstrap,
+    ratio_of_sums,
+)
 from so8tqc.metrics.calibration import (
     BINS,
     calibration_error,
@@ -15,8 +20,12 @@ from so8tqc.metrics.calibration import (
     equal_width_edges,
 )
 from so8tqc.metrics.divergence import FloatArray, TokenTable, summarise
+from so8tqc.record_kinds.qc import Bucket
 from so8tqc.records import Check, judge
 from so8tqc.services.qc.profiles import HIGHER_IS_BETTER, Limit
+
+CONFIDENCE_EDGES = (0.0, 0.5, 0.9, 1.0)
+"""Of the reference's largest probability: unsure, in between, sure."""
 
 EFFECT_FACTOR = 10.0
 """A gate has an effect if KL(base‖gated) is at least this many times the bake's own error."""
@@ -42,6 +51,44 @@ class Bootstrap:
 
     resamples: int
     seed: int
+    looks: int = 1
+    """Numbers of texts at which was looked whether to go on; see ``metrics.bootstrap``."""
+
+
+def confidence_buckets(table: TokenTable, bootstrap: Bootstrap) -> list[Bucket]:
+    """KL by how sure the reference is of its next token: the probability of its likeliest.
+
+    A mean over all tokens hides which they are: what a quantization loses where the reference is
+    sure changes what greedy decoding writes, where it is not it changes little.
+    """
+    sure = table.columns["max_prob_reference"]
+    buckets = []
+    for low, high in pairwise(CONFIDENCE_EDGES):
+        # the last one holds 1 itself
+        inside = (sure >= low) & ((sure < high) | (high == CONFIDENCE_EDGES[-1]))
+        part = TokenTable(
+            {name: table.columns[name][inside] for name in ("kl", "same_top")},
+            table.text[inside],
+            table.position[inside],
+            table.vocab_size,
+            table.texts,
+        )
+        tokens = int(inside.sum())
+        texts = np.unique(part.text).size
+        enough = texts >= LEAST_TEXTS
+        buckets.append(
+            Bucket(
+                low=low,
+                high=high,
+                tokens=tokens,
+                share=tokens / len(table),
+                kl_mean=float(part.columns["kl"].mean()) if tokens else None,
+                kl_ci95=_mean_interval(part, "kl", bootstrap) if enough else None,
+                top1=float(part.columns["same_top"].mean()) if tokens else None,
+                top1_ci95=_mean_interval(part, "same_top", bootstrap) if enough else None,
+            )
+        )
+    return buckets
 
 
 def fidelity_checks(
@@ -244,7 +291,11 @@ def _mean_interval(
     table: TokenTable, column: str, bootstrap: Bootstrap
 ) -> tuple[float, float] | None:
     low, high = paired_bootstrap(
-        table.per_text(column), ratio_of_sums, resamples=bootstrap.resamples, seed=bootstrap.seed
+        table.per_text(column),
+        ratio_of_sums,
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
+        looks=bootstrap.looks,
     )
     return None if np.isnan(low) else (low, high)
 
@@ -270,7 +321,11 @@ def _calibration(
         case _:
             raise AssertionError(f"{check_id} is not among the checks of a profile")
     low, high = paired_bootstrap(
-        per_text, statistic, resamples=bootstrap.resamples, seed=bootstrap.seed
+        per_text,
+        statistic,
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
+        looks=bootstrap.looks,
     )
     return judge(
         check_id,

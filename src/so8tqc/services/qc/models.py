@@ -15,13 +15,17 @@ from so8tqc.config import QCConfig
 from so8tqc.disk.digests import short_name
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.gguf.file import is_gguf
+from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
+from so8tqc.record_kinds.qc import Sequential
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.adapter_bake import write_adapted
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
+from so8tqc.services.qc.judging import Bootstrap
 from so8tqc.services.qc.texts import prepared_texts
 from so8tqc.services.qc.trained_on import base_of_training
+from so8tqc.services.qc.until import compare_until
 from so8tqc.services.trained_base import trained_base
 from so8tqc.sources.capture import (
     Capture,
@@ -64,6 +68,8 @@ class Comparison:
         texts: what was scored.
         failed: GGUF candidate that libllama cannot load → why; it is in no table.
         notices: what is to be said of the texts.
+        kv_types: candidate that is run with another cache → its type.
+        sequential: how texts were taken, with ``until``.
     """
 
     tables: Mapping[Pair, TokenTable]
@@ -73,6 +79,8 @@ class Comparison:
     texts: tuple[EncodedText, ...]
     failed: Mapping[str, str]
     notices: tuple[str, ...]
+    kv_types: Mapping[str, str]
+    sequential: Sequential | None
 
     def floor(self, name: str) -> TokenTable | None:
         """What correct rounding to a candidate's storage dtype costs by itself."""
@@ -122,7 +130,7 @@ def run_models(
             config, names, rotations, capture, dtypes, adapters, floors
         )
         try:
-            tables = compare(sources, pairs, texts, progress, "comparing logits") if pairs else {}
+            tables, texts, sequential = _compared(config, sources, pairs, texts, names, progress)
         finally:
             for source in sources:
                 source.close()
@@ -134,12 +142,56 @@ def run_models(
         texts=texts,
         failed=failed,
         notices=notices,
+        kv_types=kv_types_of(config, names),
+        sequential=sequential,
     )
+
+
+def _compared(
+    config: QCConfig,
+    sources: Sequence[LogitSource],
+    pairs: Sequence[Pair],
+    texts: tuple[EncodedText, ...],
+    names: Mapping[str, Path],
+    progress: Progress,
+) -> tuple[Mapping[Pair, TokenTable], tuple[EncodedText, ...], Sequential | None]:
+    """All texts, or with ``until`` as many as it takes; the tables, and the texts they are of."""
+
+    def compare_some(some: Sequence[EncodedText]) -> dict[Pair, TokenTable]:
+        return compare(sources, pairs, some, progress, "comparing logits")
+
+    if not pairs:
+        return {}, texts, None
+    if config.until is None:
+        return compare_some(texts), texts, None
+    judged = [(REFERENCE, name) for name in names if (REFERENCE, name) in pairs]
+    bootstrap = Bootstrap(config.resamples, config.seed)
+    return compare_until(compare_some, judged, texts, config.until, bootstrap)
 
 
 def base_of(config: QCConfig) -> Path:
     """What the rotations are applied to."""
     return config.base or config.reference
+
+
+def with_kv_types(names: Mapping[str, Path], config: QCConfig) -> dict[str, Path]:
+    """Candidates, and each GGUF among them once more with each other cache that is asked for."""
+    caches = [kind for kind in dict.fromkeys(config.kv_types) if kind != DEFAULT_KV_TYPE]
+    found = dict(names)
+    for name, path in names.items():
+        if is_gguf(path):
+            found |= {f"{name} (kv {kind})": path for kind in caches}
+    return found
+
+
+def kv_types_of(config: QCConfig, names: Mapping[str, Path]) -> dict[str, str]:
+    """Candidate of :func:`with_kv_types` that has another cache → its type."""
+    return {
+        name: kind
+        for name in names
+        for kind in config.kv_types
+        if kind != DEFAULT_KV_TYPE and name.endswith(f" (kv {kind})")
+    }
 
 
 def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
@@ -207,7 +259,8 @@ def _sources(
         sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
     files = {name: path for name, path in names.items() if is_gguf(path)}
-    loaded = open_each(files, threads=config.threads)
+    kv_types = kv_types_of(config, names)
+    loaded = open_each(files, threads=config.threads, kv_types=kv_types)
     opened = {source.name: source for source in loaded.sources}
     _check_tokens(config, sources[0], opened.values())
     for name, path in names.items():

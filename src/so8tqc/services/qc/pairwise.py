@@ -50,7 +50,11 @@ def compare_pairs(
     first = next(iter(per_text.values()))
     sums = np.concatenate([per_text[a][:, :-1] - per_text[b][:, :-1] for a, b in pairs], axis=1)
     found = simultaneous_differences(
-        sums, first[:, -1], resamples=bootstrap.resamples, seed=bootstrap.seed
+        sums,
+        first[:, -1],
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
+        looks=bootstrap.looks,
     )
     return {
         "method": METHOD,

@@ -25,6 +25,7 @@ from so8tqc.record_kinds.qc import (
     QCMetrics,
     Recorded,
     RecoveredLayer,
+    Sequential,
     Split,
     Statistics,
 )
@@ -40,6 +41,7 @@ from so8tqc.records import (
     skipped,
 )
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.halves import with_halves
 from so8tqc.services.identify.answer import Answer
 from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.qc.compatibility import require_same_architecture
@@ -47,6 +49,7 @@ from so8tqc.services.qc.conversion import conversion_fault, is_plain
 from so8tqc.services.qc.judging import (
     Bootstrap,
     calibration_summary,
+    confidence_buckets,
     effect_check,
     fidelity_checks,
     floor_check,
@@ -65,11 +68,13 @@ from so8tqc.services.qc.models import (
     names_of,
     opened_reference,
     run_models,
+    with_kv_types,
 )
 from so8tqc.services.qc.pairwise import compare_candidates
 from so8tqc.services.qc.profiles import Profile, load_profile
 from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.qc.tuning import tuned
+from so8tqc.services.qc.until import sequential_notice
 from so8tqc.services.qc.worst_tokens import worst_tokens
 from so8tqc.services.weights.adapters import adapter_algebra, adapter_checks
 from so8tqc.services.weights.diagnose import diagnose, diagnose_logits, diagnose_structure
@@ -86,9 +91,9 @@ from so8tqc.services.weights.structure import (
 )
 from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
+from so8tqc.sources.compare import Pair
 from so8tqc.sources.inputs.hub import with_local_paths
 from so8tqc.sources.inputs.texts import data_paths
-from so8tqc.sources.protocol import EncodedText
 
 FIDELITY = ("kl.mean", "kl.top1", "logits.max_abs", "logits.mean_abs", "logits.rms")
 """Checks of a candidate's logits against the reference's."""
@@ -112,6 +117,7 @@ class _Logits:
     arithmetic: Statistics | None = None
     capture: Recorded | None = None
     comparisons: Comparisons | None = None
+    sequential: Sequential | None = None
 
 
 @dataclass
@@ -396,19 +402,22 @@ def _judge_logits(
         return
     if capture is not None:
         found.checks += vocabulary_checks(capture, names)
+    plain = names
+    names = with_kv_types(names, config)
     ran = run_models(config, names, rotations, capture, dtypes, progress, reference.plan)
-    found.notices += ran.notices
+    found.notices += _told(ran, names)
     for name, why in ran.failed.items():
         found.checks.append(judge("logits.run", 0, 1, comparison=">=", subject=name, detail=why))
     names = {name: path for name, path in names.items() if name not in ran.failed}
-    bootstrap = Bootstrap(config.resamples, config.seed)
+    looks = 1 if ran.sequential is None else len(ran.sequential.planned)
+    bootstrap = Bootstrap(config.resamples, config.seed, looks)
+    before = len(found.checks)
+    floors: list[Check] = []
     if rotations is not None or reference.plan is not None:
         effect = ran.tables[(BASE, REFERENCE)]
         found.checks.append(effect_check(effect, ran.worst_floor, bootstrap))
         floors = [floor_check(effect, floor, name) for name in names if (floor := ran.floor(name))]
         found.checks += floors
-    else:
-        floors = []
     implausible = {check.subject for check in floors if check.verdict is Verdict.FAIL}
     for name in names:
         found.checks += _candidate_checks(name, ran, profile, bootstrap, name in implausible)
@@ -418,7 +427,7 @@ def _judge_logits(
         found.notices.append(_moved(config.trained_on, ran.arithmetic))
     tables = {name: ran.tables[(REFERENCE, name)] for name in names}
     found.logits = _Logits(
-        candidates=_candidates(tables, ran.texts, decoder(config)),
+        candidates=_candidates(tables, ran, decoder(config), bootstrap),
         effect=_statistics(ran.tables.get((BASE, REFERENCE))),
         noise_floor=_statistics(ran.worst_floor),
         arithmetic=_statistics(ran.arithmetic),
@@ -426,14 +435,19 @@ def _judge_logits(
         if capture is None
         else capture_metrics(capture, ran.tables.get((REFERENCE, GATED))),
         comparisons=compare_candidates(tables, bootstrap),
+        sequential=ran.sequential,
     )
+    for table in list(tables.values())[:1]:  # all are of the same tokens
+        found.checks[before:] = with_halves(found.checks[before:], len(table.texts), len(table))
     if capture is not None:
         to_gated, floor = ran.tables.get((REFERENCE, GATED)), ran.worst_floor
         found.notices += capture_notices(to_gated, floor)
     if capture is not None and reference.plan is None:
         found.answer = read_anew(reference, capture, to_gated, floor, progress)
     found.diagnosis += diagnose_logits(
-        found.checks, found.named, _wrongly_converted(config, names, rotations, found)
+        [check for check in found.checks if check.subject not in ran.kv_types],
+        found.named,
+        _wrongly_converted(config, plain, rotations, found),
     )
     if ranks.is_first():
         write_tokens(config.out / TOKENS_FILE, tables)
@@ -484,6 +498,28 @@ def _cost(name: str, table: TokenTable, floor: TokenTable) -> str:
     )
 
 
+def _told(ran: Comparison, names: Mapping[str, Path]) -> list[str]:
+    """What is to be said of the texts, how many were taken, and what quantized caches cost."""
+    notices = list(ran.notices)
+    if ran.sequential is not None:
+        notices.append(sequential_notice(ran.sequential))
+    return notices + [
+        _cost_of_cache(name, kind, ran.tables)
+        for name, kind in ran.kv_types.items()
+        if name in names and name not in ran.failed
+    ]
+
+
+def _cost_of_cache(name: str, kind: str, tables: Mapping[Pair, TokenTable]) -> str:
+    """What a quantized cache costs, beside the same file with the usual one."""
+    plain = name.removesuffix(f" (kv {kind})")
+    ours, theirs = (float(tables[(REFERENCE, n)].columns["kl"].mean()) for n in (name, plain))
+    return (
+        f"A cache of keys and values in {kind} takes {plain} from a mean KL of {theirs:.3g} to "
+        f"{ours:.3g} nats per token; whether that can be told from chance is in the pairs."
+    )
+
+
 def _candidate_checks(
     name: str, ran: Comparison, profile: Profile, bootstrap: Bootstrap, no_floor: bool
 ) -> list[Check]:
@@ -512,6 +548,7 @@ def _metrics(found: _Findings, profile: str) -> QCMetrics:
         candidates=logits.candidates,
         capture=logits.capture,
         comparisons=logits.comparisons,
+        sequential=logits.sequential,
     )
 
 
@@ -521,8 +558,9 @@ def _statistics(table: TokenTable | None) -> Statistics | None:
 
 def _candidates(
     tables: Mapping[str, TokenTable],
-    texts: Sequence[EncodedText],
+    ran: Comparison,
     decode: Callable[[list[int]], str] | None,
+    bootstrap: Bootstrap,
 ) -> dict[str, Candidate]:
     """Name → its statistics against the reference."""
     return {
@@ -531,7 +569,9 @@ def _candidates(
                 **summarise(table),
                 **calibration_summary(table),
                 "kl_histogram": kl_histogram(table),
-                "worst_tokens": worst_tokens(table, texts, decode),
+                "worst_tokens": worst_tokens(table, ran.texts, decode),
+                "confidence": confidence_buckets(table, bootstrap),
+                "kv_type": ran.kv_types.get(name),
             }
         )
         for name, table in tables.items()

@@ -1,0 +1,6 @@
+"""What libllama keeps keys and values as."""
+
+from __future__ import annotations
+
+DEFAULT_KV_TYPE = "f16"
+"""If it is not told otherwise."""
