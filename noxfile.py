@@ -22,11 +22,15 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "docs", "tests"]
 
-# libllama is compiled without the image tools, which nothing here uses, and without AMX: GCC before
-# 14 drops most of the tile configuration that ggml writes, and its kernels then die (SIGILL)
+# libllama is compiled without the image tools, which nothing here uses; without fusing products and
+# sums, so that its quantizers give the same bytes everywhere; and without AMX: GCC before 14 drops
+# most of the tile configuration that ggml writes, and its kernels then die (SIGILL)
 CMAKE_ARGS = ["-DLLAVA_BUILD=OFF"]
+FLAGS = "" if sys.platform == "win32" else "-ffp-contract=off"
 if sys.platform == "linux" and platform.machine() == "x86_64":
-    CMAKE_ARGS += ["-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"]
+    FLAGS += " -mno-amx-int8"
+if FLAGS:
+    CMAKE_ARGS += [f"-DCMAKE_C_FLAGS='{FLAGS}'", f"-DCMAKE_CXX_FLAGS='{FLAGS}'"]
 BUILD = {"CMAKE_ARGS": os.environ.get("CMAKE_ARGS", " ".join(CMAKE_ARGS))}
 
 

@@ -22,3 +22,12 @@ PIN = Pin(
 """``vendor/llama.cpp/pin.json`` repeats this for people; a test keeps the two equal."""
 
 INSTALL_COMMAND = "pip install -c constraints.txt 'so8tqc[llama]'"
+
+UNFUSED = "-ffp-contract=off"
+"""What keeps gcc and clang from fusing products and sums (see ``fused``)."""
+
+INSTALL_UNFUSED = (
+    f"CMAKE_ARGS='-DCMAKE_C_FLAGS={UNFUSED} -DCMAKE_CXX_FLAGS={UNFUSED}' pip install "
+    "-c constraints.txt --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python "
+    "llama-cpp-python"
+)

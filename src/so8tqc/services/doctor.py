@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.sites import layers_of_text, layers_with_attention
 from so8tqc.errors import InputError, So8tqcError
 from so8tqc.gguf.file import GGUFFile, is_gguf, open_gguf
-from so8tqc.llama.pin import INSTALL_COMMAND
+from so8tqc.llama.pin import INSTALL_COMMAND, INSTALL_UNFUSED
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.blocks import target_blocks
 from so8tqc.rotations.files.names import looks_like_a_gate
@@ -63,7 +64,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Versions, machine, GPU, libllama, converter, browser, demo model."""
+    """Versions, machine, GPU, libllama and its quantizers, converter, browser, demo model."""
     import psutil
 
     packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
@@ -79,7 +80,7 @@ def examine() -> list[Finding]:
         ),
         Finding("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"),
         _gpu(),
-        _libllama(),
+        *_libllama(),
         _converter(),
         _png(),
         _demo_model(),
@@ -142,23 +143,43 @@ def _gpu() -> Finding:
     )
 
 
-def _libllama() -> Finding:
+_PROBE = """
+import llama_cpp
+print(llama_cpp.__version__, flush=True)
+from so8tqc.llama.fused import quantizers_fuse
+print("fused" if quantizers_fuse() else "as written")
+"""
+
+
+def _libllama() -> Iterator[Finding]:
     """Load it in a process of its own: a broken build may take the process with it."""
-    code = "import llama_cpp; print(llama_cpp.__version__)"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-P", "-c", _PROBE],
             capture_output=True,
             text=True,
             timeout=_LOAD_TIMEOUT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Finding("libllama", "does not load in time", False, INSTALL_COMMAND)
-    if done.returncode == 0:
-        return Finding("libllama", f"llama-cpp-python {done.stdout.strip()}", True)
-    reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-    return Finding("libllama", reason, False, INSTALL_COMMAND)
+        yield Finding("libllama", "does not load in time", False, INSTALL_COMMAND)
+        return
+    said = done.stdout.splitlines()
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        yield Finding("libllama", reason, False, INSTALL_COMMAND)
+        return
+    yield Finding("libllama", f"llama-cpp-python {said[0]}", True)
+    if said[-1] == "fused":
+        yield Finding(
+            "quantizers",
+            "round products and sums at once: some blocks of quantized files differ from those "
+            "that other machines make",
+            False,
+            INSTALL_UNFUSED,
+        )
+    else:
+        yield Finding("quantizers", "round as written: the same files on other machines", True)
 
 
 def _converter() -> Finding:
