@@ -58,7 +58,7 @@ def changed_by(root: Path, file: str) -> set[str]:
         ("metrics/cpu_kernels.py", {"export", "calibrate", "qc", "choose", "longtext"}),
         ("metrics/gpu_kernels.py", {"qc", "choose", "longtext"}),
         ("metrics/temperature/fit.py", {"calibrate"}),
-        ("llama/guarded_script.py", {"export", "qc"}),
+        ("llama/guarded_script.py", {"export", "qc", "choose"}),
         ("llama/imatrix_worker.py", {"quantize"}),
         ("llama/quantize_worker.py", {"quantize"}),
         ("llama/model_worker.py", {"export", "calibrate", "qc", "choose", "longtext"}),

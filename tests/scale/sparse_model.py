@@ -28,7 +28,7 @@ def write_sparse(directory: Path, config: dict[str, object], shards: int) -> int
     """A Llama checkpoint in BF16, every weight 0, over so many files; bytes of its weights."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
-    shapes = list(_shapes(config).items())
+    shapes = list(shapes_of(config).items())
     parts = [shapes[i::shards] for i in range(shards)]
     weight_map, total = {}, 0
     for number, part in enumerate(parts, start=1):
@@ -53,7 +53,7 @@ def write_sparse(directory: Path, config: dict[str, object], shards: int) -> int
     return total
 
 
-def _shapes(config: dict[str, object]) -> dict[str, list[int]]:
+def shapes_of(config: dict[str, object]) -> dict[str, list[int]]:
     width, inner, vocabulary, layers, heads, groups = (
         int(str(config[name]))
         for name in (

@@ -234,8 +234,8 @@ def load_tensor(entry: TensorEntry) -> torch.Tensor:
     return data.reshape(entry.shape)
 
 
-def load_any(entry: TensorEntry) -> torch.Tensor:
-    """As :func:`load_tensor`, of integers and 8-bit floats, too.
+def any_dtype(name: str) -> torch.dtype:
+    """As :func:`torch_dtype`, of integers and 8-bit floats, too.
 
     Raises:
         ModelError: a dtype that torch does not have.
@@ -252,12 +252,36 @@ def load_any(entry: TensorEntry) -> torch.Tensor:
         "F8_E4M3": torch.float8_e4m3fn,
         "F8_E5M2": torch.float8_e5m2,
     }
-    dtype = others.get(entry.dtype)
-    if dtype is None:
-        return load_tensor(entry)
+    return others[name] if name in others else torch_dtype(name)
+
+
+def load_any(entry: TensorEntry) -> torch.Tensor:
+    """As :func:`load_tensor`, of integers and 8-bit floats, too.
+
+    Raises:
+        ModelError: a dtype that torch does not have.
+    """
+    import torch
+
     with mapped(entry) as raw:
-        data = torch.frombuffer(bytearray(raw), dtype=dtype)
+        data = torch.frombuffer(bytearray(raw), dtype=any_dtype(entry.dtype))
     return data.reshape(entry.shape)
+
+
+def read_into(entry: TensorEntry, view: memoryview) -> None:
+    """Fill ``view`` with all of the tensor's bytes; plain reads, as in :func:`read_pieces`.
+
+    Raises:
+        ModelError: the file ends before the tensor does.
+    """
+    done, size = 0, entry.end - entry.start
+    with entry.file.open("rb", buffering=0) as stream:
+        stream.seek(entry.start)
+        while done < size:
+            count = stream.readinto(view[done:size])
+            if not count:
+                raise ModelError("the file ended early", where=str(entry.file))
+            done += count
 
 
 def _shards(directory: Path) -> tuple[Path, ...]:

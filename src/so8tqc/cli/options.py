@@ -126,6 +126,15 @@ DeviceMapOption = Annotated[
         help="Spread models over GPUs, memory and disk, for what does not fit on one GPU.",
     ),
 ]
+StreamOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        show_default=False,
+        help="Run transformers models a layer at a time, whatever their size; default: where the "
+        "free memory would not suffice.",
+    ),
+]
 TypesOption = Annotated[
     list[str] | None,
     typer.Option("--type", help="Type, e.g. Q5_K_M; repeatable.", show_default=False),

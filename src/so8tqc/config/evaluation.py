@@ -41,6 +41,16 @@ class EvaluationOptions(Options):
         return self
 
 
+class StreamOptions(Options):
+    """Models that memory cannot hold."""
+
+    stream: bool | None = Field(
+        None,
+        description="Run transformers models a layer at a time; default: where the free memory "
+        "would not suffice.",
+    )
+
+
 class ReferenceOptions(Options):
     """What the reference is beside its model, and the texts."""
 

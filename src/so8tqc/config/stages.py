@@ -21,7 +21,12 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from so8tqc.config.evaluation import QUALITY_TEXTS, EvaluationOptions, ReferenceOptions
+from so8tqc.config.evaluation import (
+    QUALITY_TEXTS,
+    EvaluationOptions,
+    ReferenceOptions,
+    StreamOptions,
+)
 from so8tqc.config.serving import ServeConfig
 from so8tqc.errors import ConfigError
 from so8tqc.languages import Language
@@ -258,7 +263,7 @@ class ChooseAmongConfig(ChoiceOptions):
     threads: int | None = Field(None, ge=1)
 
 
-class CalibrateOptions(Options):
+class CalibrateOptions(StreamOptions):
     """Fitting a temperature on a GGUF's own logits."""
 
     objective: Objective = "nll"
@@ -307,7 +312,7 @@ class CalibrateConfig(CalibrateOptions):
     )
 
 
-class CaptureOptions(Options):
+class CaptureOptions(StreamOptions):
     """Recording a model's logits as a reference."""
 
     dtype: Literal["float32", "float16"] = Field(
@@ -372,7 +377,7 @@ class VerdictOptions(Options):
     )
 
 
-class QCOptions(EvaluationOptions, VerdictOptions):
+class QCOptions(StreamOptions, EvaluationOptions, VerdictOptions):
     """Judging candidates against a reference."""
 
     protocol: Literal["native", "llama-perplexity"] = Field(
@@ -392,6 +397,12 @@ class QCOptions(EvaluationOptions, VerdictOptions):
         (),
         description="Types of libllama's cache of keys and values; each GGUF candidate with each "
         "is a candidate of its own. f16 is what it is without.",
+    )
+    gguf_reading: Literal["libllama", "weights", "both"] | None = Field(
+        None,
+        description="libllama runs a GGUF file; weights: its dequantized weights are run by "
+        "transformers, a layer at a time; both: and the difference is the runtime's. Default: "
+        "both with stream, weights where memory does not hold the file, else libllama.",
     )
 
     @field_validator("protocol")

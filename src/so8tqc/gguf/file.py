@@ -35,6 +35,7 @@ class GGUFTensor:
         bytes: stored size.
         offset: where in its file it begins, bytes.
         data: the stored bytes or values, memory-mapped, as gguf-py gives them.
+        file: the file that it lies in, where it is known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class GGUFTensor:
     bytes: int
     offset: int
     data: npt.NDArray[Any]
+    file: Path | None = None
 
     @property
     def elements(self) -> int:
@@ -53,6 +55,19 @@ class GGUFTensor:
     def raw(self) -> npt.NDArray[np.uint8]:
         """The bytes as stored: [bytes] uint8."""
         return np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """As :attr:`raw`, read anew: pages of a map that were touched count as memory.
+
+        Raises:
+            ModelError: the file ends before the tensor does.
+        """
+        if self.file is None or not self.file.is_file():  # renamed since it was opened
+            return self.raw
+        stored = np.fromfile(self.file, np.uint8, self.bytes, offset=self.offset)
+        if stored.size != self.bytes:
+            raise ModelError(f"the file ends inside {self.name}", where=str(self.file))
+        return stored
 
     @property
     def sha256(self) -> str:
@@ -167,7 +182,7 @@ def _open_one(path: Path) -> GGUFFile:
                     where=str(path),
                     remedy="Copy or export it again.",
                 )
-        tensors = {tensor.name: _tensor(tensor) for tensor in reader.tensors}
+        tensors = {tensor.name: _tensor(tensor, path) for tensor in reader.tensors}
         fields = {name: _field(field) for name, field in reader.fields.items()}
     except (
         ValueError,
@@ -315,7 +330,7 @@ def aligned(size: int, alignment: int) -> int:
     return size + -size % alignment
 
 
-def _tensor(tensor: Any) -> GGUFTensor:
+def _tensor(tensor: Any, file: Path) -> GGUFTensor:
     return GGUFTensor(
         name=tensor.name,
         type=tensor.tensor_type.name,
@@ -323,6 +338,7 @@ def _tensor(tensor: Any) -> GGUFTensor:
         bytes=int(tensor.n_bytes),
         offset=int(tensor.data_offset),
         data=tensor.data,
+        file=file,
     )
 
 

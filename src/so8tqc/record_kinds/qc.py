@@ -112,6 +112,19 @@ class Split(Entry):
     storage: str | None
 
 
+class GGUFReading(Entry):
+    """The two readings of a GGUF, mean KL in nats per token.
+
+    ``weights``: of its dequantized weights, run by transformers, from the reference; ``libllama``:
+    of the file as libllama runs it; ``runtime``: from its weights to what libllama makes of them.
+    ``libllama`` is None where the file was judged by its weights alone.
+    """
+
+    weights: float
+    libllama: float | None = None
+    runtime: float | None = None
+
+
 class LayerWeight(TypedDict):
     """One attention output weight Q of a GGUF.
 
@@ -172,6 +185,7 @@ class QCMetrics(Metrics):
 
     Attributes:
         split: candidate → what its error is made of.
+        readings: GGUF whose weights were run by themselves → both readings.
         survival: GGUF → layer → weight.
         recovered: target → rotation recovered from a candidate.
         effect, noise_floor, arithmetic: base, our own rounded fold, and float32 against float64.
@@ -183,6 +197,7 @@ class QCMetrics(Metrics):
 
     profile: str | None
     split: dict[str, Split] = Field(default={})
+    readings: dict[str, GGUFReading] = Field(default={})
     survival: dict[str, dict[str, LayerWeight]] = Field(default={})
     recovered: dict[str, RecoveredLayer] = Field(default={})
     effect: Statistics | None = None

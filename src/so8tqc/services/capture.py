@@ -24,12 +24,11 @@ from so8tqc.sources.capture import (
     vocabulary_digest,
 )
 from so8tqc.sources.capture_writer import capture_bytes, write_capture
-from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource
-from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.hub import with_local_paths
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import load_tokenizer
+from so8tqc.sources.layerwise.choice import ModelLoader, gated_source, plain_source
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.unmerged import load_unmerged, unmerged_source
 
@@ -64,7 +63,10 @@ def _capture(
     tokenizer = load_tokenizer(config.tokenizer or trained.directory)
     texts, notices = prepare(config.data, tokenizer, config.max_tokens)
     inputs = _inputs(config)
-    source = _source(config, trained, rotations)
+    loader = _loader(config, trained)
+    source = loader.built(
+        lambda: _source(config, trained, rotations, loader), lambda made: (made,), texts, progress
+    )
     stored = _STORED[config.dtype]
     try:
         need = capture_bytes(texts, source.vocab_size, stored)
@@ -77,6 +79,7 @@ def _capture(
         rounding = write_capture(config.out, source, texts, stored, metadata, progress)
     finally:
         source.close()
+    loader.finished()
     return Record(
         kind="capture",
         verdict=Verdict.PASS,
@@ -88,7 +91,7 @@ def _capture(
             bytes=config.out.stat().st_size,
             rounding=rounding,
         ).as_json(),
-        notices=(*notices, *(rotations.notices if rotations else ())),
+        notices=(*notices, *(rotations.notices if rotations else ()), *loader.notices),
         inputs=inputs,
         outputs={"capture": file_ref(config.out)},
         config=config.model_dump(mode="json"),
@@ -97,16 +100,33 @@ def _capture(
     )
 
 
+def _loader(config: CaptureConfig, trained: TrainedBase) -> ModelLoader:
+    resident = bool(trained.adapters) or is_gguf(config.model)
+    loader = ModelLoader(
+        config.out.with_name(f".{config.out.name}.layers"),
+        stream=False if resident else config.stream,
+        directories=() if resident else (trained.directory,),
+    )
+    if config.stream and trained.adapters:
+        loader.notices.append(
+            "Adapters are run by PEFT, which needs the whole model: it is held in memory."
+        )
+    return loader
+
+
 def _source(
-    config: CaptureConfig, trained: TrainedBase, rotations: RotationSet | None
+    config: CaptureConfig,
+    trained: TrainedBase,
+    rotations: RotationSet | None,
+    loader: ModelLoader,
 ) -> LogitSource:
     name = short_name(config.model)
     if is_gguf(config.model):
         return GGUFSource(config.model, name, threads=config.threads)
     if trained.adapters:
         return unmerged_source(load_unmerged(trained.directory, trained.adapters), rotations, name)
-    model = HFModel.load(trained.directory)
-    return GatedSource(model, rotations, name) if rotations else HFSource(model, name)
+    model = loader.load(trained.directory)
+    return gated_source(model, rotations, name) if rotations else plain_source(model, name)
 
 
 def _inputs(config: CaptureConfig) -> dict[str, FileRef]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from so8tqc.decoder import is_conv1d
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.fold import fold, orient
-from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.sources.gated import projection
+from so8tqc.rotations.rotation_set import RotationSet, Target
+from so8tqc.sources.gated import HasModules, projection
 from so8tqc.sources.hf import HFModel, head_blocks
 from so8tqc.sources.placement import Replacement, replaced, stored, waiting_beside
 from so8tqc.sources.protocol import TokenIds
@@ -39,7 +39,7 @@ class FoldedSource:
         self.name = name
         self.vocab_size = model.vocab_size
         self._before_head = rotations.site is Site.HEAD
-        self._folded = list(_fold_all(model, rotations, storage))
+        self._folded = list(fold_targets(model, rotations, rotations, storage))
 
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
@@ -59,11 +59,13 @@ class FoldedSource:
         self.model.close()
 
 
-def _fold_all(model: HFModel, rotations: RotationSet, storage: str | None) -> Iterator[Replacement]:
-    """The folded value of every target's weight, and of its bias at the output site."""
+def fold_targets(
+    model: HasModules, rotations: RotationSet, targets: Iterable[Target], storage: str | None
+) -> Iterator[Replacement]:
+    """The folded value of each target's weight, and of its bias at the output site."""
     import torch
 
-    modules = {id(m): (t, m) for t in rotations for m in [projection(model, t)]}  # shared ones once
+    modules = {id(m): (t, m) for t in targets for m in [projection(model, t)]}  # shared ones once
     for target, module in modules.values():
         names = ["weight"]
         if rotations.site is Site.OUTPUT and module.bias is not None:

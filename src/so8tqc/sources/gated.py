@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from so8tqc.decoder import attention_output_of, decoder_stack, is_conv1d
 from so8tqc.errors import RotationError, ShapeError
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 
 _Gate = tuple[Any, "torch.Tensor"]
 """A projection, and its blocks [N, b, b]."""
+
+
+class HasModules(Protocol):
+    """A transformers model, loaded or not.
+
+    Attributes:
+        module: the model.
+        path: the directory it is from.
+    """
+
+    module: Any
+    path: Path
 
 
 class GatedSource:
@@ -36,21 +49,28 @@ class GatedSource:
         self.rotations = rotations
         self.name = name
         self.vocab_size = model.vocab_size
-        self._gates = _gates(model, rotations)
+        self._gates = gates_of(model, rotations)
 
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         before_head = self.rotations.site is Site.HEAD
-        with _installed([] if before_head else self._gates, self.rotations.site):
+        with installed([] if before_head else self._gates, self.rotations.site):
             hidden = self.model.hidden(tokens)
-        for _, blocks in self._gates if before_head else ():
-            hidden = apply_blocks(hidden, blocks)
+        if before_head:
+            hidden = gated_states(hidden, self._gates)
         yield from head_blocks(self.model, hidden[first:], rows)
 
     def close(self) -> None:
         """Release the model."""
         self._gates = []
         self.model.close()
+
+
+def gated_states(hidden: torch.Tensor, gates: Sequence[_Gate]) -> torch.Tensor:
+    """[T, D] hidden states behind the gates in front of the output head."""
+    for _, blocks in gates:
+        hidden = apply_blocks(hidden, blocks)
+    return hidden
 
 
 @contextmanager
@@ -65,21 +85,24 @@ def gated(model: HFModel, rotations: RotationSet) -> Iterator[None]:
         RotationError: a target's module does not exist in the model.
         ShapeError: N·b differs from the projection's features at the site.
     """
-    with _installed(_gates(model, rotations), rotations.site):
+    with installed(gates_of(model, rotations), rotations.site):
         yield
 
 
-def _gates(model: HFModel, rotations: RotationSet) -> list[_Gate]:
-    """Each target's module, and its blocks where it computes."""
+def gates_of(
+    model: HasModules, rotations: RotationSet, targets: Iterable[Target] | None = None
+) -> list[_Gate]:
+    """Each target's module, and its blocks where it computes; None: of all targets."""
     gates: dict[int, _Gate] = {}  # a module at several layers has one gate, not one for each
-    for target in rotations:
+    for target in rotations if targets is None else targets:
         module = projection(model, target)
         gates.setdefault(id(module), (module, _device_blocks(rotations, target, module)))
     return list(gates.values())
 
 
 @contextmanager
-def _installed(gates: Sequence[_Gate], site: Site) -> Iterator[None]:
+def installed(gates: Sequence[_Gate], site: Site) -> Iterator[None]:
+    """Gates at a site of their modules for the duration of a ``with``."""
     handles = []
     try:
         for module, blocks in gates:
@@ -93,7 +116,7 @@ def _installed(gates: Sequence[_Gate], site: Site) -> Iterator[None]:
             handle.remove()
 
 
-def projection(model: HFModel, target: Target) -> Any:
+def projection(model: HasModules, target: Target) -> Any:
     """The module that a target names.
 
     Raises:
@@ -114,7 +137,7 @@ def projection(model: HFModel, target: Target) -> Any:
         raise RotationError(f"{target}: no module {name}", where=str(model.path)) from None
 
 
-def decoder_layers(model: HFModel) -> Any:
+def decoder_layers(model: HasModules) -> Any:
     """The list of decoder layers of the text tower.
 
     Raises:

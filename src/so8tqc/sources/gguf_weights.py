@@ -46,7 +46,7 @@ from so8tqc.checkpoints.safetensors_index import (
 )
 from so8tqc.errors import ModelError, ToolError
 from so8tqc.gguf.conversion import Conversion, UntraceableError, read_conversion
-from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
+from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.config_keys import derived, missing_keys
 from so8tqc.llama.converter import trace_conversion
 from so8tqc.llama.ggml import dequantizer
@@ -219,7 +219,7 @@ class GGUFWeights:
 
         tensor = self.file.tensors[name]
         out = np.empty(tensor.elements, np.float32)
-        dequantizer(tensor.type)(stored_bytes(tensor), out)
+        dequantizer(tensor.type)(tensor.read(), out)
         self.bytes_read += tensor.bytes
         return torch.from_numpy(out).reshape(tensor.shape)
 
@@ -260,13 +260,6 @@ class GGUFWeights:
                 where=str(self.file.path),
                 remedy="Give the model directory that it was exported from.",
             )
-
-
-def stored_bytes(tensor: GGUFTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """A tensor's bytes, read from its file, not mapped: mapped pages count as memory."""
-    raw = np.empty(tensor.bytes, np.uint8)
-    raw[:] = tensor.raw
-    return raw
 
 
 class _Inverse:
@@ -387,14 +380,23 @@ def gguf_weights(path: Path, model: Path) -> Iterator[GGUFWeights]:
     """
     file, checkpoint = open_gguf(path), open_checkpoint(model)
     conversion = traced(checkpoint)
+    require_architecture(file, conversion, model)
+    yield GGUFWeights(file, checkpoint, conversion)
+
+
+def require_architecture(file: GGUFFile, conversion: Conversion, model: Path) -> None:
+    """See that a file is of the architecture that a directory becomes.
+
+    Raises:
+        ModelError: it is of another.
+    """
     if conversion.architecture != file.architecture:
         raise ModelError(
             f"its architecture is {file.architecture!r}, and {model} becomes "
             f"{conversion.architecture!r}",
-            where=str(path),
+            where=str(file.path),
             remedy="Give the model directory that it was exported from.",
         )
-    yield GGUFWeights(file, checkpoint, conversion)
 
 
 def traced(checkpoint: Checkpoint) -> Conversion:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from so8tqc.checkpoints.plausible import require_plausible_config
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
@@ -26,6 +26,43 @@ from so8tqc.sources.ranks import local_rank
 
 if TYPE_CHECKING:
     import torch
+
+
+class OutputHead:
+    """What follows a model's backbone: hidden states → logits.
+
+    Args:
+        head: the output head's module.
+        forward: the model's forward in two parts.
+        where: for messages.
+    """
+
+    def __init__(self, head: Any, forward: OwnForward, where: str) -> None:
+        self._head = head
+        self._forward = forward
+        self._where = where
+        self._memory = BlockMemory()
+        self._width = int(head.weight.shape[0])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[t, D] hidden states → [t, V] logits as the model's own forward makes them.
+
+        Where that is proved to be the product with the head's weight alone, it is computed on the
+        CPU in memory that is used again.
+        """
+        import torch
+
+        with (
+            torch.inference_mode(),
+            enough_gpu_memory(f"the logits of {hidden.shape[0]} tokens", self._where),
+        ):
+            head = self._head
+            hidden = hidden.to(execution_device(head))
+            hooks = hasattr(head, "_hf_hook") or head._forward_hooks or head._forward_pre_hooks
+            if not self._forward.plain or hooks or hidden.device.type != "cpu":
+                return self._forward.logits(hidden)
+            block = self._memory.take((hidden.shape[0], self._width), hidden.dtype)
+            return torch.mm(hidden, head.weight.T, out=block)
 
 
 class HFModel:
@@ -53,8 +90,8 @@ class HFModel:
         if head is None:
             raise ModelError("the model has no output head", where=str(path))
         self._head = head
-        self._memory = BlockMemory()
         self._forward = OwnForward(self.module, head, self.device, str(path))
+        self._logits = OutputHead(head, self._forward, str(path))
         self.vocab_size = int(head.weight.shape[0])
         self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
 
@@ -158,31 +195,15 @@ class HFModel:
         return followed(hidden)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[t, D] hidden states → [t, V] logits as the model's own forward makes them.
-
-        Where that is proved to be the product with the head's weight alone, it is computed on the
-        CPU in memory that is used again.
-        """
-        import torch
-
-        with (
-            torch.inference_mode(),
-            enough_gpu_memory(f"the logits of {hidden.shape[0]} tokens", str(self.path)),
-        ):
-            hidden = hidden.to(self.device)
-            head = self._head
-            hooks = hasattr(head, "_hf_hook") or head._forward_hooks or head._forward_pre_hooks
-            if not self._forward.plain or hooks or hidden.device.type != "cpu":
-                return self._forward.logits(hidden)
-            block = self._memory.take((hidden.shape[0], self.vocab_size), hidden.dtype)
-            return torch.mm(hidden, head.weight.T, out=block)
+        """See :meth:`OutputHead.logits`."""
+        return self._logits.logits(hidden)
 
     def close(self) -> None:
         """Drop the weights."""
         self.module = None
         self._head = None
         vars(self).pop("_forward", None)
-        self._memory = BlockMemory()
+        vars(self).pop("_logits", None)
         if self._offloaded is not None:
             self._offloaded.cleanup()
             self._offloaded = None
@@ -210,7 +231,14 @@ class HFSource:
         self.model.close()
 
 
-def head_blocks(model: HFModel, hidden: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+class HasHead(Protocol):
+    """Anything that makes logits of hidden states."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[t, D] → [t, V]."""
+
+
+def head_blocks(model: HasHead, hidden: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
     """[T, D] hidden states → [t, V] logit blocks of ``rows`` rows, in order."""
     for start in range(0, hidden.shape[0], rows):
         yield model.head(hidden[start : start + rows])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from so8tqc.decoder import decoder_stack
 from so8tqc.errors import ModelError, RotationError
@@ -44,11 +44,34 @@ class OwnForward:
     def __init__(self, module: Any, head: Any, device: torch.device, where: str) -> None:
         self._module = module
         self._head = head
-        self._names = self._parts_around_layers(where)
+        self._names = parts_around_layers(module, head, where)
         self._name = ""
         self._output: Any = None
         self.plain = False
         self._prove(device, where)
+
+    @classmethod
+    def of_pass(cls, module: Any, head: Any, seen: SeenPass, where: str) -> OwnForward:
+        """The same of a model whose layers are not there: both halves were seen in one pass.
+
+        Args:
+            module, head: the model; of its weights only those that follow the backbone are there.
+            seen: what was seen of :func:`ordinary_ids`.
+            where: for messages.
+
+        Raises:
+            ModelError: the second half does not make of the first's output what the pass made.
+        """
+        import torch
+
+        made = cls.__new__(cls)
+        made._module, made._head = module, head
+        made._names, made._name, made._output = [], seen.backbone, seen.output
+        made.plain = False
+        with torch.inference_mode():
+            made._require_same(made.logits(seen.hidden), seen.logits, where)
+            made.plain = made._is_plain(seen.hidden)
+        return made
 
     @property
     def _backbone(self) -> Any:
@@ -70,7 +93,7 @@ class OwnForward:
             for handle in handles:
                 handle.remove()
         self._output = type(kept[-1])
-        hidden: torch.Tensor = _states(kept[-1])[0]
+        hidden: torch.Tensor = states_of(kept[-1])[0]
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -103,34 +126,7 @@ class OwnForward:
                 backbone.forward = own
 
     def _run(self, ids: torch.Tensor) -> Any:
-        options = {"use_cache": False} if "use_cache" in self._accepted else {}
-        return self._module(input_ids=ids, **options)
-
-    @property
-    def _accepted(self) -> frozenset[str]:
-        return frozenset(inspect.signature(type(self._module).forward).parameters)
-
-    def _parts_around_layers(self, where: str) -> list[str]:
-        """Modules around the decoder layers that do not hold the output head, the outermost first.
-
-        Some of them are never called themselves: which, shows the first run.
-        """
-        try:
-            layers = decoder_stack(self._module)[0].split(".")
-        except RotationError as error:
-            raise ModelError(error.what, where=where) from None
-        around = [".".join(layers[:i]) for i in range(1, len(layers))]
-        names = [
-            name
-            for name in around
-            if all(part is not self._head for part in self._module.get_submodule(name).modules())
-        ]
-        if not names:
-            raise ModelError(
-                f"the decoder layers of {type(self._module).__name__} are in no part of their own",
-                where=where,
-            )
-        return names
+        return self._module(input_ids=ids, **plain_options(self._module))
 
     def _called(self, ids: torch.Tensor) -> tuple[str, torch.Tensor]:
         """The outermost of these parts that the forward calls, and the whole model's logits."""
@@ -151,7 +147,7 @@ class OwnForward:
     def _prove(self, device: torch.device, where: str) -> None:
         import torch
 
-        ids = torch.tensor([_ordinary_ids(self._module.config)], device=device)
+        ids = torch.tensor([ordinary_ids(self._module.config)], device=device)
         with torch.inference_mode():
             try:
                 self._name, whole = self._called(ids)
@@ -164,14 +160,17 @@ class OwnForward:
                     f"{type(error).__name__}: {lines[0]}",
                     where=where,
                 ) from None
-            if not _same(parted, whole, whole):
-                raise ModelError(
-                    f"{type(self._module).__name__} makes other logits of its hidden states than "
-                    f"of its tokens (largest difference {float((parted - whole).abs().max()):.2g})",
-                    where=where,
-                    remedy="Its logits cannot be computed part by part.",
-                )
+            self._require_same(parted, whole, where)
             self.plain = self._is_plain(hidden)
+
+    def _require_same(self, parted: torch.Tensor, whole: torch.Tensor, where: str) -> None:
+        if not _same(parted, whole, whole):
+            raise ModelError(
+                f"{type(self._module).__name__} makes other logits of its hidden states than "
+                f"of its tokens (largest difference {float((parted - whole).abs().max()):.2g})",
+                where=where,
+                remedy="Its logits cannot be computed part by part.",
+            )
 
     def _is_plain(self, hidden: torch.Tensor) -> bool:
         import torch
@@ -188,7 +187,55 @@ class OwnForward:
         )
 
 
-def _states(output: Any) -> Any:
+class SeenPass(NamedTuple):
+    """What was seen of one pass over a few tokens.
+
+    Attributes:
+        backbone: dotted name of the outermost part around the layers that the forward called.
+        output: the type of what it returned.
+        hidden: [T, D] the hidden states therein.
+        logits: [T, V] what the whole forward made of the tokens.
+    """
+
+    backbone: str
+    output: type
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+def plain_options(module: Any) -> dict[str, bool]:
+    """What a model's forward is given besides tokens: no cache, where it has a choice."""
+    accepted = inspect.signature(type(module).forward).parameters
+    return {"use_cache": False} if "use_cache" in accepted else {}
+
+
+def parts_around_layers(module: Any, head: Any, where: str) -> list[str]:
+    """Modules around the decoder layers that do not hold the output head, the outermost first.
+
+    Some of them are never called themselves: which, shows the first run.
+
+    Raises:
+        ModelError: the layers cannot be told apart, or are in no such part.
+    """
+    try:
+        layers = decoder_stack(module)[0].split(".")
+    except RotationError as error:
+        raise ModelError(error.what, where=where) from None
+    around = [".".join(layers[:i]) for i in range(1, len(layers))]
+    names = [
+        name
+        for name in around
+        if all(part is not head for part in module.get_submodule(name).modules())
+    ]
+    if not names:
+        raise ModelError(
+            f"the decoder layers of {type(module).__name__} are in no part of their own",
+            where=where,
+        )
+    return names
+
+
+def states_of(output: Any) -> Any:
     """The hidden states of a backbone's output."""
     return output[0] if isinstance(output, tuple) else output.last_hidden_state
 
@@ -205,7 +252,7 @@ def _same(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> b
     return difference <= _PROOF * torch.finfo(scale.dtype).eps * max(largest, _TINY)
 
 
-def _ordinary_ids(config: Any) -> list[int]:
+def ordinary_ids(config: Any) -> list[int]:
     """A few token ids that mean no image, sound or padding to the model."""
     special: set[int] = set()
 

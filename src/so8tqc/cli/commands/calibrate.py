@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from so8tqc.cli.options import ConfigOption, JsonOption, QuietOption, SetOption, given
+from so8tqc.cli.options import (
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    StreamOption,
+    given,
+)
 from so8tqc.cli.stage import Output, configure, run_stage
 
 
@@ -56,6 +63,7 @@ def calibrate(
         bool | None,
         typer.Option("--allow-small", help="Accept fewer than 500 held-out tokens."),
     ] = None,
+    stream: StreamOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -82,6 +90,7 @@ def calibrate(
         apply=apply,
         allow_small=allow_small,
         png=png,
+        stream=stream,
     )
     run_stage(
         service,

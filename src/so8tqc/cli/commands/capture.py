@@ -14,6 +14,7 @@ from so8tqc.cli.options import (
     JsonOption,
     QuietOption,
     SetOption,
+    StreamOption,
     ThreadsOption,
     given,
     reads_rotations,
@@ -49,6 +50,7 @@ def capture(
         typer.Option(help="Tokens recorded of each text.", show_default=False),
     ] = None,
     threads: ThreadsOption = None,
+    stream: StreamOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -75,6 +77,7 @@ def capture(
         dtype=dtype,
         max_tokens=max_tokens,
         threads=threads,
+        stream=stream,
     )
     run_single_output(
         service,

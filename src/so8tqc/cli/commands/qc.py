@@ -21,6 +21,7 @@ from so8tqc.cli.options import (
     QuietOption,
     RotationsOption,
     SetOption,
+    StreamOption,
     StrideOption,
     ThreadsOption,
     TokenizerOption,
@@ -108,6 +109,16 @@ def qc(
         ),
     ] = None,
     threads: ThreadsOption = None,
+    stream: StreamOption = None,
+    gguf_reading: Annotated[
+        str | None,
+        typer.Option(
+            metavar="libllama|weights|both",
+            show_default=False,
+            help="How GGUF files are run: by libllama, or their weights by transformers; default: "
+            "both with --stream, weights where a file does not fit into memory, else libllama.",
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -163,6 +174,8 @@ def qc(
         trained_on=trained_on,
         until=until,
         kv_types=kv_type,
+        stream=stream,
+        gguf_reading=gguf_reading,
     )
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

@@ -10,6 +10,7 @@ from so8tqc.record_kinds.base import Interval
 from so8tqc.record_kinds.qc import (
     Bucket,
     Candidate,
+    GGUFReading,
     LayerWeight,
     QCMetrics,
     Split,
@@ -108,6 +109,17 @@ def _measured(value: float | None, interval: Interval | None, write: Callable[[f
     if interval is None:
         return write(value)
     return f"{write(value)} ({write(interval[0])} … {write(interval[1])})"
+
+
+def readings_table(record: Record) -> Table | None:
+    """What of a GGUF file's error its weights are, and what the runtime adds."""
+    columns: list[Column[GGUFReading]] = [
+        (say("KL of its weights"), number_of(lambda row: row.weights)),
+        (say("KL as libllama runs it"), number_of(lambda row: row.libllama)),
+        (say("KL of the runtime alone"), number_of(lambda row: row.runtime)),
+    ]
+    found = QCMetrics.of(record).readings
+    return tabulate(say("Weights and runtime"), say("candidate"), columns, found)
 
 
 def split_table(record: Record) -> Table | None:
@@ -282,5 +294,6 @@ def tables(record: Record) -> list[Table | None]:
         pair_table(record),
         confidence_table(record),
         split_table(record),
+        readings_table(record),
         *survival_tables(record),
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -41,10 +41,10 @@ from so8tqc.services.calibrate.verdict import (
 )
 from so8tqc.services.halves import with_halves
 from so8tqc.sources.gguf import GGUFSource
-from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.hub import with_local_paths
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import load_tokenizer
+from so8tqc.sources.layerwise.choice import ModelLoader, plain_source
 from so8tqc.sources.protocol import EncodedText, LogitSource
 
 LEAST_TOKENS = 500
@@ -69,10 +69,11 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     config = with_local_paths(config, progress)
     _preflight(config)
-    texts, told = prepare(config.data, load_tokenizer(config.tokenizer), config.max_tokens)
+    texts, notices = prepare(config.data, load_tokenizer(config.tokenizer), config.max_tokens)
+    told = list(notices)
     split = split_texts(texts, config.holdout, config.seed)
     _refuse_small(texts, split, config)
-    calibration, applied, vocab_size = _measure(config, texts, split, progress)
+    calibration, applied, vocab_size = _measure(config, texts, split, told, progress)
     inputs = {"gguf": file_ref(config.gguf)}
     if config.reference is not None:
         inputs["reference"] = file_ref(config.reference)
@@ -104,17 +105,22 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
 
 
 def _measure(
-    config: CalibrateConfig, texts: Sequence[EncodedText], split: Split, progress: Progress
+    config: CalibrateConfig,
+    texts: Sequence[EncodedText],
+    split: Split,
+    told: list[str],
+    progress: Progress,
 ) -> tuple[Calibration, Applied | None, int]:
-    """Fit and judge; then write the file that ships and measure it."""
+    """Fit and judge; then write the file that ships and measure it.
+
+    Args:
+        config, texts, split, progress: as of :func:`calibrate`.
+        told: what is to be said of the reference is added.
+    """
     held_out = [texts[i] for i in split.holdout]
     with ExitStack() as stack:
         source = stack.enter_context(closing(_open(config.gguf, config)))
-        reference = (
-            stack.enter_context(closing(_open(config.reference, config)))
-            if config.reference is not None
-            else None
-        )
+        reference = stack.enter_context(_reference(config, texts, told, progress))
         calibration = calibrate_source(
             source, texts, split, config, reference=reference, progress=progress
         )
@@ -171,9 +177,30 @@ def _refuse_small(texts: Sequence[EncodedText], split: Split, config: CalibrateC
         )
 
 
+@contextmanager
+def _reference(
+    config: CalibrateConfig, texts: Sequence[EncodedText], told: list[str], progress: Progress
+) -> Iterator[LogitSource | None]:
+    """The reference, its layers run where they are run one at a time."""
+    path = config.reference
+    if path is None:
+        yield None
+        return
+    if not path.is_dir():
+        with closing(_open(path, config)) as source:
+            yield source
+        return
+    loader = ModelLoader(config.out / ".layers", stream=config.stream, directories=(path,))
+    made = loader.built(
+        lambda: plain_source(loader.load(path), path.name), lambda m: (m,), texts, progress
+    )
+    told += loader.notices
+    with closing(made):
+        yield made
+    loader.finished()
+
+
 def _open(path: Path, config: CalibrateConfig) -> LogitSource:
-    if path.is_dir():
-        return HFSource(HFModel.load(path), path.name)
     return GGUFSource(path, path.name, context=config.max_tokens)
 
 

@@ -14,7 +14,7 @@ from so8tqc.checkpoints.plan import DTYPE_NAMES
 from so8tqc.config import QCConfig
 from so8tqc.disk.digests import short_name
 from so8tqc.errors import ConfigError, InputError
-from so8tqc.gguf.file import is_gguf
+from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
@@ -23,6 +23,7 @@ from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.adapter_bake import write_adapted
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
 from so8tqc.services.qc.judging import Bootstrap
+from so8tqc.services.qc.readings import FileModels, Reading, readings_of
 from so8tqc.services.qc.texts import prepared_texts
 from so8tqc.services.qc.trained_on import base_of_training
 from so8tqc.services.qc.until import compare_until
@@ -36,12 +37,19 @@ from so8tqc.sources.capture import (
     is_capture,
 )
 from so8tqc.sources.compare import Pair, compare
-from so8tqc.sources.folded import FoldedSource
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource, open_each
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.prepared import Prepared
 from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.layerwise.choice import (
+    Model,
+    ModelLoader,
+    folded_source,
+    gated_source,
+    plain_source,
+)
+from so8tqc.sources.layerwise.model import StreamedSource
 from so8tqc.sources.protocol import EncodedText, LogitSource
 from so8tqc.sources.unmerged import load_unmerged, require_peft, unmerged_source
 
@@ -49,6 +57,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
+LAYERS = ".layers"
+"""Folder of an output in which models that are run a layer at a time keep hidden states."""
+
 GATED = "gated"
 """Base plus gates, beside a recorded reference: noise floors are measured from it."""
 
@@ -67,6 +78,8 @@ class Comparison:
         dtypes: model directory → dtype it stores the fold in.
         texts: what was scored.
         failed: GGUF candidate that libllama cannot load → why; it is in no table.
+        by_weights: GGUF candidate → the name under which its weights alone were run, by
+            transformers; its own where libllama did not run it.
         notices: what is to be said of the texts.
         kv_types: candidate that is run with another cache → its type.
         sequential: how texts were taken, with ``until``.
@@ -78,6 +91,7 @@ class Comparison:
     dtypes: Mapping[str, str]
     texts: tuple[EncodedText, ...]
     failed: Mapping[str, str]
+    by_weights: Mapping[str, str]
     notices: tuple[str, ...]
     kv_types: Mapping[str, str]
     sequential: Sequential | None
@@ -125,23 +139,36 @@ def run_models(
     """
     texts, notices = prepared_of(config, capture)
     adapters = () if plan is None else tuple(files.directory for files in plan.adapters)
+    loader = _loader(config, names, adapters)
+    readings = readings_of(config, names, kv_types_of(config, names), loader)
     with _floors(plan, dtypes, progress) as floors:
-        sources, pairs, failed = _sources(
-            config, names, rotations, capture, dtypes, adapters, floors
-        )
+
+        def build() -> _Models:
+            return _sources(
+                config, names, rotations, capture, dtypes, adapters, floors, loader, readings
+            )
+
+        ran = loader.built(build, lambda made: made.sources, texts, progress)
+        sources, pairs = ran.sources, ran.pairs
         try:
             tables, texts, sequential = _compared(config, sources, pairs, texts, names, progress)
         finally:
             for source in sources:
                 source.close()
+    loader.finished()
     return Comparison(
         tables=tables,
-        file_types={s.name: s.file_type for s in sources if isinstance(s, GGUFSource)},
+        file_types={name: open_gguf(path).file_type for name, path in _ggufs(names, ran.failed)},
         witness=REFERENCE if capture is None else GATED,
         dtypes=dtypes,
         texts=texts,
-        failed=failed,
-        notices=notices,
+        failed=ran.failed,
+        by_weights={
+            name: reading.by_weights
+            for name, reading in readings.items()
+            if reading.by_weights is not None
+        },
+        notices=(*notices, *dict.fromkeys(loader.notices)),
         kv_types=kv_types_of(config, names),
         sequential=sequential,
     )
@@ -167,6 +194,43 @@ def _compared(
     judged = [(REFERENCE, name) for name in names if (REFERENCE, name) in pairs]
     bootstrap = Bootstrap(config.resamples, config.seed)
     return compare_until(compare_some, judged, texts, config.until, bootstrap)
+
+
+@dataclass
+class _Models:
+    """All sources of the pass, which are compared with which, and what could not be loaded."""
+
+    sources: list[LogitSource]
+    pairs: list[Pair]
+    failed: Mapping[str, str]
+
+
+def _ggufs(names: Mapping[str, Path], failed: Mapping[str, str]) -> list[tuple[str, Path]]:
+    return [(n, path) for n, path in names.items() if is_gguf(path) and n not in failed]
+
+
+def _loader(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    adapters: Sequence[Path],
+) -> ModelLoader:
+    """How model directories are loaded; adapters only resident."""
+    stream = config.stream
+    directories = [path for path in (base_of(config), *names.values()) if path.is_dir()]
+    if adapters:
+        stream = False
+    loader = ModelLoader(
+        config.out / LAYERS,
+        stream=stream,
+        directories=directories,
+        dtype=config.compute_dtype,
+        device_map=config.device_map,
+    )
+    if adapters and config.stream:
+        loader.notices.append(
+            "Adapters are run by PEFT, which needs the whole model: all models are held in memory."
+        )
+    return loader
 
 
 def base_of(config: QCConfig) -> Path:
@@ -230,9 +294,10 @@ def _sources(
     dtypes: Mapping[str, str],
     adapters: Sequence[Path],
     floors: Mapping[str, Path],
-) -> tuple[list[LogitSource], list[Pair], dict[str, str]]:
-    """All sources of the pass, which are compared with which, and what could not be loaded."""
-    sources = reference_sources(config, capture, rotations, adapters)
+    loader: ModelLoader,
+    readings: Mapping[str, Reading],
+) -> _Models:
+    sources = reference_sources(config, capture, rotations, adapters, loader)
     pairs: list[Pair] = []
     if adapters:
         witness = REFERENCE
@@ -245,35 +310,66 @@ def _sources(
         for name, folder in floors.items():
             sources.append(HFSource(load_model(config, folder), name))
             pairs.append((witness, name))
-    elif rotations is not None and isinstance(base := sources[-1], HFSource):
+    elif rotations is not None and isinstance(base := sources[-1], HFSource | StreamedSource):
         model, witness = base.model, REFERENCE
         if capture is not None:
             witness = GATED
-            gated = GatedSource(model, rotations, witness)
+            gated = gated_source(model, rotations, witness)
             sources.insert(1, RoundedSource(gated, capture.dtype))
             pairs.append((REFERENCE, witness))
         pairs.append((BASE, REFERENCE))
         for dtype in dict.fromkeys(dtypes.values()):
-            sources.append(FoldedSource(model, rotations, _floor(dtype), dtype))
+            sources.append(folded_source(model, rotations, _floor(dtype), dtype))
             pairs.append((witness, _floor(dtype)))
-        sources.append(FoldedSource(model, rotations, ARITHMETIC, None))
+        sources.append(folded_source(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
-    files = {name: path for name, path in names.items() if is_gguf(path)}
+    made = _Models(sources, pairs, {})
+    _add_candidates(made, config, names, loader, readings, with_base=BASE in _names(sources))
+    return made
+
+
+def _names(sources: Iterable[LogitSource]) -> set[str]:
+    return {source.name for source in sources}
+
+
+def _add_candidates(
+    made: _Models,
+    config: QCConfig,
+    names: Mapping[str, Path],
+    loader: ModelLoader,
+    readings: Mapping[str, Reading],
+    *,
+    with_base: bool,
+) -> None:
+    """The candidates' sources, and which are compared with which.
+
+    Args:
+        made: the reference's sources; the candidates are added.
+        config, names, loader, readings: as of :func:`_sources`.
+        with_base: whether GGUF files are also compared with the base.
+    """
+    files = {n: path for n, path in names.items() if n in readings and readings[n].by_libllama}
     kv_types = kv_types_of(config, names)
     loaded = open_each(files, threads=config.threads, kv_types=kv_types)
     opened = {source.name: source for source in loaded.sources}
-    _check_tokens(config, sources[0], opened.values())
+    made.failed = {name: str(error) for name, error in loaded.failed.items()}
+    _check_tokens(config, made.sources[0], opened.values())
+    by_weights = FileModels(loader)
     for name, path in names.items():
         if name in loaded.failed:
             continue
-        if name in opened:
-            sources.append(opened[name])
-            if rotations is not None or adapters:
-                pairs.append((BASE, name))
-        else:
-            sources.append(HFSource(load_model(config, path), name))
-        pairs.append((REFERENCE, name))
-    return sources, pairs, {name: str(error) for name, error in loaded.failed.items()}
+        if name not in readings:
+            made.sources.append(plain_source(loader.load(path), name))
+        elif name in opened:
+            made.sources.append(opened[name])
+        if (reading := readings.get(name)) is not None and reading.by_weights is not None:
+            model = by_weights.load(path, reading.directory)
+            made.sources.append(plain_source(model, reading.by_weights))
+            if reading.by_weights != name:
+                made.pairs += [(REFERENCE, reading.by_weights), (reading.by_weights, name)]
+        if name in readings and with_base:
+            made.pairs.append((BASE, name))
+        made.pairs.append((REFERENCE, name))
 
 
 @contextmanager
@@ -383,8 +479,12 @@ def reference_sources(
     capture: Capture | None,
     rotations: RotationSet | None,
     adapters: Sequence[Path] = (),
+    loader: ModelLoader | None = None,
 ) -> list[LogitSource]:
-    """The reference, then with rotations the base that they are applied to."""
+    """The reference, then with rotations the base that they are applied to.
+
+    Without a loader models are resident.
+    """
     if capture is None and is_gguf(config.reference):
         return [GGUFSource(config.reference, REFERENCE, threads=config.threads)]
     recorded = None if capture is None else CaptureSource(capture, REFERENCE)
@@ -392,9 +492,15 @@ def reference_sources(
         trained = recorded or _unmerged(config, rotations, adapters, REFERENCE)
         return [trained, HFSource(load_model(config, base_of(config)), BASE)]
     if rotations is None:
-        return [recorded or HFSource(load_model(config, config.reference), REFERENCE)]
-    model = load_model(config, base_of(config))
-    return [recorded or GatedSource(model, rotations, REFERENCE), HFSource(model, BASE)]
+        if recorded is not None:
+            return [recorded]
+        return [plain_source(_loaded(config, config.reference, loader), REFERENCE)]
+    model = _loaded(config, base_of(config), loader)
+    return [recorded or gated_source(model, rotations, REFERENCE), plain_source(model, BASE)]
+
+
+def _loaded(config: QCConfig, path: Path, loader: ModelLoader | None) -> Model:
+    return load_model(config, path) if loader is None else loader.load(path)
 
 
 def load_model(config: QCConfig, path: Path) -> HFModel:

@@ -21,6 +21,7 @@ from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.pairs import Comparisons
 from so8tqc.record_kinds.qc import (
     Candidate,
+    GGUFReading,
     LayerWeight,
     QCMetrics,
     Recorded,
@@ -72,6 +73,7 @@ from so8tqc.services.qc.models import (
 )
 from so8tqc.services.qc.pairwise import compare_candidates
 from so8tqc.services.qc.profiles import Profile, load_profile
+from so8tqc.services.qc.readings import reading_metrics
 from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.qc.until import sequential_notice
@@ -115,6 +117,7 @@ class _Logits:
     effect: Statistics | None = None
     noise_floor: Statistics | None = None
     arithmetic: Statistics | None = None
+    readings: dict[str, GGUFReading] = field(default_factory=dict)
     capture: Recorded | None = None
     comparisons: Comparisons | None = None
     sequential: Sequential | None = None
@@ -431,6 +434,11 @@ def _judge_logits(
         effect=_statistics(ran.tables.get((BASE, REFERENCE))),
         noise_floor=_statistics(ran.worst_floor),
         arithmetic=_statistics(ran.arithmetic),
+        readings={
+            name: reading_metrics(ran.tables, REFERENCE, name, ran.by_weights[name])
+            for name in names
+            if name in ran.by_weights
+        },
         capture=None
         if capture is None
         else capture_metrics(capture, ran.tables.get((REFERENCE, GATED))),
@@ -545,6 +553,7 @@ def _metrics(found: _Findings, profile: str) -> QCMetrics:
         effect=logits.effect,
         noise_floor=logits.noise_floor,
         arithmetic=logits.arithmetic,
+        readings=logits.readings,
         candidates=logits.candidates,
         capture=logits.capture,
         comparisons=logits.comparisons,
