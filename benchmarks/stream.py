@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "scale"))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 LLAMA_7B = {
     "model_type": "llama",
@@ -115,10 +116,14 @@ def large(folder: Path, tokens: int) -> None:
     from sparse_gguf import write_sparse_gguf
     from sparse_model import shapes_of, write_gates, write_sparse
 
+    from conftest import train_tokenizer
+
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "gates.safetensors").is_file():
         for name in ("base", "baked"):
             write_sparse(folder / name, dict(LLAMA_7B), shards=30)
+        for file in train_tokenizer(folder / "tokenizer").iterdir():
+            shutil.copy(file, folder / "base" / file.name)  # the converter asks for one
         shapes = shapes_of(dict(LLAMA_7B))
         for kind in ("Q8_0", "Q4_K"):
             write_sparse_gguf(folder / f"{kind}.gguf", dict(LLAMA_7B), shapes, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,10 @@ def test_four_layers_of_7b_take_the_memory_of_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_a_7b_model_its_bake_and_two_gguf_files(tmp_path: Path) -> None:
+def test_a_7b_model_its_bake_and_two_gguf_files(tokenizer_files: Path, tmp_path: Path) -> None:
     totals = {n: write_sparse(tmp_path / n, LLAMA_7B, shards=30) for n in ("base", "baked")}
+    for file in tokenizer_files.iterdir():
+        shutil.copy(file, tmp_path / "base" / file.name)  # the converter asks for one
     for kind in ("Q8_0", "Q4_K"):
         name = f"{kind}.gguf"
         totals[name] = write_sparse_gguf(tmp_path / name, LLAMA_7B, shapes_of(LLAMA_7B), kind)
