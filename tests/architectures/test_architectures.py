@@ -363,6 +363,12 @@ def test_the_page_counts_what_the_sweep_found() -> None:
     assert written == page.page(rows), "run tests/architectures/page.py"
     assert ("internal errors (exit 70)", "0") in page.counts(rows)
     assert all(r["unbaked"].startswith("FAIL") for r in rows if r["bake"] == "pass")
+    planted = [found for r in rows for found in r["faults"].values()]
+    assert all(planted)
+    assert len(planted) >= 200
+    passed = [r for r in rows if r["export"] == "pass"]
+    failed = [r for r in rows if "FAIL" in r["export"] and r["kind"] not in page.NOT_ALIKE]
+    assert len(passed) >= 0.95 * (len(passed) + len(failed))
 
 
 def test_places_tell_tensors_apart(llama: Path) -> None:

@@ -128,8 +128,8 @@ def logits_checks(
         ThreadPoolExecutor(max_workers=1) as pool,
     ):
         libllama = pool.submit(first_logits, gguf.path, run.tokens)
-        imitate_storage(run.model, gguf)
-        rounded, choices = _logits(run.model, run.tokens)
+        with imitate_storage(run.model, gguf):
+            rounded, choices = _logits(run.model, run.tokens)
         run.model.close()
         task.advance(1, item="transformers")
         try:
@@ -181,8 +181,13 @@ def fixed_tokens(directory: Path, model: HFModel) -> TokenIds:
     return text
 
 
-def imitate_storage(model: HFModel, gguf: GGUFFile) -> None:
-    """Round the model's matrices, in place, and their inputs as ggml does for the file's types."""
+def imitate_storage(model: HFModel, gguf: GGUFFile) -> Any:
+    """Round the model's matrices, in place, and their inputs as ggml does for the file's types.
+
+    Returns:
+        A context to run the model in: there the inputs of fused experts are rounded, too, which are
+        no module's.
+    """
     import torch
 
     types = _types(model, gguf)
@@ -195,6 +200,42 @@ def imitate_storage(model: HFModel, gguf: GGUFFile) -> None:
         if weight is None or weight.ndim != 2 or isinstance(module, torch.nn.Embedding):
             continue
         module.register_forward_pre_hook(_RoundInput(by_identity.get(id(weight), "F32")))
+    return _rounding_experts(
+        {
+            parameter.untyped_storage().data_ptr(): types.get(name, "F32")
+            for name, parameter in model.module.named_parameters()
+            if parameter.ndim == _STACKED
+        }
+    )
+
+
+_STACKED = 3
+"""Dimensions of experts in one parameter."""
+
+_PRODUCTS = ("linear", "matmul", "__matmul__", "bmm", "grouped_mm", "_grouped_mm")
+
+
+def _rounding_experts(types: Mapping[int, str]) -> Any:
+    """A context in which what is multiplied with a part of these weights is rounded.
+
+    Args:
+        types: address of a weight's memory → GGML type to round to.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Rounding(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if getattr(func, "__name__", "") in _PRODUCTS and len(args) > 1:
+                weight = args[1]
+                if isinstance(weight, torch.Tensor):
+                    kind = types.get(weight.untyped_storage().data_ptr(), "F32")
+                    args = (rounded(args[0], kind), *args[1:])
+            return func(*args, **(kwargs or {}))
+
+    return Rounding()
 
 
 class _RoundInput:
