@@ -61,21 +61,26 @@ class Sources:
         self._root = root
         self._modules: dict[str, _Module | None] = {}
 
-    def closure(self, *names: str) -> Closure:
+    def closure(self, *names: str, without: Iterable[str] = ()) -> Closure:
         """The closure of modules over their imports.
 
         A package stands for all that is in it, other files than modules (templates, languages)
         included. A module's parents are part of it, since an import runs them.
 
+        Args:
+            names: of the modules.
+            without: modules and packages that are imported and have no part in what is made.
+
         Raises:
             ModuleNotFoundError: a name is not that of a module of this package.
         """
         found: dict[str, _Module] = {}
+        left = {inner for name in without for inner in self._inside(name)}
         libraries: set[str] = set()
         waiting = [inner for name in names for inner in self._inside(name)]
         while waiting:
             name = waiting.pop()
-            if name in found or (module := self._module(name)) is None:
+            if name in found or name in left or (module := self._module(name)) is None:
                 continue
             found[name] = module
             waiting += [*self._parents(name), *(n for n in module.imports if _is_ours(n))]

@@ -12,6 +12,8 @@ import pytest
 
 import so8tqc
 from so8tqc.closure import PACKAGE, Sources, own_sources, versions_of
+from so8tqc.config import QuantizeConfig
+from so8tqc.services.run.pipeline import _idle
 
 ROOT = Path(so8tqc.__file__).parent
 SERVICES = {
@@ -79,6 +81,31 @@ def test_a_package_is_all_that_lies_in_it(copied: Path, file: str) -> None:
     with (copied / "reports" / file).open("a", encoding="utf-8") as stream:
         stream.write("\n")
     assert Sources(copied).closure("so8tqc.reports").digest != before
+
+
+def test_what_libllama_makes_does_not_depend_on_the_solver(copied: Path, tmp_path: Path) -> None:
+    libllama = QuantizeConfig(gguf=tmp_path, out=tmp_path)
+    solver = libllama.model_copy(update={"solver": "hessian"})
+    quantize = "so8tqc.services.quantize.service"
+    alone = own_sources().closure(quantize, without=_idle(libllama))
+    assert not {"numba", "torch"} & set(alone.distributions)
+    assert "so8tqc.services.quantize.imatrix" in alone.modules
+    assert {"numba", "torch"} <= set(
+        own_sources().closure(quantize, without=_idle(solver)).distributions
+    )
+
+    def digests() -> list[str]:
+        sources = Sources(copied)
+        return [
+            sources.closure(quantize, without=_idle(config)).digest for config in (libllama, solver)
+        ]
+
+    before = digests()
+    with (copied / "quantizers" / "kernels.py").open("a", encoding="utf-8") as stream:
+        stream.write("\n")
+    after = digests()
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 def test_numba_and_scipy_are_named_where_they_are_leant_on() -> None:

@@ -47,6 +47,13 @@ from so8tqc.sources.inputs.texts import data_paths
 
 AUTO = "auto"
 
+SOLVING = (
+    "so8tqc.services.quantize.hessians",
+    "so8tqc.services.quantize.solver",
+    "so8tqc.quantizers",
+)
+"""What has no part in a file that libllama alone makes."""
+
 
 @exclusive(claim_folder)
 def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:

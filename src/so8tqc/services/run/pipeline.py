@@ -43,7 +43,7 @@ from so8tqc.services.pages import draw_pages
 from so8tqc.services.qc.profiles import profile_file
 from so8tqc.services.qc.service import qc
 from so8tqc.services.qc.token_file import TOKENS_FILE
-from so8tqc.services.quantize.service import quantize
+from so8tqc.services.quantize.service import SOLVING, quantize
 from so8tqc.services.report import report, write_stage_reports
 from so8tqc.services.run.directory import RunDirectory
 from so8tqc.services.trained_base import is_trained_directory
@@ -357,9 +357,18 @@ def _fingerprint(stage: Stage, directory: RunDirectory) -> str:
             "config": stage.config.model_dump(mode="json", exclude=_DRAWN),
             "inputs": [directory.ref(path).sha256 for path in stage.inputs],
             "after": [made[name].fingerprint for name in stage.after if name in made],
-            **_code(own_sources().closure(_SERVICES[stage.name].__module__)),
+            **_code(
+                own_sources().closure(_SERVICES[stage.name].__module__, without=_idle(stage.config))
+            ),
         }
     )
+
+
+def _idle(config: object) -> tuple[str, ...]:
+    """Modules that a stage imports and that do nothing under its options."""
+    if isinstance(config, QuantizeConfig) and config.solver == "libllama":
+        return SOLVING
+    return ()
 
 
 def _summary(config: RunConfig, records: dict[str, Record], watch: Stopwatch) -> Record:
