@@ -603,6 +603,36 @@ GUIDE: dict[str, Guide] = {
         "Do not trust the file. If --base or --rotations may be others than the stated ones, check "
         "them first.",
     ),
+    "file.finite": Guide(
+        "Finite weights of a file",
+        "Tensors of a file that hold a NaN or an infinity, quantized ones after dequantizing.",
+        "the file is damaged, or was made from weights that are",
+        "Copy it again, or make it again from what it was made from: so8tqc check FILE names that.",
+    ),
+    "file.recorded": Guide(
+        "As its record says",
+        "Parts of a file that are not what the record beside it says was made, by SHA-256.",
+        "the file was changed after it was made, or another has taken its place",
+        "Make it again by the command that so8tqc check FILE ends with, or give the right record.",
+    ),
+    "file.verdicts": Guide(
+        "Verdicts on the way",
+        "Commands on the way from the base to a file whose own checks failed.",
+        "something it was made from was already found wrong",
+        "See the record of that command; mend what it names, and make what followed again.",
+    ),
+    "file.tokens": Guide(
+        "Tokens of a file",
+        "Tokens of a GGUF file that the tokenizer gives another id.",
+        "the file has the vocabulary of another model: every text says something else to it",
+        "Export it again from a directory with the right tokenizer: so8tqc export MODEL --out FILE",
+    ),
+    "file.belongs": Guide(
+        "Belongs to its reference",
+        "Whether a file can be compared with the model that it is said to come from.",
+        "it is another model, or one with other tokens or layers",
+        "Give the model that it was made from: so8tqc check BASE FILE",
+    ),
     "files.changed": Guide(
         "Changed files",
         "Files of the run that are not as its manifest says, by SHA-256.",

@@ -8,6 +8,7 @@ from so8tqc.cli.commands.attest import attest
 from so8tqc.cli.commands.bake import bake
 from so8tqc.cli.commands.calibrate import calibrate
 from so8tqc.cli.commands.capture import capture
+from so8tqc.cli.commands.check import check
 from so8tqc.cli.commands.choose import choose
 from so8tqc.cli.commands.config import config
 from so8tqc.cli.commands.data import data
@@ -50,8 +51,8 @@ def _root(
 
 
 for command in (
-    run, demo, identify, bake, export, quantize, calibrate, capture, qc, choose, longtext, report,
-    attest, verify, serve_config, explain, doctor, vendor, data,
+    run, demo, check, identify, bake, export, quantize, calibrate, capture, qc, choose, longtext,
+    report, attest, verify, serve_config, explain, doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

@@ -20,6 +20,7 @@ from so8tqc.reports import format as fmt
 from so8tqc.reports.checks import explained_by
 from so8tqc.reports.diagnoses import finding, remedy
 from so8tqc.reports.kinds.batch import batch_tables
+from so8tqc.reports.kinds.check import answer
 from so8tqc.reports.kinds.choose import terminal_tables
 from so8tqc.reports.kinds.comparison import comparison_tables
 from so8tqc.reports.kinds.comparison import sentence as comparison_sentence
@@ -57,7 +58,10 @@ def trimmed() -> Iterator[Console]:
 def show(record: Record, path: Path | None = None) -> None:
     """Print a record for people: checks, notices, diagnosis, verdict."""
     with trimmed() as console:
-        _show(console, record, path)
+        if record.kind == "check":
+            _show_answer(console, record)
+        else:
+            _show(console, record, path)
 
 
 def _show(console: Console, record: Record, path: Path | None) -> None:
@@ -79,13 +83,7 @@ def _show(console: Console, record: Record, path: Path | None) -> None:
         _show_table(console, shown)
     for notice in record.notices:
         console.print(f"[yellow]·[/] {escape(notice)}")
-    for diagnosis in record.diagnosis:
-        console.print(f"\n[bold red]{say(diagnosis.code)}[/]  {escape(finding(diagnosis))}")
-        if diagnosis.layers:
-            console.print("  " + say("layers {layers}", layers=fmt.ranges(diagnosis.layers)))
-        console.print(f"  [bold]{escape(remedy(diagnosis))}[/]")
-    if command := explained_by(record):
-        console.print("\n" + say("What this means: {command}", command=escape(command)))
+    _show_diagnosis(console, record)
     for name, output in record.outputs.items():
         label = "" if Path(output.path).name == name else f"[dim]{escape(name)}:[/] "
         console.print(f"{label}{escape(output.path)}", soft_wrap=True)
@@ -93,6 +91,26 @@ def _show(console: Console, record: Record, path: Path | None) -> None:
         kind = say("record") if path.suffix == ".json" else say("report")
         console.print(f"[dim]{kind}:[/] {escape(str(path))}", soft_wrap=True)
     console.print(f"\n{record.kind}: {mark(record.verdict)}")
+
+
+def _show_answer(console: Console, record: Record) -> None:
+    """What ``check`` says; the checks that failed, and their diagnosis, below it."""
+    for label, text in answer(record):
+        console.print((f"[bold]{label}:[/] " if label else "") + escape(text), soft_wrap=True)
+    if failed := [check for check in record.checks if check.failed]:
+        print_checks(console, failed, say("Failed checks"))
+    _show_diagnosis(console, record)
+    console.print(f"\n{record.kind}: {mark(record.verdict)}")
+
+
+def _show_diagnosis(console: Console, record: Record) -> None:
+    for diagnosis in record.diagnosis:
+        console.print(f"\n[bold red]{say(diagnosis.code)}[/]  {escape(finding(diagnosis))}")
+        if diagnosis.layers:
+            console.print("  " + say("layers {layers}", layers=fmt.ranges(diagnosis.layers)))
+        console.print(f"  [bold]{escape(remedy(diagnosis))}[/]")
+    if command := explained_by(record):
+        console.print("\n" + say("What this means: {command}", command=escape(command)))
 
 
 def _show_table(console: Console, shown: ReportTable) -> None:

@@ -222,6 +222,18 @@ def finish(record: Record, output: Output, path: Path | None = None) -> None:
     exit_by(record)
 
 
+def finish_check(record: Record, output: Output) -> None:
+    """As :func:`finish`; what cannot be judged is bad input (exit code 3), and no verdict."""
+    from so8tqc.errors import ExitCode
+    from so8tqc.record_kinds.check import CheckMetrics
+    from so8tqc.records import Verdict
+
+    present(record, output)
+    if not CheckMetrics.of(record).readable or record.verdict is Verdict.SKIP:
+        raise typer.Exit(ExitCode.BAD_INPUT)
+    exit_by(record)
+
+
 def exit_by(record: Record) -> None:
     """Exit with 1 if a record's verdict failed."""
     from so8tqc.errors import ExitCode

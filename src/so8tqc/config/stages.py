@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from so8tqc.config.evaluation import (
     QUALITY_TEXTS,
+    QUICK_TEXTS,
     EvaluationOptions,
     ReferenceOptions,
     StreamOptions,
@@ -155,6 +156,24 @@ class QuantizeConfig(QuantizeOptions):
         description="For hessians: auto, the model directory that the GGUF was exported from; "
         "default what the record of its export says.",
     )
+
+
+class CheckConfig(Options):
+    """Saying what something is, and judging it by what lies beside it."""
+
+    path: Path
+    other: Path | None = Field(None, description="What it is compared with.")
+    base: Path | None = Field(None, description="The base model, where it is not found.")
+    rotations: Path | None = Field(None, description="The gates, where they are not found.")
+    tokenizer: Path | None = None
+    data: tuple[str, ...] = (QUICK_TEXTS,)
+    max_tokens: int | None = Field(None, ge=2, description="Tokens of each text; default 256.")
+    level: Literal["auto", "files", "full"] = Field(
+        "auto",
+        description="Whether models are run: auto: those that are small enough; files: none; full: "
+        "all.",
+    )
+    threads: int | None = Field(None, ge=1)
 
 
 class AttestConfig(Options):
@@ -513,6 +532,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "identify": IdentifyConfig,
     "qc": QCConfig,
     "longtext": LongTextConfig,
+    "check": CheckConfig,
     "attest": AttestConfig,
     "verify": VerifyConfig,
     "serve-config": ServeConfig,

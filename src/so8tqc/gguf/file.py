@@ -155,7 +155,7 @@ def open_gguf(path: Path) -> GGUFFile:
         ModelError: missing, not GGUF, truncated, or malformed; a later part; a part is missing,
             or is another model's.
     """
-    first = _open_one(path)
+    first = open_part(path)
     if _number(first, SPLIT_COUNT, 1) > 1:
         return _joined(first)
     if not first.tensors:
@@ -163,8 +163,12 @@ def open_gguf(path: Path) -> GGUFFile:
     return first
 
 
-def _open_one(path: Path) -> GGUFFile:
-    """One file, which may be a part."""
+def open_part(path: Path) -> GGUFFile:
+    """Open one file by itself, which may be a part of a model, or hold no tensors.
+
+    Raises:
+        ModelError: missing, not GGUF, truncated, or malformed.
+    """
     from so8tqc.gguf.reader import HeaderReader
 
     if not path.is_file():
@@ -246,7 +250,7 @@ def _joined(first: GGUFFile) -> GGUFFile:
             where=str(first.path),
             remedy="Put all parts into one folder.",
         )
-    parts = [first, *(_open_one(path) for path in paths[1:])]
+    parts = [first, *(open_part(path) for path in paths[1:])]
     for index, part in enumerate(parts):
         _require_part(part, index, first)
     tensors = _united(parts)
