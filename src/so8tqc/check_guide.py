@@ -590,6 +590,12 @@ GUIDE: dict[str, Guide] = {
         "it never fails; it says what was not looked at",
         "Say where the files are: --files DIR",
     ),
+    "statement.origin": Guide(
+        "Origin of the statement",
+        "Whether the statement leads back to a base model.",
+        "it begins with a file of which it says nothing",
+        "Attest where the records of its bake and export lie beside it: so8tqc attest FILE",
+    ),
     "statement.verdicts": Guide(
         "Stated verdicts",
         "Links whose own checks failed when they were made.",

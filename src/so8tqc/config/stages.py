@@ -179,8 +179,10 @@ class CheckConfig(Options):
 class AttestConfig(Options):
     """Writing the statement about a run's files."""
 
-    directory: Path
-    out: Path | None = Field(None, description="The statement; default DIR/attestation.json.")
+    directory: Path = Field(description="Run directory, baked directory, or GGUF file.")
+    out: Path | None = Field(
+        None, description="The statement; default in the run directory, or beside the file."
+    )
 
 
 class VerifyConfig(Options):

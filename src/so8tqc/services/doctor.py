@@ -18,7 +18,8 @@ from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.sites import layers_of_text, layers_with_attention
 from so8tqc.errors import InputError, So8tqcError
 from so8tqc.gguf.file import GGUFFile, is_gguf, open_gguf
-from so8tqc.llama.pin import INSTALL_COMMAND, INSTALL_UNFUSED
+from so8tqc.llama.compiled import BUILD_MINUTES, compiled, cpu_words
+from so8tqc.llama.pin import INSTALL_COMMAND, INSTALL_UNFUSED, UNFUSED
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.blocks import target_blocks
 from so8tqc.rotations.files.names import looks_like_a_gate
@@ -144,8 +145,10 @@ def _gpu() -> Finding:
 
 
 _PROBE = """
-import llama_cpp
-print(llama_cpp.__version__, flush=True)
+import json, llama_cpp
+from llama_cpp import _ggml
+told = llama_cpp.llama_print_system_info().decode()
+print(json.dumps([llama_cpp.__version__, told, str(_ggml.libggml_base_path)]), flush=True)
 from so8tqc.llama.fused import quantizers_fuse
 print("fused" if quantizers_fuse() else "as written")
 """
@@ -169,7 +172,7 @@ def _libllama() -> Iterator[Finding]:
         reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         yield Finding("libllama", reason, False, INSTALL_COMMAND)
         return
-    yield Finding("libllama", f"llama-cpp-python {said[0]}", True)
+    yield _compiled(*json.loads(said[0]))
     if said[-1] == "fused":
         yield Finding(
             "quantizers",
@@ -180,6 +183,24 @@ def _libllama() -> Iterator[Finding]:
         )
     else:
         yield Finding("quantizers", "round as written: the same files on other machines", True)
+
+
+def _compiled(package: str, system_info: str, folder: str) -> Finding:
+    """How it was compiled, and whether that can be trusted on this CPU."""
+    libraries = sorted(Path(folder).glob("*ggml-cpu*"))
+    content = libraries[0].read_bytes() if libraries else b""
+    build = compiled(system_info, content, cpu_words())
+    by = f" by {build.compiler}" if build.compiler else ""
+    value = f"llama-cpp-python {package}, compiled{by} for {' '.join(build.flags) or 'any CPU'}"
+    if build.trusted:
+        return Finding("libllama", f"{value}: this CPU has these (built in {BUILD_MINUTES})", True)
+    wrong = build.broken or f"this CPU lacks {' '.join(build.lacking)}"
+    value = f"{value}: not to be trusted here, {wrong}; a build takes {BUILD_MINUTES}"
+    return Finding("libllama", value, False, _WITHOUT_AMX)
+
+
+_WITHOUT_AMX = INSTALL_UNFUSED.replace(UNFUSED, f'"{UNFUSED} -mno-amx-int8"')
+"""Compiled here, for this CPU; see the noxfile."""
 
 
 def _converter() -> Finding:

@@ -12,17 +12,25 @@ from so8tqc.cli.stage import Output, configure, finish
 
 
 def attest(
-    directory: Annotated[Path, typer.Argument(help="Run directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="Run directory, baked directory, or GGUF file.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The statement; default DIR/attestation.json.", show_default=False),
+        typer.Option(
+            help="The statement; default in the run directory, or beside the file.",
+            show_default=False,
+        ),
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a statement about a run's files: what each was made from, and how.
+    """Write a statement about files: what each was made from, and how.
+
+    Of a run, or of what single commands made: the records beside a file are followed back as far
+    as they go, and where that is not to a base, it is said.
 
     The statement is plain JSON (in-toto) that any signing tool can sign. Whoever has the files
     checks them with so8tqc verify; whoever has base and rotations too makes them again.
@@ -30,6 +38,10 @@ def attest(
     Examples:
 
         so8tqc attest out/demo
+
+        so8tqc attest baked/
+
+        so8tqc attest quantized/model-Q5_K_M.gguf
 
         so8tqc verify out/demo/attestation.json --base model/ --rotations gates.safetensors
     """

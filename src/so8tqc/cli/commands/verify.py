@@ -12,7 +12,12 @@ from so8tqc.cli.stage import Output, configure, finish
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="A quantized GGUF, or a statement of attest.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A GGUF file or baked directory, by the records beside it; or a statement."
+        ),
+    ],
     record: Annotated[
         Path | None,
         typer.Option(
@@ -77,15 +82,18 @@ def verify(
 ) -> None:
     """Make files again from what they were made from, and compare.
 
-    Of a quantized GGUF: quantize again as its record says. Of a statement that attest wrote: check
-    the files that are here, and make again every link (bake, export, quantize, calibrate) whose
-    inputs are here. Each link is identical, within rounding, different or not checked.
+    Of a quantized GGUF: quantize again as its record says. Of another GGUF, or a baked directory:
+    follow the records beside it back, and make every step again. Of a statement that attest wrote:
+    check the files that are here, and make again every link (bake, export, quantize, calibrate)
+    whose inputs are here. Each link is identical, within rounding, different or not checked.
 
     Examples:
 
         so8tqc verify quantized/model-Q5_K_M.gguf
 
         so8tqc verify model-Q5_K_M.gguf --record quantized/record.json --input model-F16.gguf
+
+        so8tqc verify baked/
 
         so8tqc verify out/demo/attestation.json --base model/ --rotations gates.safetensors
 
@@ -96,6 +104,7 @@ def verify(
     from so8tqc.cli.progress import terminal_progress
     from so8tqc.config import VerifyConfig
     from so8tqc.services.attest.verify_file import verify as verify_file
+    from so8tqc.services.attest.verify_loose import is_loose, verify_loose
     from so8tqc.services.attest.verify_statement import verify_statement
 
     flags = given(
@@ -113,6 +122,8 @@ def verify(
     )
     options = configure(VerifyConfig, flags, config, set_)
     service = verify_statement if options.is_statement else verify_file
+    if is_loose(options):
+        service = verify_loose
     with terminal_progress(quiet=quiet) as progress:
         result = service(options, progress)
     finish(result, Output(json, quiet))

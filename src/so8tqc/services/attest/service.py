@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from so8tqc.checkpoints.provenance import Provenance, read_provenance
+from so8tqc.checkpoints.provenance import PROVENANCE_NAME, Provenance, read_provenance
 from so8tqc.closure import versions_of
 from so8tqc.config import AttestConfig
 from so8tqc.disk.digests import file_ref
@@ -19,15 +20,18 @@ from so8tqc.record_kinds.calibrate import CalibrateMetrics
 from so8tqc.record_kinds.export import ExportMetrics
 from so8tqc.record_kinds.quantize import QuantizeMetrics
 from so8tqc.records import Check, Record, Stopwatch, Verdict, judge, overall, versions
+from so8tqc.services.attest.loose import laid_out
 from so8tqc.services.attest.recheck import recheck
 from so8tqc.services.attest.remake import TEMPERATURE_KEYS
 from so8tqc.services.attest.statement import (
     BASE,
+    OUTSIDE,
     STATEMENT_NAME,
     WEIGHING,
     Digest,
     Link,
     Resource,
+    Statement,
     applied_inputs,
     seal,
     write_statement,
@@ -57,9 +61,11 @@ _PLACES = frozenset(
 
 
 def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
-    """Write ``attestation.json`` of a run directory: its files, and how each was made.
+    """Write a statement about files and how each was made: of a run, or of what commands made.
 
-    Every file that the run wrote is hashed first and must be as the manifest says.
+    Of a run directory every file is hashed first and must be as the manifest says. Of a baked
+    directory or a GGUF file the records beside it are followed back (``chain``); where they lead to
+    no bake, the statement begins with the file that was quantized, and a notice says so.
 
     Record metrics: ``links`` (name → {kind, inputs, outputs: numbers of files}), ``subjects``
     (name → SHA-256).
@@ -69,22 +75,59 @@ def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     directory = config.directory
+    if directory.is_file() or (directory / PROVENANCE_NAME).is_file():
+        beside = directory.with_name(f"{directory.name}.{STATEMENT_NAME}")
+        with laid_out(directory) as layout:
+            found = Found(layout.directory, layout.records, layout.outside)
+            record = _stated(config, found, config.out or beside, watch, progress)
+        ends = (f"{layout.end} The statement begins there.",) if layout.end else ()
+        return record.model_copy(update={"notices": ends})
     checked = recheck(directory, progress)
     if checked.verdict is Verdict.FAIL:
         wrong = next(check for check in checked.checks if check.failed)
         raise InputError(
             wrong.detail, where=str(directory), remedy="Run it again: so8tqc run CONFIG."
         )
-    records = _records(directory)
-    with progress.task("hashing tensors", total=len(records), unit="stages") as task:
+    found = Found(directory, _records(directory))
+    return _stated(config, found, config.out or directory / STATEMENT_NAME, watch, progress)
+
+
+class Found(NamedTuple):
+    """A run's directory, or what is laid out as one; stage → record; see ``loose.Layout``."""
+
+    directory: Path
+    records: Mapping[str, Record]
+    outside: Path | None = None
+
+
+def statement_of(found: Found, progress: Progress) -> Statement:
+    """The statement about what the stages made."""
+    with progress.task("hashing tensors", total=len(found.records), unit="stages") as task:
         links: list[Link] = []
-        for stage, record in records.items():
-            links += _MAKERS[stage](directory, record, links)
+        for stage, record in found.records.items():
+            links += _MAKERS[stage](found.directory, record, links)
             task.advance(1, item=stage)
-    statement = seal(tuple(links), _record_files(directory), versions("torch", "llama-cpp-python"))
-    path = config.out or directory / STATEMENT_NAME
+    if found.outside is not None:
+        links = [_from_outside(link, found.outside, found.records[link.kind]) for link in links]
+    records = _record_files(found.directory)
+    return seal(tuple(links), records, versions("torch", "llama-cpp-python"))
+
+
+def _from_outside(link: Link, source: Path, record: Record) -> Link:
+    """A link that quantizes a file of which nothing says how it was made."""
+    entry = _external(source.name, record.inputs["gguf"].sha256)
+    parameters: dict[str, JsonValue] = {**link.parameters, OUTSIDE: [source.name]}
+    return link.model_copy(update={"inputs": (entry, *link.inputs), "parameters": parameters})
+
+
+def _stated(
+    config: AttestConfig, found: Found, path: Path, watch: Stopwatch, progress: Progress
+) -> Record:
+    """Write the statement; its record."""
+    statement = statement_of(found, progress)
+    links = statement.predicate.links
     write_statement(path, statement)
-    checks = [_verdicts(records)]
+    checks = [_verdicts(found.records)]
     return Record(
         kind="attest",
         verdict=overall(checks),
@@ -139,7 +182,7 @@ def _verdicts(records: Mapping[str, Record]) -> Check:
 
 
 def _bake(directory: Path, record: Record, _: list[Link]) -> list[Link]:
-    model = directory / "bake" / "baked_model"
+    model = _in(directory, "bake", record.outputs["baked_model"].path)
     provenance = read_provenance(model)
     if provenance is None or provenance.base_fingerprint is None:
         raise InputError(

@@ -71,6 +71,18 @@ def applied_inputs(provenance: Provenance, *, rotations_given: bool) -> dict[str
     return applied | {adapter_name(i): digest for i, digest in enumerate(beside, start=1)}
 
 
+OUTSIDE = "outside"
+"""Parameter of a link: names of its inputs that the statement does not say the making of."""
+
+
+def from_outside(link: Link) -> frozenset[str]:
+    """The names of a quantization's inputs that the statement says nothing about."""
+    names = link.parameters.get(OUTSIDE)
+    if link.kind != "quantize" or not isinstance(names, list):
+        return frozenset()
+    return frozenset(str(name) for name in names)
+
+
 def is_external(kind: str, name: str) -> bool:
     """Whether an input of this name is one that no link of the statement makes."""
     if kind == "bake":
@@ -289,7 +301,7 @@ def _breaks_of(link: Link, made: Mapping[str, str]) -> Iterator[str]:
     if not link.inputs or not link.outputs:
         yield f"{link.name!r} has no input or no output"
     for entry in link.inputs:
-        if is_external(link.kind, entry.name):
+        if is_external(link.kind, entry.name) or entry.name in from_outside(link) - made.keys():
             continue
         if entry.name not in made:
             yield f"no link before {link.name!r} makes its input {entry.name}"

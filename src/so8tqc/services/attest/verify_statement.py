@@ -46,6 +46,7 @@ from so8tqc.services.attest.statement import (
     adapter_name,
     adapter_names,
     applied_inputs,
+    from_outside,
     is_adapter,
     read_statement,
 )
@@ -81,6 +82,7 @@ def verify_statement(config: VerifyConfig, progress: Progress = SILENT) -> Recor
                 outcomes[link.name] = bench.judge(link, Path(scratch) / str(number), progress)
     checks = [
         *_file_checks(bench),
+        *_origin(bench),
         _stated_verdicts(statement),
         *(_link_check(name, outcome) for name, outcome in outcomes.items()),
     ]
@@ -111,6 +113,8 @@ class _Bench:
         strangers: files in a directory of the statement that it does not name.
         outside: ``base``, ``rotations``, ``adapter_1`` and so on, ``imatrix``, ``hessians`` → where
             the user says they are.
+        directory: where they are looked for.
+        unmade: name → digest, of files of which the statement does not say how they were made.
         made: name → a file made again that is identical.
     """
 
@@ -119,6 +123,8 @@ class _Bench:
     parts: Mapping[str, list[str] | None]
     strangers: Sequence[str]
     outside: Mapping[str, Path]
+    directory: Path
+    unmade: Mapping[str, str]
     made: Made = field(default_factory=dict)
 
     @classmethod
@@ -148,7 +154,14 @@ class _Bench:
         outside = {name: path for name, path in given.items() if path is not None}
         outside |= {adapter_name(i): path for i, path in enumerate(config.adapters, start=1)}
         _require_stated(statement, outside)
-        return cls(stated, here, parts, _strangers(statement, directory), outside)
+        unmade = {
+            entry.name: entry.digest.sha256
+            for link in statement.predicate.links
+            for entry in link.inputs
+            if entry.name in from_outside(link)
+        }
+        strangers = _strangers(statement, directory)
+        return cls(stated, here, parts, strangers, outside, directory, unmade)
 
     def state(self, name: str) -> str:
         """``identical``, ``different`` or ``absent``."""
@@ -160,7 +173,13 @@ class _Bench:
             return self.outside[name]
         if name in self.here and not self.parts[name]:
             return self.here[name]
-        return self.made.get(name)
+        return self.made.get(name) or self._from_outside(name)
+
+    def _from_outside(self, name: str) -> Path | None:
+        """A file that no link makes, if it lies here with the digest that is stated."""
+        path = self.directory / PurePosixPath(name).name
+        known = name in self.unmade and path.is_file()
+        return path if known and sha256_file(path) == self.unmade[name] else None
 
     def judge(self, link: Link, scratch: Path, progress: Progress) -> Outcome:
         """Make a link again and compare with what the statement says it made."""
@@ -350,6 +369,15 @@ def _file_checks(bench: _Bench) -> list[Check]:
     if absent:
         checks.append(skipped("statement.absent", f"Not here, not checked: {listed(absent)}."))
     return checks
+
+
+def _origin(bench: _Bench) -> list[Check]:
+    """A statement that leads back to no base says so, whatever else passes."""
+    if not bench.unmade:
+        return []
+    names = listed(sorted(bench.unmade))
+    reason = f"It leads back to {names}, and says nothing of how that was made: to no base."
+    return [skipped("statement.origin", reason)]
 
 
 def _stated_verdicts(statement: Statement) -> Check:
