@@ -154,8 +154,8 @@ def _base_and_trained(first: Thing, second: Thing, progress: Progress) -> Judged
     from so8tqc.services.check.trained import judge_adapter, judge_gates
 
     base, trained = (first, second) if first.kind is Kind.MODEL else (second, first)
-    judge = judge_adapter if trained.kind is Kind.ADAPTER else judge_gates
-    judged = judge(trained.path, base.path)
+    look = judge_adapter if trained.kind is Kind.ADAPTER else judge_gates
+    judged = look(trained.path, base.path)
     judged.what += f"; for {named(base.path)}"
     if judged.next.split()[1:2] != ["bake"]:
         return judged

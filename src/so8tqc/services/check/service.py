@@ -77,15 +77,15 @@ def check(config: CheckConfig, progress: Progress = SILENT) -> Record:
 
 def _judged(thing: Thing, config: CheckConfig, progress: Progress) -> Judged:
     """One thing, by itself and by what lies beside it; what cannot be read is told as that."""
-    judge: Callable[[Thing, CheckConfig, Progress], Judged]
+    look: Callable[[Thing, CheckConfig, Progress], Judged]
     if thing.kind is Kind.GGUF:
-        judge = _gguf
+        look = _gguf
     elif thing.kind is Kind.MODEL:
-        judge = _model
+        look = _model
     else:
-        judge = OTHERS[thing.kind]
+        look = OTHERS[thing.kind]
     try:
-        return judge(thing, config, progress)
+        return look(thing, config, progress)
     except So8tqcError as error:
         if error.exit_code is not ExitCode.BAD_INPUT:  # a missing tool is no fault of a file
             raise
