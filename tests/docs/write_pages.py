@@ -53,6 +53,7 @@ _GROUPS = {
     "derivation": "The file made again",
     "statement": "A statement and its files",
     "attest": "Attesting a run",
+    "file": "A file by itself, and beside its record",
     "files": "The files of a run, hashed again",
     "comparison": "Two runs compared",
     "phase": "Attention over long text",
