@@ -257,6 +257,14 @@ GUIDE: dict[str, Guide] = {
         "the candidate predicts something else than the trained model",
         f"{_FILES_FIRST} {_FINER}",
     ),
+    "chat.template": Guide(
+        "Chat template",
+        "How many conversations the file's own chat template renders otherwise than the "
+        "tokenizer's.",
+        "a runtime that takes the file's template will not serve what was measured",
+        "Export again from a directory whose tokenizer has the right chat template: "
+        "so8tqc export BAKED --out FILE",
+    ),
     "kl.max": Guide(
         "Largest KL divergence",
         "The KL divergence of the worst single token.",

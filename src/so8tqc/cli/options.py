@@ -89,6 +89,14 @@ DataOption = Annotated[
         help="Text file, or builtin:validation (default); repeatable.", show_default=False
     ),
 ]
+ChatOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat",
+        help="Conversations: through the chat template, scored on the answers alone.",
+        show_default=False,
+    ),
+]
 TokenizerOption = Annotated[
     Path | None,
     typer.Option(help="Model directory with the tokenizer, if the reference has none."),

@@ -26,6 +26,11 @@ class EvaluationOptions(Options):
     max_tokens: int | None = Field(
         None, ge=2, description="Tokens used of each text; default 256, or all if there is a ctx."
     )
+    chat: bool = Field(
+        False,
+        description="The data are conversations: rendered through the tokenizer's chat template, "
+        "and scored on the answers alone.",
+    )
     threads: int | None = Field(None, ge=1)
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
         None, description="What transformers computes in; default float32, on a GPU bfloat16."

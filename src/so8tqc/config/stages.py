@@ -294,6 +294,11 @@ class CalibrateOptions(StreamOptions):
     seed: int = 0
     resamples: Annotated[int, Field(ge=100)] = 2000
     max_tokens: Annotated[int, Field(ge=2)] = Field(512, description="Tokens used of each text.")
+    chat: bool = Field(
+        False,
+        description="The data are conversations: rendered through the tokenizer's chat template, "
+        "and scored on the answers alone.",
+    )
     allow_small: bool = Field(False, description="Accept fewer than 500 held-out tokens.")
     classes: Annotated[int, Field(ge=1)] = Field(
         20, description="Classwise ECE is over so many of the most frequent next tokens."
@@ -340,6 +345,11 @@ class CaptureOptions(StreamOptions):
         "float32", description="Storage dtype of the logits; float16 is exact to 2⁻¹¹ of each."
     )
     max_tokens: Annotated[int, Field(ge=2)] = Field(256, description="Tokens used of each text.")
+    chat: bool = Field(
+        False,
+        description="The data are conversations: rendered through the tokenizer's chat template, "
+        "and scored on the answers alone.",
+    )
     threads: int | None = Field(None, ge=1)
 
 
@@ -431,6 +441,8 @@ class QCOptions(StreamOptions, EvaluationOptions, VerdictOptions):
     def _windows_follow_one_another(cls, protocol: str, info: ValidationInfo) -> str:
         if protocol == "llama-perplexity" and info.data.get("stride") is not None:
             raise ValueError("llama-perplexity's windows follow one another: no stride")
+        if protocol == "llama-perplexity" and info.data.get("chat"):
+            raise ValueError("llama-perplexity reads plain text: no chat")
         return protocol
 
 

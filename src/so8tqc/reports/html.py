@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from so8tqc.records import Check, Record, Verdict
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its heading and a sentence on how to read it."""
+    """A figure with its heading and a sentence on how to read it.
+
+    ``decides``: it is one that a decision rests on, and stands on a run's first screen.
+    """
 
     title: str
     note: str
     figure: go.Figure
+    decides: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,10 @@ _ORDER = ("identify", "bake", "export", "qc", "quantize", "choose", "calibrate",
 """What is asked first stands first: is the bake right, which file, how does it behave."""
 
 
+_FIRST_SCREEN_HEIGHT = 300
+"""Pixels of a plot on the first screen."""
+
+
 def page(summary: Summary, sections: Sequence[Section]) -> str:
     """The whole page.
 
@@ -80,11 +88,18 @@ def page(summary: Summary, sections: Sequence[Section]) -> str:
     from plotly.offline import get_plotlyjs
 
     numbers = itertools.count(1)
+    ordered = sorted(sections, key=_place)
+    deciding = [plot for section in ordered for plot in section.plots if plot.decides]
+    if len(ordered) == 1:  # its plots are in the section already
+        deciding = []
+    for plot in deciding:
+        plot.figure.update_layout(height=_FIRST_SCREEN_HEIGHT)
     with_plots = any(section.plots for section in sections)
     return render(
         "page.html.j2",
         summary=summary,
-        sections=sorted(sections, key=_place),
+        sections=ordered,
+        deciding=deciding,
         language=current(),
         plotlyjs=get_plotlyjs() if with_plots else "",
         draw=lambda plot: _draw(plot, f"plot-{next(numbers)}"),
@@ -127,6 +142,11 @@ def _draw(plot: Plot, div: str) -> str:
         config={"displayModeBar": False, "responsive": True},
     )
     return html
+
+
+def deciding(plots: Sequence[Plot], *, at: int = 0) -> list[Plot]:
+    """The plots, of which the one at a place decides."""
+    return [replace(plot, decides=True) if i == at else plot for i, plot in enumerate(plots)]
 
 
 def drawn(*candidates: tuple[str, str, go.Figure | None]) -> list[Plot]:

@@ -70,6 +70,7 @@ def section(
         closeups=worst[:1],
         folded=[*folded, *worst[1:]],
         links=_links(folder, prefix),
+        notes=bake.drift_notes(record) if name == "bake" else [],
     )
 
 

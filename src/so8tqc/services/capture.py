@@ -61,7 +61,7 @@ def _capture(
 ) -> Record:
     rotations = trained.rotation_set()
     tokenizer = load_tokenizer(config.tokenizer or trained.directory)
-    texts, notices = prepare(config.data, tokenizer, config.max_tokens)
+    texts, notices = prepare(config.data, tokenizer, config.max_tokens, chat=config.chat)
     inputs = _inputs(config)
     loader = _loader(config, trained)
     source = loader.built(

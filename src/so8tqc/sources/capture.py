@@ -7,7 +7,8 @@ Format, version 1 (``docs/capture.md`` is for those who write it). For text ``i 
   ``t`` holds the logits of the token that follows ``tokens[: t + 1]``, so positions are 0 … T−1.
 
 and nothing else. Header metadata: ``so8t.capture_version`` is ``"1"``; optional are ``so8t.texts``
-(a JSON list of ``{"id", "language", "category"}``, one for each text), ``so8t.vocabulary_sha256``
+(a JSON list of ``{"id", "language", "category"}``, one for each text, and of a conversation
+``"answers"``, [start, stop) of the tokens that are scored), ``so8t.vocabulary_sha256``
 (see :func:`vocabulary_digest`) and ``so8t.source`` (free text: what was recorded).
 """
 
@@ -59,6 +60,8 @@ class TextFacts(BaseModel):
     id: Annotated[str, StringConstraints(min_length=1)]
     language: str = ""
     category: str = ""
+    answers: tuple[tuple[int, int], ...] | None = None
+    """Of a conversation, [start, stop) of the tokens that are scored; None: all of them."""
 
 
 _FACTS = TypeAdapter(tuple[TextFacts, ...])
@@ -127,7 +130,7 @@ def open_capture(path: Path) -> Capture:
     return Capture(
         path=path,
         texts=tuple(
-            EncodedText(fact.id, _token_ids(tokens, vocab_size, path), fact.language, fact.category)
+            _encoded(fact, _token_ids(tokens, vocab_size, path), path)
             for fact, (tokens, _) in zip(facts, pairs, strict=True)
         ),
         logits=tuple(logits for _, logits in pairs),
@@ -137,9 +140,36 @@ def open_capture(path: Path) -> Capture:
     )
 
 
+def _encoded(fact: TextFacts, tokens: TokenIds, path: Path) -> EncodedText:
+    """A recorded text, its answers marked where the file names them.
+
+    Raises:
+        DataError: a range that is none of its tokens, or no answer at all.
+    """
+    text = EncodedText(fact.id, tokens, fact.language, fact.category)
+    if fact.answers is None:
+        return text
+    answers = np.zeros(tokens.size, dtype=bool)
+    for start, stop in fact.answers:
+        if not 0 <= start < stop <= tokens.size:
+            raise DataError(f"text {fact.id} has no tokens {start} to {stop}", where=str(path))
+        answers[start:stop] = True
+    if not answers[1:].any():
+        raise DataError(f"text {fact.id} has no token that is scored", where=str(path))
+    return replace(text, answers=answers)
+
+
+def answer_ranges(text: EncodedText) -> tuple[tuple[int, int], ...] | None:
+    """[start, stop) of the runs of tokens that are scored; None if all are."""
+    if text.answers is None:
+        return None
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], text.answers, [False]]).astype(int)))
+    return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
+
+
 def cut(texts: Sequence[EncodedText], max_tokens: int | None) -> tuple[EncodedText, ...]:
     """The first ``max_tokens`` tokens of each text; a capture yields the logits of those too."""
-    return tuple(replace(text, tokens=text.tokens[:max_tokens]) for text in texts)
+    return tuple(text.upto(max_tokens) for text in texts)
 
 
 def check_same_tokens(capture: Capture, data: Sequence[EncodedText]) -> None:

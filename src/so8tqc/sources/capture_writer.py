@@ -16,6 +16,7 @@ from so8tqc.sources.capture import (
     TEXTS_KEY,
     VERSION_KEY,
     TextFacts,
+    answer_ranges,
     open_capture,
 )
 from so8tqc.sources.compare import head_rows
@@ -76,7 +77,12 @@ def _header(
     texts: Sequence[EncodedText], vocab_size: int, dtype: str, metadata: Mapping[str, str]
 ) -> bytes:
     facts = [
-        TextFacts(id=text.id, language=text.language, category=text.category).model_dump()
+        TextFacts(
+            id=text.id,
+            language=text.language,
+            category=text.category,
+            answers=answer_ranges(text),
+        ).model_dump(exclude_none=True)
         for text in texts
     ]
     header: dict[str, object] = {

@@ -324,8 +324,12 @@ def _not_finite(name: str, text: EncodedText, row: int, token: int) -> DataError
 
 
 def _table(parts: list[Rows], texts: Sequence[EncodedText], vocab_size: int) -> TokenTable:
-    values = np.concatenate(parts)
-    scored = [np.arange(text.first, text.tokens.size - 1, dtype=np.int32) for text in texts]
+    kept = [text.scored for text in texts]
+    values = np.concatenate([rows[keep] for rows, keep in zip(parts, kept, strict=True)])
+    scored = [
+        np.arange(text.first, text.tokens.size - 1, dtype=np.int32)[keep]
+        for text, keep in zip(texts, kept, strict=True)
+    ]
     index = {name: i for i, name in enumerate(dict.fromkeys(text.id for text in texts))}
     return TokenTable(
         columns={name: np.ascontiguousarray(values[:, i]) for i, name in enumerate(COLUMNS)},

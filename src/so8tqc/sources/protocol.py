@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +27,7 @@ class EncodedText:
         first: row of the window's first prediction that is scored; the rows before it
             are context.
         start: position of the window's first token in its text.
+        answers: [T] which tokens are scored, if not all: those of a conversation's answers.
     """
 
     id: str
@@ -35,6 +36,19 @@ class EncodedText:
     category: str = ""
     first: int = 0
     start: int = 0
+    answers: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def scored(self) -> npt.NDArray[np.bool_]:
+        """[T − 1 − first] of the predictions from ``first`` on, whether its token is scored."""
+        if self.answers is None:
+            return np.ones(max(0, self.tokens.size - 1 - self.first), dtype=bool)
+        return self.answers[self.first + 1 :]
+
+    def upto(self, count: int | None) -> EncodedText:
+        """The first ``count`` tokens."""
+        answers = None if self.answers is None else self.answers[:count]
+        return replace(self, tokens=self.tokens[:count], answers=answers)
 
 
 @runtime_checkable

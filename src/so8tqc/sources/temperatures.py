@@ -78,17 +78,19 @@ def walk_temperatures(
             _check_ids(text, source)
             for start, logits in _blocks(source, text):
                 following = text.tokens[start + 1 : start + 1 + logits.shape[0]]
+                keep = text.scored[start : start + logits.shape[0]]
                 part = _partition(logits, betas, pool, threads)
                 _check_finite(part, text, start, source)
                 top = logits.argmax(axis=1)
                 each = np.arange(following.size)
-                rows.append(part)
-                targets.append(logits[each, following].astype(np.float64) - logits[each, top])
-                correct.append(top == following)
+                rows.append(part[keep])
+                gap = logits[each, following].astype(np.float64) - logits[each, top]
+                targets.append(gap[keep])
+                correct.append((top == following)[keep])
                 if classes is not None:
-                    chosen.append(_class_logits(logits, top, following, classes))
+                    chosen.append(_class_logits(logits[keep], top[keep], following[keep], classes))
             task.advance(text.tokens.size, item=text.id)
-    lengths = [text.tokens.size - 1 for text in texts]
+    lengths = [int(text.scored.sum()) for text in texts]
     return temperature_table(
         np.concatenate(rows),
         np.concatenate(targets),

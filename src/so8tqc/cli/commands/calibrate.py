@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from so8tqc.cli.options import (
+    ChatOption,
     ConfigOption,
     JsonOption,
     QuietOption,
@@ -29,6 +30,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    chat: ChatOption = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +87,7 @@ def calibrate(
         tokenizer=tokenizer,
         out=out,
         data=data,
+        chat=chat,
         objective=objective,
         reference=reference,
         apply=apply,

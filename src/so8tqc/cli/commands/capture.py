@@ -10,6 +10,7 @@ import typer
 
 from so8tqc.cli.options import (
     NOTHING,
+    ChatOption,
     ConfigOption,
     JsonOption,
     QuietOption,
@@ -37,6 +38,7 @@ def capture(
             help="Text file, or builtin:validation (default); repeatable.", show_default=False
         ),
     ] = None,
+    chat: ChatOption = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="Model directory with the tokenizer, if the model is a GGUF file."),
@@ -73,6 +75,7 @@ def capture(
         out=out,
         rotations=rotations,
         data=data,
+        chat=chat,
         tokenizer=tokenizer,
         dtype=dtype,
         max_tokens=max_tokens,

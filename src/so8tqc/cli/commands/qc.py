@@ -11,6 +11,7 @@ import typer
 from so8tqc.cli.options import (
     NOTHING,
     BaseOption,
+    ChatOption,
     ComputeDtypeOption,
     ConfigOption,
     CtxOption,
@@ -43,6 +44,7 @@ def qc(
     rotation_options: Mapping[str, object] = NOTHING,
     data: DataOption = None,
     tokenizer: TokenizerOption = None,
+    chat: ChatOption = None,
     profile: Annotated[
         str | None,
         typer.Option(help="default, strict, or FILE.yaml[:NAME].", show_default=False),
@@ -144,6 +146,8 @@ def qc(
 
         so8tqc qc --reference model/ --candidate q5.gguf --kv-type q8_0 --until 0.002 --out qc/
 
+        so8tqc qc --reference model/ --candidate q5.gguf --chat --data chats.jsonl --out qc/
+
         so8tqc qc --reference model/ --candidate foreign/ --level files
           --save-recovered found.safetensors --out qc/
     """
@@ -159,6 +163,7 @@ def qc(
         rotations=rotations,
         data=data,
         tokenizer=tokenizer,
+        chat=chat,
         profile=profile,
         level=level,
         protocol=protocol,

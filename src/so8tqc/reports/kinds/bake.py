@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from so8tqc.record_kinds.bake import BakeMetrics, FoldedLayer
 from so8tqc.records import Record
 from so8tqc.reports.figures import BLUE, ORANGE, SMALLEST, legend_below, style, whole_ticks
-from so8tqc.reports.html import Plot, drawn
+from so8tqc.reports.html import Plot, deciding, drawn
 from so8tqc.reports.language import say
 from so8tqc.reports.tables import Column, Table, number_of, scientific_of, tabulate
 
@@ -103,16 +103,30 @@ def layer_fidelity(record: Record) -> go.Figure | None:
     return legend_below(style(figure))
 
 
+def drift_notes(record: Record) -> list[str]:
+    """Of sound gates one sentence is enough: a map of their drift is an even field."""
+    blocks = [value for row in BakeMetrics.of(record).orthogonality or () for value in row]
+    if not blocks or not _is_sound(record):
+        return []
+    return [
+        say(
+            "Every one of {blocks} blocks is a rotation: ‖RᵀR − I‖_F is at most {largest}, and "
+            "{limit} is allowed.",
+            blocks=f"{len(blocks):,}",
+            largest=f"{max(blocks):.1e}",
+            limit=f"{10.0 ** _DRIFT_RANGE[1]:g}",
+        )
+    ]
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether no block is further from a rotation than is allowed."""
+    rows = BakeMetrics.of(record).orthogonality or ()
+    return all(value <= 10.0 ** _DRIFT_RANGE[1] for row in rows for value in row)
+
+
 def plots(record: Record) -> list[Plot]:
-    return drawn(
-        (
-            say("Drift of every block"),
-            say(
-                "log₁₀ ‖RᵀR − I‖_F: how far each block is from a rotation. The scale ends at the "
-                "limit, −3: an even dark field is what a sound gate looks like."
-            ),
-            drift_heatmap(record),
-        ),
+    layers = drawn(
         (
             say("Effect and fidelity by layer"),
             say(
@@ -120,5 +134,17 @@ def plots(record: Record) -> list[Plot]:
                 "relative to the weight."
             ),
             layer_fidelity(record),
+        )
+    )
+    if _is_sound(record):
+        return deciding(layers)
+    return deciding(layers) + drawn(
+        (
+            say("Drift of every block"),
+            say(
+                "log₁₀ ‖RᵀR − I‖_F: how far each block is from a rotation. The scale ends at the "
+                "limit, −3."
+            ),
+            drift_heatmap(record),
         ),
     )

@@ -18,7 +18,7 @@ from so8tqc.record_kinds.calibrate import (
 )
 from so8tqc.records import Record
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
-from so8tqc.reports.html import Plot
+from so8tqc.reports.html import Plot, deciding
 from so8tqc.reports.language import message, say
 from so8tqc.reports.png import write_pngs
 from so8tqc.reports.tables import Table
@@ -431,4 +431,6 @@ def tables(record: Record) -> list[Table]:
 
 def plots(record: Record) -> list[Plot]:
     """The reliability diagram and the curve; none where nothing was fitted."""
-    return [] if CalibrateMetrics.of(record).reliability is None else reliability_plots(record)
+    if CalibrateMetrics.of(record).reliability is None:
+        return []
+    return deciding(reliability_plots(record))

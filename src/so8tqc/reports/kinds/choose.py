@@ -15,7 +15,7 @@ from so8tqc.record_kinds.choose import (
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, style
-from so8tqc.reports.html import Plot, drawn
+from so8tqc.reports.html import Plot, deciding, drawn
 from so8tqc.reports.kinds.calibrate import held_out_table
 from so8tqc.reports.kinds.identify import reading_table
 from so8tqc.reports.kinds.quantize import table_of
@@ -305,7 +305,7 @@ def _share(value: float) -> str:
 
 
 def plots(record: Record) -> list[Plot]:
-    return drawn(
+    found = drawn(
         (
             say("Quality against size"),
             say("Mean KL to the reference with its 95 % interval; the recommended file is orange."),
@@ -320,6 +320,7 @@ def plots(record: Record) -> list[Plot]:
             quality_by_speed(record),
         ),
     )
+    return deciding(found)
 
 
 def tables(record: Record) -> list[Table | None]:

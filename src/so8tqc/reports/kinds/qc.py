@@ -20,7 +20,7 @@ from so8tqc.record_kinds.qc import (
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, SERIES, legend_below, style
-from so8tqc.reports.html import Plot, drawn
+from so8tqc.reports.html import Plot, deciding, drawn
 from so8tqc.reports.language import say
 from so8tqc.reports.pairs import pair_table
 from so8tqc.reports.tables import (
@@ -284,7 +284,7 @@ def size_plots(records: Mapping[str, Record]) -> list[Plot]:
         return []
     found = quality_by_size(records["qc"], records.get("quantize"), records.get("export"))
     note = say("Mean KL to the reference with its 95 % interval.")
-    return drawn((say("Quality against size"), note, found))
+    return deciding(drawn((say("Quality against size"), note, found)))
 
 
 def tables(record: Record) -> list[Table | None]:

@@ -39,6 +39,7 @@ from so8tqc.services.calibrate.verdict import (
     shipped,
     temperature_checks,
 )
+from so8tqc.services.chat_template import template_checks
 from so8tqc.services.halves import with_halves
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.inputs.hub import with_local_paths
@@ -69,7 +70,8 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     config = with_local_paths(config, progress)
     _preflight(config)
-    texts, notices = prepare(config.data, load_tokenizer(config.tokenizer), config.max_tokens)
+    tokenizer = load_tokenizer(config.tokenizer)
+    texts, notices = prepare(config.data, tokenizer, config.max_tokens, chat=config.chat)
     told = list(notices)
     split = split_texts(texts, config.holdout, config.seed)
     _refuse_small(texts, split, config)
@@ -84,6 +86,8 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     outputs = _write(config, summary, inputs["gguf"], applied)
     held = calibration.holdout_table
     checks = with_halves(temperature_checks(calibration), len(held.texts), len(held))
+    if config.chat:
+        checks += template_checks(config.data, tokenizer, {config.gguf.name: config.gguf})
     if applied is not None:
         checks += applied_checks(applied, calibration.temperature)
     return Record(
@@ -163,8 +167,8 @@ def _preflight(config: CalibrateConfig) -> None:
 
 
 def _tokens(texts: Sequence[EncodedText], indices: Sequence[int]) -> int:
-    """Scored tokens: all but the first of each text."""
-    return sum(texts[i].tokens.size - 1 for i in indices)
+    """Scored tokens: all but the first of each text, or those of its answers."""
+    return sum(int(texts[i].scored.sum()) for i in indices)
 
 
 def _refuse_small(texts: Sequence[EncodedText], split: Split, config: CalibrateConfig) -> None:

@@ -19,8 +19,10 @@ from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.record_kinds.qc import Sequential
+from so8tqc.records import Check
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.adapter_bake import write_adapted
+from so8tqc.services.chat_template import template_checks
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
 from so8tqc.services.qc.judging import Bootstrap
 from so8tqc.services.qc.readings import FileModels, Reading, readings_of
@@ -40,8 +42,8 @@ from so8tqc.sources.compare import Pair, compare
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource, open_each
 from so8tqc.sources.hf import HFModel, HFSource
-from so8tqc.sources.inputs.prepared import Prepared
-from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
+from so8tqc.sources.inputs.prepared import Prepared, prepare
+from so8tqc.sources.inputs.texts import load_tokenizer
 from so8tqc.sources.layerwise.choice import (
     Model,
     ModelLoader,
@@ -282,7 +284,8 @@ def prepared_of(config: QCConfig, capture: Capture | None) -> Prepared:
             remedy="Leave --protocol and --ctx out, or give the model itself as reference.",
         )
     if "data" in config.model_fields_set:
-        check_same_tokens(capture, encode(load_texts(config.data), _tokenizer(config), None))
+        texts = prepare(config.data, _tokenizer(config), None, chat=config.chat).texts
+        check_same_tokens(capture, texts)
     return Prepared(cut(capture.texts, config.max_tokens), ())
 
 
@@ -527,6 +530,15 @@ def decoder(config: QCConfig) -> Callable[[list[int]], str] | None:
     except InputError:
         return None
     return lambda ids: str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def chat_checks(
+    config: QCConfig, names: Mapping[str, Path], capture: Capture | None
+) -> list[Check]:
+    """``chat.template`` of the candidates, where conversations are scored."""
+    if not config.chat or capture is not None:
+        return []
+    return template_checks(config.data, _tokenizer(config), names)
 
 
 def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:

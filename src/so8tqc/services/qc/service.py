@@ -65,6 +65,7 @@ from so8tqc.services.qc.models import (
     Comparison,
     Reference,
     base_of,
+    chat_checks,
     decoder,
     names_of,
     opened_reference,
@@ -405,6 +406,7 @@ def _judge_logits(
         return
     if capture is not None:
         found.checks += vocabulary_checks(capture, names)
+    found.checks += chat_checks(config, names, capture)
     plain = names
     names = with_kv_types(names, config)
     ran = run_models(config, names, rotations, capture, dtypes, progress, reference.plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +60,8 @@ class Text:
         language: ISO 639-1 code, "" if unknown.
         category: domain, "" if unknown.
         description: one sentence for reports.
+        messages: of a conversation, in place of a passage: ``role``, ``content`` and what else its
+            chat template knows.
     """
 
     id: str
@@ -68,10 +70,21 @@ class Text:
     language: str = ""
     category: str = ""
     description: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def full(self) -> str:
-        """The prompt, an empty line, the passage; or the passage alone."""
+        """The prompt, an empty line, the passage; or the passage alone.
+
+        Raises:
+            DataError: it is a conversation, which only its model's chat template makes a text.
+        """
+        if self.messages:
+            raise DataError(
+                "holds messages, which are no text without a chat template",
+                where=self.id,
+                remedy="Give --chat (qc, capture, calibrate), or rows with a text.",
+            )
         return f"{self.prompt}\n\n{self.text}" if self.prompt else self.text
 
 
@@ -137,7 +150,7 @@ def read_texts(specs: Sequence[str]) -> TextsRead:
     for spec in specs:
         for path in data_paths((spec,)):
             rows = _read(path)[: _TAKEN.get(spec)]
-            used = [text for text in rows if text.text.strip()]
+            used = [text for text in rows if text.text.strip() or text.messages]
             if blank := len(rows) - len(used):
                 were = "row was" if blank == 1 else "rows were"
                 notices.append(
@@ -175,7 +188,8 @@ def _require_unicode(text: Text, path: Path) -> None:
     Raises:
         DataError: the text, or what is known of it, holds one.
     """
-    for value in (text.id, text.prompt, text.text, text.language, text.category, text.description):
+    words = (text.id, text.prompt, text.text, text.language, text.category, text.description)
+    for value in (*words, json.dumps(text.messages, ensure_ascii=False) if text.messages else ""):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -256,7 +270,8 @@ def _from_jsonl(content: str, path: Path) -> list[Text]:
             item = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}", where=where) from None
-        text = item.get("text", 0) if isinstance(item, dict) else 0
+        messages = _messages(item, where) if isinstance(item, dict) else ()
+        text = item.get("text", None if messages else 0) if isinstance(item, dict) else 0
         if text is not None and not isinstance(text, str):
             raise DataError("expected an object with a string 'text'", where=where)
         fields = {
@@ -266,8 +281,43 @@ def _from_jsonl(content: str, path: Path) -> list[Text]:
         if len(texts) == _MAX_TEXTS:
             raise DataError(f"more than {_MAX_TEXTS:,} texts", where=where)
         name = str(item.get("id") or f"{path.stem}-{number}")
-        texts.append(Text(name, text or "", **fields))
+        texts.append(Text(name, text or "", **fields, messages=messages))
     return texts
+
+
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user"}
+"""Roles of ShareGPT's rows."""
+
+
+def _messages(item: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    """``messages`` of a row, or ``conversations`` with ``from`` and ``value``; () without both.
+
+    Raises:
+        DataError: they are no list of such objects.
+    """
+    if "messages" in item:
+        rows = item["messages"]
+    elif "conversations" in item:
+        rows = item["conversations"]
+        if isinstance(rows, list) and all(isinstance(r, dict) and "from" in r for r in rows):
+            rows = [
+                {
+                    "role": _ROLES.get(str(row["from"]), str(row["from"])),
+                    "content": row.get("value"),
+                }
+                for row in rows
+            ]
+    else:
+        return ()
+    good = isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and isinstance(row.get("role"), str)
+        and isinstance(row.get("content"), str | list | None)
+        for row in rows
+    )
+    if not good:
+        raise DataError("expected messages with a 'role' and a 'content'", where=where)
+    return tuple(rows)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

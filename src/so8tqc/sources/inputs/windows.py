@@ -36,7 +36,9 @@ def _windows(
         tokens = text.tokens[start : start + context].copy()
         if bos is not None and text.tokens[0] == bos:
             tokens[0] = bos
-        yield replace(text, tokens=tokens, start=start, first=reached - 1 - start)
+        answers = None if text.answers is None else text.answers[start : start + context]
+        first = reached - 1 - start
+        yield replace(text, tokens=tokens, start=start, first=first, answers=answers)
         reached = start + tokens.size
         if reached == text.tokens.size:
             return
