@@ -124,7 +124,7 @@ def test_rows_of_every_kind(tokenizer, tmp_path: Path) -> None:
         np.testing.assert_array_equal(item.tokens, found.texts[0].tokens)
         np.testing.assert_array_equal(item.answers, found.texts[0].answers)
     assert "1 blank row" in found.notices[0]
-    with pytest.raises(DataError, match="holds messages.*--chat"):
+    with pytest.raises(DataError, match=r"holds messages.*--chat"):
         concatenated(read_texts([str(path)]).texts)
     path.write_text('{"text": "A passage alone."}')
     with pytest.raises(DataError, match="neither messages nor a prompt"):
@@ -133,8 +133,8 @@ def test_rows_of_every_kind(tokenizer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    [{"messages": "hi"}, {"messages": [{"content": "x"}]}, {"messages": [{"role": "user", "content": 3}]},
-     {"conversations": [{"value": "x"}]}, {"messages": [["user", "x"]]}],
+    [{"messages": "hi"}, {"messages": [{"content": "x"}]},
+     {"messages": [{"role": "user", "content": 3}]}, {"conversations": [{"value": "x"}]}, {"messages": [["user", "x"]]}],
 )  # fmt: skip
 def test_messages_of_another_shape(row: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
