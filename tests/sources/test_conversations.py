@@ -134,7 +134,8 @@ def test_rows_of_every_kind(tokenizer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "row",
     [{"messages": "hi"}, {"messages": [{"content": "x"}]},
-     {"messages": [{"role": "user", "content": 3}]}, {"conversations": [{"value": "x"}]}, {"messages": [["user", "x"]]}],
+     {"messages": [{"role": "user", "content": 3}]}, {"conversations": [{"value": "x"}]},
+     {"messages": [["user", "x"]]}],
 )  # fmt: skip
 def test_messages_of_another_shape(row: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
