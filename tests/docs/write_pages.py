@@ -45,6 +45,7 @@ _GROUPS = {
     "kl": "Divergence",
     "effect": "What the gate does",
     "floor": "The noise floor",
+    "chat": "Conversations",
     "calibration": "Probabilities",
     "export": "The exported file",
     "quantize": "The quantized file",
