@@ -11,12 +11,81 @@ Imported only where something is solved: numba takes a third of a second.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from so8tqc.metrics.compiled import compiled
+
+Floats = npt.NDArray[np.float64]
+
+
+class Tables(NamedTuple):
+    """What the kernels know of a grid.
+
+    Attributes:
+        levels, borders: the grid's levels, and the middles between them.
+        uniform: whether levels are whole numbers in a row.
+        lowest: smallest code.
+        block, group: sizes.
+        integers: whether groups have integer scales.
+        limits: [4] smallest and largest integer scale and min.
+        has_min: whether groups have mins.
+    """
+
+    levels: Floats
+    borders: Floats
+    uniform: bool
+    lowest: int
+    block: int
+    group: int
+    integers: bool
+    limits: Floats
+    has_min: bool
+
+
+class Search(NamedTuple):
+    """Where the sweep looks for scales.
+
+    Attributes:
+        factors, widenings: for the first fit of scales.
+        candidates: [c, 2] relative changes of the scale, and of the min in scales, to try.
+        refits: how often scales are fitted to the codes found, and codes found again.
+    """
+
+    factors: Floats
+    widenings: Floats
+    candidates: Floats
+    refits: int
+
+
+class Coded(NamedTuple):
+    """Rows as a format says them, [rows, …]; in the sweep transposed, [… , rows].
+
+    Attributes:
+        codes: n.
+        scales, mins: n / group, integers.
+        d, dmin: n / block.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.int16]
+    mins: npt.NDArray[np.int16]
+    d: Floats
+    dmin: Floats
+
+    def transposed(self) -> Coded:
+        """The same, with rows last or first."""
+        return Coded(
+            np.ascontiguousarray(self.codes.T),
+            np.ascontiguousarray(self.scales.T),
+            np.ascontiguousarray(self.mins.T),
+            np.ascontiguousarray(self.d.T),
+            np.ascontiguousarray(self.dmin.T),
+        )
+
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -421,48 +490,20 @@ def _refit(
             scale[r] = (yu[r] + least[r] * uv[r]) / uu[r]
 
 
-def _sweep(
-    original,
-    feedback,
-    conditional,
-    coupled,
-    levels,
-    borders,
-    uniform,
-    lowest,
-    block,
-    group,
-    integers,
-    limits,
-    has_min,
-    factors,
-    widenings,
-    candidates,
-    refits,
-    codes,
-    scales,
-    mins,
-    d,
-    dmin,
-    quantized,
-):
+def _sweep(original, feedback, conditional, coupled, grid, search, coded, quantized):
     """Round a chunk of rows, group by group, each group's error made up for by what follows.
 
     Args:
         original: [n, rows] weights, transposed.
         feedback, conditional: of :func:`factor`; conditional alone where not ``coupled``.
-        levels, borders: the grid's levels, and the middles between them.
-        uniform: whether levels are whole numbers in a row.
-        lowest: smallest code.
-        block, group: sizes.
-        integers: whether groups have integer scales; limits: [4] of them and of the mins.
-        has_min: whether groups have mins.
-        factors, widenings: for the first fit of scales.
-        candidates: [c, 2] relative changes of the scale, and of the min in scales, to try.
-        refits: how often scales are fitted to the codes found, and codes found again.
-        codes: [n, rows] out; scales, mins: [n / group, rows] out, integers; d, dmin: [n / block,
-            rows] out; quantized: [n, rows] out, the weights that they stand for.
+        grid: :class:`Tables`.
+        search: :class:`Search`.
+        coded: :class:`Coded`, transposed; out.
+        quantized: [n, rows] out, the weights that they stand for.
     """
+    levels, borders, uniform, lowest, block, group, integers, limits, has_min = grid
+    factors, widenings, candidates, refits = search
+    codes, scales, mins, d, dmin = coded
     n, rows = original.shape
     per_block = block // group
     targets = original.copy()
@@ -612,10 +653,15 @@ def _move_row(gradient, hessian, column, change):
 
 
 @njit(**_OPTIONS)
-def _descend_codes(
-    row, quantized, gradient, hessian, levels, borders, uniform, lowest, group, s, o, codes
-):
+def _descend_codes(row, quantized, gradient, hessian, grid, s, o, codes):
     """Each column to the level that costs least while all others stay; how many moved."""
+    levels, borders, uniform, lowest, group = (
+        grid.levels,
+        grid.borders,
+        grid.uniform,
+        grid.lowest,
+        grid.group,
+    )
     moved = 0
     for j in range(len(row)):
         scale, least = s[j // group], o[j // group]
@@ -672,29 +718,13 @@ def _gain(gradient, hessian, start, values, quantized):
 
 
 @njit(**_OPTIONS)
-def _descend_scales(
-    quantized,
-    gradient,
-    hessian,
-    levels,
-    block,
-    group,
-    integers,
-    limits,
-    has_min,
-    s,
-    o,
-    scales,
-    mins,
-    d,
-    dmin,
-    codes,
-):
+def _descend_scales(quantized, gradient, hessian, grid, s, o, scales, mins, d, dmin, codes):
     """Scales and mins that cost least while codes stay; how many moved.
 
     Per group the least-squares scale and min, as the format can say them; in formats with integer
     scales first the block's own ``d`` and ``dmin``.
     """
+    levels, _, _, _, block, group, integers, limits, has_min = grid
     moved = 0
     n = len(quantized)
     values, level, ones = np.empty(block), np.empty(group), np.ones(group)
@@ -769,35 +799,19 @@ def _descend_scales(
     return moved
 
 
-def _descend(
-    weights,
-    hessian,
-    levels,
-    borders,
-    uniform,
-    lowest,
-    block,
-    group,
-    integers,
-    limits,
-    has_min,
-    passes,
-    codes,
-    scales,
-    mins,
-    d,
-    dmin,
-    loss,
-):
+def _descend(weights, hessian, grid, passes, coded, loss):
     """Coordinate descent on δ H δᵀ of each row, codes and scales in turn.
 
     Args:
         weights: [rows, n].
         hessian: [n, n].
+        grid: :class:`Tables`.
         passes: at most so many of each; a row ends when nothing moves.
-        codes: [rows, n]; scales, mins: [rows, n / group]; d, dmin: [rows, n / block]: changed.
+        coded: :class:`Coded`: changed.
         loss: [rows, 2] out, δ H δᵀ before and after.
     """
+    levels, block, group = grid.levels, grid.block, grid.group
+    codes, scales, mins, d, dmin = coded
     rows, n = weights.shape
     groups = n // group
     s, o, delta = np.empty(groups), np.empty(groups), np.empty(n)
@@ -816,30 +830,12 @@ def _descend(
             total = total + delta[j] * gradient[j]
         loss[r, 0] = total
         for _ in range(passes):
-            moved = _descend_codes(
-                weights[r],
-                quantized,
-                gradient,
-                hessian,
-                levels,
-                borders,
-                uniform,
-                lowest,
-                group,
-                s,
-                o,
-                codes[r],
-            )
+            moved = _descend_codes(weights[r], quantized, gradient, hessian, grid, s, o, codes[r])
             moved += _descend_scales(
                 quantized,
                 gradient,
                 hessian,
-                levels,
-                block,
-                group,
-                integers,
-                limits,
-                has_min,
+                grid,
                 s,
                 o,
                 scales[r],

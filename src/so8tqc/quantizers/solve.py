@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from so8tqc.errors import ShapeError
 from so8tqc.quantizers.grids import GRIDS, Grid
 from so8tqc.quantizers.packing import Blocks, pack
+
+if TYPE_CHECKING:
+    from so8tqc.quantizers.kernels import Search, Tables
 
 Matrix = npt.NDArray[np.float64]
 
@@ -136,25 +139,13 @@ def solve(
     return Solved(stored, losses[:, 0].copy(), losses[:, 1].copy())
 
 
-class _Tables(NamedTuple):
-    """What the kernels know of a grid, in their order."""
+def _tables(grid: Grid) -> Tables:
+    from so8tqc.quantizers.kernels import Tables
 
-    levels: npt.NDArray[np.float64]
-    borders: npt.NDArray[np.float64]
-    uniform: bool
-    lowest: int
-    block: int
-    group: int
-    integers: bool
-    limits: npt.NDArray[np.float64]
-    has_min: bool
-
-
-def _tables(grid: Grid) -> _Tables:
     values = grid.values
     limits = np.array([*(grid.scales or (1, 1)), *(grid.mins or (0, 0))], dtype=np.float64)
     uniform = bool((np.diff(values) == 1).all())
-    return _Tables(
+    return Tables(
         values,
         (values[1:] + values[:-1]) / 2,
         uniform,
@@ -167,8 +158,10 @@ def _tables(grid: Grid) -> _Tables:
     )
 
 
-def _search(grid: Grid) -> tuple[Matrix, Matrix, Matrix]:
-    """Where scales are sought: factors, widenings and candidates of ``kernels.sweep``."""
+def _search(grid: Grid) -> Search:
+    """Where scales are sought."""
+    from so8tqc.quantizers.kernels import Search
+
     reach = max(abs(grid.levels[0]), abs(grid.levels[-1])) if not grid.has_min else 0
     fine = min(reach, 32) / 4 if grid.levels[-1] - grid.levels[0] != 240 else 2.0
     factors: Matrix = 1 + np.arange(-_ROUNDING, _ROUNDING + 1, dtype=np.float64) * 0.025 / max(
@@ -181,7 +174,7 @@ def _search(grid: Grid) -> tuple[Matrix, Matrix, Matrix]:
         candidates += [(-step / 8, 0.0), (step / 8, 0.0), (-step / 4, 0.0), (step / 4, 0.0)]
         if grid.has_min:
             candidates += [(0.0, 0.15), (0.0, -0.15)]
-    return factors, widenings, np.array(candidates, dtype=np.float64)
+    return Search(factors, widenings, np.array(candidates, dtype=np.float64), _REFITS)
 
 
 _REFITS = 2
@@ -195,7 +188,7 @@ def _chunk(
     losses: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.uint8]:
     """[rows, bytes] of a few rows; their losses go to ``losses`` [rows, 2]."""
-    from so8tqc.quantizers.kernels import descend, sweep
+    from so8tqc.quantizers.kernels import Coded, descend, sweep
 
     rows, n = weights.shape
     tables = _tables(grid)
@@ -205,48 +198,23 @@ def _chunk(
     scales, mins = np.empty((2, groups, rows), np.int16)
     d, dmin = np.zeros((2, blocks, rows))
     quantized = np.empty((n, rows))
+    coded = Coded(codes, scales, mins, d, dmin)
     coupled = curvature.feedback is not None
     feedback = curvature.feedback if curvature.feedback is not None else np.zeros((1, 1))
-    sweep(
-        original,
-        feedback,
-        curvature.conditional,
-        coupled,
-        *tables,
-        *_search(grid),
-        _REFITS,
-        codes,
-        scales,
-        mins,
-        d,
-        dmin,
-        quantized,
-    )
-    row_codes, row_scales, row_mins, row_d, row_dmin = (
-        np.ascontiguousarray(array.T) for array in (codes, scales, mins, d, dmin)
-    )
+    weighed = curvature.conditional
+    sweep(original, feedback, weighed, coupled, tables, _search(grid), coded, quantized)
+    by_row = coded.transposed()
     if curvature.hessian is not None:
-        descend(
-            np.ascontiguousarray(original.T),
-            curvature.hessian,
-            *tables,
-            passes,
-            row_codes,
-            row_scales,
-            row_mins,
-            row_d,
-            row_dmin,
-            losses,
-        )
+        rows_of = np.ascontiguousarray(original.T)
+        descend(rows_of, curvature.hessian, tables, passes, by_row, losses)
     else:
-        delta = original - quantized
-        losses[:] = _weighed(delta, curvature.conditional)[:, None]
+        losses[:] = _weighed(original - quantized, weighed)[:, None]
     content = Blocks(
-        row_codes.reshape(-1, grid.block),
-        row_scales.reshape(-1, grid.groups),
-        row_mins.reshape(-1, grid.groups),
-        row_d.reshape(-1).astype(np.float16),
-        row_dmin.reshape(-1).astype(np.float16),
+        by_row.codes.reshape(-1, grid.block),
+        by_row.scales.reshape(-1, grid.groups),
+        by_row.mins.reshape(-1, grid.groups),
+        by_row.d.reshape(-1).astype(np.float16),
+        by_row.dmin.reshape(-1).astype(np.float16),
     )
     return pack(content, grid).reshape(rows, -1)
 
