@@ -196,12 +196,6 @@ GUIDE: dict[str, Guide] = {
         "is no plain matrix",
         "The model cannot be baked by this tool; report it with its config.json.",
     ),
-    "algebra.targets": Guide(
-        "Targets not seen",
-        "Rotated tensors of a GGUF file that its weights alone do not show.",
-        "these tensors were not compared",
-        "Judge the file by its logits: so8tqc qc … --level full",
-    ),
     "algebra.effect": Guide(
         "Change of the weights",
         "The share of the change that the rotation calls for which is really stored.",
@@ -220,11 +214,32 @@ GUIDE: dict[str, Guide] = {
         "the file was made from the base, or from a wrong bake",
         _EXPORT_BAKED,
     ),
-    "algebra.stored": Guide(
-        "Distance in the file",
-        "How far a GGUF's weights are from the right fold; its type must explain that.",
-        "more was lost than the type explains: a wrong importance matrix, or noise",
-        "Quantize again, with the importance matrix of this model: --imatrix auto.",
+    # a GGUF file's tensors, one by one
+    "tensors.honest": Guide(
+        "Tensors of the file",
+        "How many tensors of a GGUF are not what an honest encoder of their type stores of the "
+        "weights that they must stand for.",
+        "a tensor was edited, damaged, exchanged, or made from an already quantized file",
+        _EXPORT_BAKED,
+    ),
+    "tensors.missing": Guide(
+        "Tensors missing in the file",
+        "Tensors that the converter makes of the model and that the file lacks.",
+        "the file is a part of a model, or was made from another",
+        _EXPORT_BAKED,
+    ),
+    "tensors.extra": Guide(
+        "Tensors beside the model's",
+        "Tensors of a GGUF that come from no tensor of the model.",
+        "the file was made from another model, or something was added to it",
+        _EXPORT_BAKED,
+    ),
+    "tensors.seen": Guide(
+        "Tensors not looked at",
+        "Tensors of a GGUF of which nobody says what they must hold.",
+        "these tensors were not judged",
+        "Install the converter: so8tqc vendor. Or judge the file by its logits: so8tqc qc … "
+        "--level full",
     ),
     # one model's logits against the other's
     "logits.run": Guide(
@@ -716,6 +731,23 @@ DIAGNOSES: dict[str, Fault] = {
         "A tensor that no gate concerns differs from the base model's, or a change that no "
         "rotation explains was stored in one.",
         REBAKE,
+    ),
+    "coarser_source": Fault(
+        "The file was made from an already quantized one",
+        "What another type makes of the weights explains the codes; the weights themselves do not.",
+        "Quantize the F16 export of the model: so8tqc quantize FILE-F16.gguf --type TYPE --out DIR",
+    ),
+    "other_tensor": Fault(
+        "A tensor holds what belongs elsewhere",
+        "The weights of another tensor of the file, or the base's own where a bake has changed "
+        "them, explain every code.",
+        "Export again, from the right directory: so8tqc export BAKED --out FILE",
+    ),
+    "damaged_tensor": Fault(
+        "A tensor is damaged",
+        "Stored weights are NaN, infinite or all zero.",
+        "Copy the file again, or quantize the F16 export again: so8tqc quantize FILE-F16.gguf "
+        "--type TYPE --out DIR",
     ),
     "non_finite": Fault(
         "There are NaN or infinite values",

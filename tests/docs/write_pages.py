@@ -61,6 +61,7 @@ _GROUPS = {
     "oscillation": "Oscillation and repetition",
     "pet": "Hidden states",
     "identify": "Which reading was trained",
+    "tensors": "The tensors of a GGUF file",
     "profile": "The verdict itself",
 }
 

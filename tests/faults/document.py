@@ -33,8 +33,8 @@ files say it all.
 **The wrong importance matrix.** One of another shape is refused when quantizing. One of the right
 shape gives a valid file of the right weights, only worse: nothing in the file tells whose matrix
 weighed it (the record of `quantize` does, by SHA-256). What `qc` sees is the loss. The matrix of
-this table puts all its weight on every 32nd column, and the attention outputs are then farther
-from the fold than their type explains. A mildly wrong matrix stays within the limits, and passes.
+this table puts all its weight on every 32nd column, and tensors then lose more than a whole bit
+beside plain rounding. A mildly wrong matrix stays within the limits, and passes.
 """
 
 

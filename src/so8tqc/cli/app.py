@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from so8tqc.cli.commands.attest import attest
+from so8tqc.cli.commands.audit import audit
 from so8tqc.cli.commands.bake import bake
 from so8tqc.cli.commands.calibrate import calibrate
 from so8tqc.cli.commands.capture import capture
@@ -52,7 +53,7 @@ def _root(
 
 for command in (
     run, demo, check, identify, bake, export, quantize, calibrate, capture, qc, choose, longtext,
-    report, attest, verify, serve_config, explain, doctor, vendor, data,
+    report, audit, attest, verify, serve_config, explain, doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

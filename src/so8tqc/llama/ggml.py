@@ -70,6 +70,11 @@ def ggml() -> Any:
     libggml.ggml_get_name.restype = ctypes.c_char_p
     libggml.ggml_nbytes.argtypes = [ctypes.c_void_p]
     libggml.ggml_nbytes.restype = ctypes.c_size_t
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    libggml.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, pointer, pointer, count, count, count, pointer,
+    ]  # fmt: skip
+    libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     libggml.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
     libggml.ggml_backend_buffer_is_host.restype = ctypes.c_bool
     return libggml
@@ -154,3 +159,49 @@ def dequantizer(type_: str) -> Dequantizer:
         to_float(stored.ctypes.data, out.ctypes.data, out.size)
 
     return run
+
+
+def encode(
+    values: npt.NDArray[np.float32],
+    type_: str,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """What ggml's own encoder stores for whole rows.
+
+    Args:
+        values: [rows, n], n a multiple of the type's block.
+        type_: GGML type name.
+        importance: [n] of an importance matrix; None: plain rounding. The types below three bits
+            have no plain rounding: all columns then weigh the same.
+
+    Returns:
+        [rows, bytes].
+
+    Raises:
+        MissingToolError: libggml is not installed.
+        ToolError: it did not fill the rows.
+    """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    kind = GGMLQuantizationType[type_]
+    weights, size = GGML_QUANT_SIZES[kind]
+    rows, columns = values.shape
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if importance is None and type_ in _NEED_IMPORTANCE:
+        importance = np.ones(columns, np.float32)
+    stored = np.zeros((rows, columns // weights * size), np.uint8)
+    filled = ggml().ggml_quantize_chunk(
+        int(kind),
+        values.ctypes.data,
+        stored.ctypes.data,
+        0,
+        rows,
+        columns,
+        None if importance is None else np.ascontiguousarray(importance).ctypes.data,
+    )
+    if filled != stored.size:
+        raise ToolError(f"libggml stored {filled} bytes of {type_} where {stored.size} were due")
+    return stored
+
+
+_NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"})

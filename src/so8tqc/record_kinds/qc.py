@@ -7,6 +7,7 @@ from typing_extensions import TypedDict
 
 from so8tqc.record_kinds.base import Entry, Interval, Metrics
 from so8tqc.record_kinds.pairs import Comparisons
+from so8tqc.record_kinds.tensors import TensorRow
 
 
 class Statistics(Entry):
@@ -187,6 +188,7 @@ class QCMetrics(Metrics):
         split: candidate → what its error is made of.
         readings: GGUF whose weights were run by themselves → both readings.
         survival: GGUF → layer → weight.
+        tensors: GGUF → its tensors, in its order.
         recovered: target → rotation recovered from a candidate.
         effect, noise_floor, arithmetic: base, our own rounded fold, and float32 against float64.
         candidates: name → statistics.
@@ -199,6 +201,7 @@ class QCMetrics(Metrics):
     split: dict[str, Split] = Field(default={})
     readings: dict[str, GGUFReading] = Field(default={})
     survival: dict[str, dict[str, LayerWeight]] = Field(default={})
+    tensors: dict[str, list[TensorRow]] = Field(default={})
     recovered: dict[str, RecoveredLayer] = Field(default={})
     effect: Statistics | None = None
     noise_floor: Statistics | None = None

@@ -78,7 +78,7 @@ def _plots(name: str, record: Record, records: Mapping[str, Record]) -> list[Plo
     match name:
         case "qc":
             sizes = [] if "quantize" in records else qc.size_plots(records)
-            return [*qc.kl_plots(record), *sizes]
+            return [*qc.tensor_plots(record), *qc.kl_plots(record), *sizes]
         case "quantize" if "choose" not in records:
             return qc.size_plots(records)
         case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from so8tqc.record_kinds.qc import (
     Statistics,
     WorstToken,
 )
+from so8tqc.record_kinds.tensors import TensorRow
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, SERIES, legend_below, style
@@ -159,6 +160,67 @@ def survival_tables(record: Record) -> list[Table]:
     return [table for table in found if table is not None]
 
 
+def tensor_tables(record: Record) -> list[Table]:
+    """Every tensor of a GGUF, those that no honest encoder explains first."""
+    columns: list[Column[TensorRow]] = [
+        (say("type"), lambda row: row.type),
+        (say("bits"), lambda row: f"{row.bits:.2f}"),
+        (say("verdict"), lambda row: row.verdict),
+        (say("distance"), percent_of(lambda row: row.error)),
+        (say("error over the grid's"), number_of(lambda row: row.over_grid)),
+        (say("found"), lambda row: row.detail),
+    ]
+    tables = []
+    for name, rows in QCMetrics.of(record).tensors.items():
+        ordered = sorted(rows, key=lambda row: row.honest)
+        found = tabulate(
+            say("Tensors of {name}", name=name),
+            say("tensor"),
+            columns,
+            {row.name: row for row in ordered},
+        )
+        tables += [found] if found else []
+    return tables
+
+
+def tensor_map(name: str, rows: Sequence[TensorRow]) -> go.Figure | None:
+    """Layer × tensor: the error over the grid's; what no honest encoder explains is crossed."""
+    import plotly.graph_objects as go
+
+    inside = [row for row in rows if row.layer is not None]
+    roles = list(dict.fromkeys(row.role for row in inside))
+    layers = sorted({row.layer for row in inside if row.layer is not None})
+    if not inside:
+        return None
+    at = {(row.layer, row.role): row for row in inside}
+    values = [[_over_grid(at.get((layer, role))) for layer in layers] for role in roles]
+    wrong = [row for row in inside if not row.honest and row.verdict != "not looked at"]
+    figure = go.Figure(go.Heatmap(z=values, x=layers, y=roles, colorscale="Blues"))
+    figure.add_scatter(
+        x=[row.layer for row in wrong],
+        y=[row.role for row in wrong],
+        text=[f"{name}: {row.name}, {row.verdict}" for row in wrong],
+        mode="markers",
+        marker={"symbol": "x", "size": 9, "color": "#c0392b"},
+        showlegend=False,
+    )
+    figure.update_xaxes(title=say("layer"))
+    return style(figure)
+
+
+def _over_grid(row: TensorRow | None) -> float | None:
+    return None if row is None else row.over_grid
+
+
+def tensor_plots(qc: Record) -> list[Plot]:
+    found = []
+    note = say("Mean square error over that of rounding; crosses: no honest encoder explains it.")
+    for name, rows in QCMetrics.of(qc).tensors.items():
+        title = say("Tensors of {name}, layer by layer", name=name)
+        found += drawn((title, note, tensor_map(name, rows)))
+    return found
+
+
 def worst_token_tables(record: Record) -> list[Table]:
     """Where each candidate is furthest from the reference, the worst candidate first.
 
@@ -296,4 +358,5 @@ def tables(record: Record) -> list[Table | None]:
         split_table(record),
         readings_table(record),
         *survival_tables(record),
+        *tensor_tables(record),
     ]

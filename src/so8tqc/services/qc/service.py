@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from so8tqc.adapters.plan import AdapterPlan
-from so8tqc.checkpoints.plan import plan_bake
+from so8tqc.checkpoints.plan import PlannedTensor, plan_bake
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint, torch_dtype
 from so8tqc.closure import versions_of
 from so8tqc.config import QCConfig
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ConfigError, InputError
-from so8tqc.gguf.file import is_gguf
+from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.metrics.divergence import TokenTable, summarise
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.pairs import Comparisons
@@ -30,6 +30,7 @@ from so8tqc.record_kinds.qc import (
     Split,
     Statistics,
 )
+from so8tqc.record_kinds.tensors import TensorRow
 from so8tqc.records import (
     Check,
     Diagnosis,
@@ -79,6 +80,8 @@ from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.qc.until import sequential_notice
 from so8tqc.services.qc.worst_tokens import worst_tokens
+from so8tqc.services.tensors.expected import expected_of, traced
+from so8tqc.services.tensors.service import diagnose_tensors, judge_tensors, tensor_checks
 from so8tqc.services.weights.adapters import adapter_algebra, adapter_checks
 from so8tqc.services.weights.diagnose import diagnose, diagnose_logits, diagnose_structure
 from so8tqc.services.weights.gguf import judge_gguf
@@ -132,6 +135,7 @@ class _Findings:
     diagnosis: list[Diagnosis] = field(default_factory=list)
     split: dict[str, Split] = field(default_factory=dict)
     survival: dict[str, dict[str, LayerWeight]] = field(default_factory=dict)
+    tensors: dict[str, list[TensorRow]] = field(default_factory=dict)
     recovered: dict[str, RecoveredLayer] = field(default_factory=dict)
     logits: _Logits = _Logits()
     notices: list[str] = field(default_factory=list)
@@ -193,7 +197,8 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
             _name_the_reading(found, config, reference.rotations)
     if not found.checks:
         raise InputError(
-            "nothing can be judged from files alone without rotations",
+            "nothing can be judged from files alone without rotations, but a GGUF file against a "
+            "model directory",
             remedy="Give --rotations, or use --level full.",
         )
     checks, notices = tuned(found.checks, profile, config.fail_on, config.allow)
@@ -230,6 +235,7 @@ def _judged(
         dtypes = _judge_adapted(names, plan, found, progress)
     elif rotations is not None:
         dtypes = _judge_files(reference, names, rotations, found, progress)
+    _judge_tensors(reference, names, found, progress)
     if config.save_recovered is not None:
         _save_recovered(config, names, rotations, found)
     if config.level == "full":
@@ -307,6 +313,53 @@ def _judge_files(
     return dtypes
 
 
+def _judge_tensors(
+    reference: Reference, names: Mapping[str, Path], found: _Findings, progress: Progress
+) -> None:
+    """Every tensor of the GGUF candidates, where the reference is made of a model directory."""
+    base = base_of(reference.config)
+    files = {name: path for name, path in names.items() if is_gguf(path)}
+    if not files or not base.is_dir():
+        return
+    checkpoint = open_checkpoint(base)
+    planned = (
+        ()
+        if reference.rotations is None or reference.plan is not None
+        else plan_bake(
+            checkpoint, reference.rotations, dtype="keep", all_layers=False, kept=reference.kept
+        )
+    )
+    history = traced(checkpoint)
+    for name, path in files.items():
+        gguf = open_gguf(path)
+        expected = expected_of(
+            checkpoint,
+            gguf,
+            rotations=reference.rotations,
+            planned=planned,
+            plan=reference.plan,
+            history=history,
+        )
+        rows = judge_tensors(gguf, expected, progress)
+        found.tensors[name] = rows
+        found.checks += tensor_checks(rows, gguf, expected, name)
+        folded = _named_already(found.diagnosis, name, planned)
+        rest = [row for row in rows if (row.layer, *row.source) not in folded]
+        found.name(name, diagnose_tensors(rest, name))
+
+
+def _named_already(
+    diagnosis: Sequence[Diagnosis], name: str, planned: Sequence[PlannedTensor]
+) -> set[tuple[int | None, str]]:
+    """(layer, source) of tensors of which it was said what was folded instead."""
+    layers = {layer for d in diagnosis if f" of {name})" in d.text for layer in d.layers}
+    return {
+        (plan.site.target.layer, plan.entry.name)
+        for plan in planned
+        if plan.site.target.layer in layers
+    }
+
+
 def _require_judged(names: Mapping[str, Path], found: _Findings) -> None:
     """Refuse to call a candidate good that nothing has looked at.
 
@@ -342,14 +395,7 @@ def _judge_adapted(
     dtypes: dict[str, str] = {}
     for name, path in names.items():
         if is_gguf(path):
-            found.checks.append(
-                skipped(
-                    "algebra.nearest",
-                    "Of a reference with adapters a GGUF file is judged by its logits.",
-                    subject=name,
-                )
-            )
-            continue
+            continue  # see _judge_tensors
         baked = open_checkpoint(path)
         dtypes[name] = _storage_dtype(baked, plan.changed)
         found.checks += structure_checks(plan.checkpoint, baked, plan.changed, name)
@@ -551,6 +597,7 @@ def _metrics(found: _Findings, profile: str) -> QCMetrics:
         profile=profile,
         split=found.split,
         survival=found.survival,
+        tensors=found.tensors,
         recovered=found.recovered,
         effect=logits.effect,
         noise_floor=logits.noise_floor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
 from so8tqc.gguf.tensor_map import gguf_names
 from so8tqc.progress import Progress
 from so8tqc.record_kinds.qc import LayerWeight
-from so8tqc.records import Check, Diagnosis, judge, skipped
+from so8tqc.records import Check, Diagnosis, judge
 from so8tqc.rotations.hypotheses import Hypothesis, relative_error
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.weights.diagnose import EXPORT, summarise_findings
@@ -36,20 +36,19 @@ def judge_gguf(
     subject: str,
     progress: Progress,
 ) -> tuple[list[Check], list[Diagnosis], dict[str, LayerWeight]]:
-    """``algebra.nearest`` and ``algebra.stored`` of a GGUF file, and what they mean.
+    """``algebra.nearest`` of a GGUF file, and what was folded where it fails.
 
-    Every hypothesis about what was folded (see ``rotations.hypotheses``) is compared with the
-    dequantized weight; the right one must be among those nearest to it.
+    How far a weight is from the right fold is for ``services.tensors`` to judge. Every hypothesis
+    about what was folded (see ``rotations.hypotheses``) is compared with the dequantized weight;
+    the right one must be among those nearest to it.
 
     Returns:
         Checks, diagnoses, and layer → weight.
     """
     gguf = open_gguf(path)
     weights, missing = stored_weights(gguf, planned)
-    others = [p.entry.name for p in planned if not _is_output_weight(p)]
     if not weights:
-        reason = _why_unseen(gguf, others)
-        return [skipped("algebra.nearest", reason, subject=subject)], [], {}
+        return [], [], {}
     findings: list[Finding] = []
     wrong = list(missing)
     rows: dict[str, LayerWeight] = {}
@@ -62,23 +61,13 @@ def judge_gguf(
             findings += [found] if found else []
             wrong += [] if nearest else [case.target.layer]
             task.advance(1, item=plan.entry.name)
-    unseen = [skipped("algebra.targets", _why_unseen(gguf, others), subject=subject)]
     findings += [Finding(layer, "foreign_edit", "its weight is missing") for layer in missing]
     diagnosis = summarise_findings(findings, len(planned), subject, {"not_baked": EXPORT})
-    return [*_checks(wrong, rows, subject), *(unseen if others else [])], diagnosis, rows
+    return [_check(wrong, len(rows), subject)], diagnosis, rows
 
 
 def _is_output_weight(plan: PlannedTensor) -> bool:
     return plan.site.attention_output and len(plan.entry.shape) == 2
-
-
-def _why_unseen(gguf: GGUFFile, others: Sequence[str]) -> str:
-    if others:
-        return (
-            f"{len(others)} rotated tensors are no attention output weights, and a converter "
-            f"rearranges others: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}."
-        )
-    return f"{gguf.architecture!r} keeps the rotated weights in an unknown place."
 
 
 def stored_weights(
@@ -114,7 +103,7 @@ def stored_weights(
 
 
 def error_limit(type_: str) -> float:
-    """Largest ‖Q − W'‖/‖W'‖ that a GGML type explains.
+    """‖Q − W'‖/‖W'‖ up to which a hypothesis is named as what was folded; no verdict rests on it.
 
     A type of n bits a weight (Q5_1: 5, scales not counted) errs by about 2⁻ⁿ of the norm; the
     limit is three times that. Measured on SmolLM2-135M, largest of its 30 attention outputs:
@@ -147,41 +136,22 @@ def _examine(case: Case, row: LayerWeight, rotations: RotationSet) -> tuple[Find
     if not bool(torch.isfinite(case.stored).all()):
         return Finding(layer, "non_finite", "NaN or infinite elements"), False
     nearest = explanations(case, rotations)
-    limit = error_limit(row["type"])
     right = any(h.is_right for h in nearest)
-    if right and row["error"] <= limit:
-        return None, True
     if right and row["error"] <= _LARGEST_ERROR:
-        note = (
-            f"the error is {row['error']:.1%} of the norm, where {row['type']} explains "
-            f"{limit:.1%}: a wrong importance matrix, or noise"
-        )
-        return Finding(layer, "storage_rounding", note), True
-    if not right and relative_error(case.stored, nearest[0]) <= limit:
+        return None, True
+    if not right and relative_error(case.stored, nearest[0]) <= error_limit(row["type"]):
         return Finding(layer, nearest[0].code, nearest[0].note), False
     return Finding(layer, "foreign_edit", "nothing that is known explains the weight"), False
 
 
-def _checks(wrong: Sequence[int], rows: Mapping[str, LayerWeight], subject: str) -> list[Check]:
-    worst = max(rows, key=lambda layer: rows[layer]["error"] / error_limit(rows[layer]["type"]))
-    row = rows[worst]
+def _check(wrong: Sequence[int], layers: int, subject: str) -> Check:
     listed = ", ".join(map(str, wrong[:8])) + (" …" if len(wrong) > 8 else "")
-    return [
-        judge(
-            "algebra.nearest",
-            len(wrong),
-            0,
-            subject=subject,
-            detail=f"Layers whose attention output is not the right fold: {listed}."
-            if wrong
-            else f"In all {len(rows)} layers the right fold explains the attention output best.",
-        ),
-        judge(
-            "algebra.stored",
-            row["error"],
-            error_limit(row["type"]),
-            subject=subject,
-            detail=f"Largest distance of an attention output from the right fold, in layer "
-            f"{worst}, relative to its norm; the limit is what {row['type']} explains.",
-        ),
-    ]
+    return judge(
+        "algebra.nearest",
+        len(wrong),
+        0,
+        subject=subject,
+        detail=f"Layers whose attention output is not the right fold: {listed}."
+        if wrong
+        else f"In all {layers} layers the right fold explains the attention output best.",
+    )
