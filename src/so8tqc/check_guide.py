@@ -234,6 +234,13 @@ GUIDE: dict[str, Guide] = {
         "the file was made from another model, or something was added to it",
         _EXPORT_BAKED,
     ),
+    "tensors.keys": Guide(
+        "Keys of the file",
+        "How many keys of a GGUF that reach the logits of a text are others than the converter "
+        "writes for the model.",
+        "the file was made from another model or with another converter, or its keys were edited",
+        _EXPORT_BAKED,
+    ),
     "tensors.seen": Guide(
         "Tensors not looked at",
         "Tensors of a GGUF of which nobody says what they must hold.",

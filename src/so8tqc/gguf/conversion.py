@@ -158,6 +158,7 @@ class Conversion:
         architecture: ``general.architecture`` of what was written.
         names: the converter's own name map, source name → GGUF name, without endings.
         nodes, outputs: see :class:`so8tqc.llama.conversion_trace.Tracer`.
+        keys: key → bytes of its type and value, where the converter was asked for them.
         read: nodes whose values the converter looked at itself.
         source_names: (file name, byte offset) → the stored tensor's name.
     """
@@ -168,6 +169,7 @@ class Conversion:
     outputs: Mapping[str, Any]
     source_names: Mapping[tuple[str, int], str]
     read: tuple[int, ...] = ()
+    keys: Mapping[str, bytes] | None = None
 
     @property
     def looked_at(self) -> frozenset[str]:
@@ -271,9 +273,14 @@ def read_conversion(path: Path, source_names: Mapping[tuple[str, int], str]) -> 
             content["tensors"],
             source_names,
             tuple(content["read"]),
+            None if content["keys"] is None else _unhexed(content["keys"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ToolError(f"the trace of the conversion is malformed: {error}") from None
+
+
+def _unhexed(keys: Mapping[str, str]) -> dict[str, bytes]:
+    return {key: bytes.fromhex(value) for key, value in keys.items()}
 
 
 def _is(value: Any, kind: str) -> bool:

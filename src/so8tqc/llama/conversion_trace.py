@@ -29,6 +29,7 @@ class Tracer:
         architecture: ``general.architecture``.
         read: nodes whose values the converter has looked at, to write them elsewhere (keys) or to
             decide by them.
+        keys: key of the GGUF → bytes of its value's type and value, hex; None: not asked for.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class Tracer:
         self.names: dict[str, str] = {}
         self.architecture = ""
         self.read: list[int] = []
+        self.keys: dict[str, str] | None = None
         self._before: dict[int, tuple[Any, Any]] = {}
 
     def install(self) -> None:
@@ -93,6 +95,15 @@ class Tracer:
 
         gguf.get_tensor_name_map = name_map
 
+    def note_keys(self, writer: Any) -> None:
+        """Keep the keys that a writer is about to write."""
+        self.keys = {
+            key: bytes(
+                writer._pack_val(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
+            ).hex()
+            for key, value in writer.kv_data[0].items()
+        }
+
     def write(self, path: Path) -> None:
         """Save the trace as JSON."""
         content = {
@@ -101,6 +112,7 @@ class Tracer:
             "tensors": self.tensors,
             "names": self.names,
             "read": sorted(set(self.read)),
+            "keys": self.keys,
         }
         path.write_text(json.dumps(content), encoding="utf-8")
 

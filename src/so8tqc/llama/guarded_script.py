@@ -98,6 +98,8 @@ def _trace(path: Path) -> None:
     writing = gguf.GGUFWriter.write_header_to_file
 
     def write_header(writer: gguf.GGUFWriter, *args: object, **options: object) -> None:
+        if os.environ.get(TRACE_ALONE):
+            tracer.note_keys(writer)
         tracer.write(path)
         if os.environ.get(TRACE_ALONE):
             raise SystemExit(0)

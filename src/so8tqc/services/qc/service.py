@@ -81,6 +81,7 @@ from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.qc.until import sequential_notice
 from so8tqc.services.qc.worst_tokens import worst_tokens
 from so8tqc.services.tensors.expected import expected_of, traced
+from so8tqc.services.tensors.metadata import metadata_checks
 from so8tqc.services.tensors.service import diagnose_tensors, judge_tensors, tensor_checks
 from so8tqc.services.weights.adapters import adapter_algebra, adapter_checks
 from so8tqc.services.weights.diagnose import diagnose, diagnose_logits, diagnose_structure
@@ -343,6 +344,8 @@ def _judge_tensors(
         rows = judge_tensors(gguf, expected, progress)
         found.tensors[name] = rows
         found.checks += tensor_checks(rows, gguf, expected, name)
+        keys = None if history.conversion is None else history.conversion.keys
+        found.checks += metadata_checks(gguf, keys, name)
         folded = _named_already(found.diagnosis, name, planned)
         rest = [row for row in rows if (row.layer, *row.source) not in folded]
         found.name(name, diagnose_tensors(rest, name))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from so8tqc.adapters.plan import AdapterPatch, AdapterPlan, Changed
+from so8tqc.adapters.changed import AdapterPatch, Changed
+from so8tqc.adapters.plan import AdapterPlan
 from so8tqc.architectures import gguf_layout
 from so8tqc.checkpoints.baking import TensorFold
 from so8tqc.checkpoints.patch import Patch, tensor_view
@@ -175,7 +176,9 @@ def traced(checkpoint: Checkpoint, llama_cpp: Path | None = None) -> History:
     with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
         trace = Path(scratch) / "trace.json"
         try:
-            trace_conversion(find_converter(llama_cpp), checkpoint.directory, trace, unasked(checkpoint))
+            trace_conversion(
+                find_converter(llama_cpp), checkpoint.directory, trace, unasked(checkpoint)
+            )
             found = read_conversion(trace, places_of(checkpoint))
         except (MissingToolError, ToolError) as error:
             return History(None, error.what)

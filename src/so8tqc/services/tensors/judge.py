@@ -331,8 +331,10 @@ def _at(where: Region, tensor: GGUFTensor) -> str:
     """``rows 3, 5 of 64: ``; "" for the whole tensor."""
     if where.kind == "everywhere":
         return ""
+    between = "," if where.kind == "weights" else " from"
     listed = ", ".join(
-        f"row {i[0]} from column {i[1]}" if isinstance(i, tuple) else str(i) for i in where.first
+        f"row {i[0]}{between} column {i[1]}" if isinstance(i, tuple) else str(i)
+        for i in where.first
     )
     more = " …" if where.parts > len(where.first) else ""
     kind = where.kind if where.parts > 1 else where.kind.removesuffix("s")
@@ -350,7 +352,7 @@ def _sums_within(
         return found.sums
     if where.kind == "rows":
         return found.sums[np.flatnonzero(found.by_row)]
-    if where.kind == "columns":
+    if where.kind in ("columns", "weights"):
         rows = np.flatnonzero(found.by_row)[:_ROWS_OF_COLUMNS]
         within = [(rows, np.flatnonzero(found.by_column)[:_FEW_ROWS])]
     else:

@@ -70,9 +70,9 @@ class Region(NamedTuple):
     """Where weights lie outside their cells.
 
     Attributes:
-        kind: ``rows``, ``columns``, ``blocks`` or ``everywhere``.
+        kind: ``weights``, ``rows``, ``columns``, ``blocks`` or ``everywhere``.
         parts: how many of them.
-        first: their first indices; of blocks (row, first column).
+        first: their first indices; of blocks (row, first column), of weights (row, column).
     """
 
     kind: str
@@ -96,6 +96,9 @@ def region(found: Measured) -> Region:
     }
     if found.group < columns:
         choices["blocks"] = (found.groups * found.group, found.groups * math.log(max(groups, 2)))
+    in_a_line = min(len(hit_rows), len(hit_columns)) == 1
+    if found.rule is None and in_a_line:  # of codes it is blocks that are wrong
+        choices["weights"] = (found.outside, found.outside * math.log(max(found.size, 2)))
     costs = {k: _bits(found.outside, area) + named for k, (area, named) in choices.items()}
     kind = min(costs, key=lambda k: costs[k])
     match kind:
@@ -103,6 +106,9 @@ def region(found: Measured) -> Region:
             return Region(kind, len(hit_rows), tuple(map(int, hit_rows[:8])))
         case "columns":
             return Region(kind, len(hit_columns), tuple(map(int, hit_columns[:8])))
+        case "weights":
+            places = [(int(i), int(j)) for i in hit_rows for j in hit_columns]
+            return Region(kind, found.outside, tuple(places[:8]))
         case "blocks":
             return Region(kind, found.groups, found.places[:8])
     return Region(kind, 1, ())
