@@ -138,8 +138,8 @@ def diagnose_tensors(rows: Sequence[TensorRow], subject: str) -> list[Diagnosis]
             Diagnosis(
                 code=code,
                 layers=tuple(sorted({r.layer for r in concerned if r.layer is not None})),
-                text=f"{fault.finding} ({len(concerned)} of {len(rows)} tensors of {subject}): "
-                f"{shown}{more}.",
+                text=f"{fault.finding}: {shown}{more} ({len(concerned)} of {len(rows)} tensors of "
+                f"{subject}).",
                 remedy=fault.remedy,
             )
         )
