@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -36,6 +38,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "lokr": {"kind": "LoKr", "r": 2, "alpha": 5, "alpha_pattern": {"o_proj": 3}},
     "lokr-both": {"kind": "LoKr", "r": 2, "alpha": 5, "decompose_both": True,
                   "decompose_factor": 8},
+    "miss": {"kind": "Miss", "r": 6},
+    "miss-mini": {"kind": "Miss", "r": 8, "mini_r": 4, "init_weights": "mini"},
+    "miss-bat": {"kind": "Miss", "r": 8, "init_weights": "bat"},
+    "shira": {"kind": "Shira", "r": 2, "random_seed": 3},
+    "c3a": {"kind": "C3A", "block_size": 8},
+    "delora": {"kind": "Delora", "r": 3, "rank_pattern": {"down_proj": 2}},
+    "hira": {"kind": "Hira", "r": 3},
+    "gralora": {"kind": "Gralora", "r": 6, "alpha": 9},
+    "gralora-hybrid": {"kind": "Gralora", "r": 8, "gralora_k": 4, "hybrid_r": 3, "alpha": 9},
+    "randlora": {"kind": "RandLora", "r": 5, "randlora_alpha": 20},
+    "vblora": {"kind": "VBLoRA", "r": 3, "num_vectors": 9, "vector_length": 8, "topk": 3},
+    "vblora-topk": {"kind": "VBLoRA", "r": 3, "num_vectors": 9, "vector_length": 8, "topk": 2,
+                    "save_only_topk_weights": True},
+    "fourierft": {"kind": "FourierFT", "n_frequency": 40, "scaling": 2000.0},
+    "waveft": {"kind": "WaveFT", "n_frequency": 300, "scaling": 5.0},
+    "waveft-direct": {"kind": "WaveFT", "n_frequency": 300, "scaling": 5.0, "use_idwt": False},
 }  # fmt: skip
 
 TARGETS = {
@@ -54,9 +72,35 @@ _TRAINED = (
     "ia3_l",
     "hada_w",
     "lokr_w",
+    "miss_block",
+    "shira_weight",
+    "c3a_kernel",
+    "delora_A",
+    "delora_B",
+    "delora_lambda",
+    "hira_",
+    "gralora_",
+    "randlora_lambda",
+    "randlora_gamma",
+    "vblora_",
+    "spectrum",
+    "beft_bias",
     "ln_tuning_layers",
     "modules_to_save",
 )
+
+
+_CACHES = (
+    "_psoft_A_cache",
+    "_psoft_B_cache",
+    "vera_A",
+    "vera_B",
+    "randlora_A",
+    "randlora_B",
+    "delora_w_norm",
+    "vblora_vector_bank",
+)
+"""Tensors that PEFT keeps apart from modules."""
 
 
 def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -125,12 +169,34 @@ def unmerged(model: Path, adapters: list[Path], load_dtype: torch.dtype) -> Any:
             live.base_model.set_adapter([f"a{i}" for i in range(len(adapters))])
     live = live.double().eval()
     for module in live.modules():  # buffers that PEFT keeps apart
-        for cache in ("_psoft_A_cache", "_psoft_B_cache", "vera_A", "vera_B"):
+        for cache in _CACHES:
             held = getattr(module, cache, None)
             if held is not None:
                 for key in list(held.keys()):
                     held[key] = held[key].double()
     return live
+
+
+@contextmanager
+def widened() -> Iterator[None]:
+    """PEFT's FFTs in float64: C3A names float32, FourierFT calls float() and takes the default."""
+    from peft.tuners.c3a import layer
+
+    class Wide:
+        float32 = torch.float64
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    usual, held = torch.get_default_dtype(), layer.torch
+    torch.set_default_dtype(torch.float64)
+    layer.torch = Wide()
+    try:
+        with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(usual)
+        layer.torch = held
 
 
 def logits(live: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -141,7 +207,7 @@ def logits(live: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def effective(module: Any, width: int) -> torch.Tensor:
     """[out, in] float64: what an unmerged module multiplies its input by."""
-    with torch.no_grad():
+    with torch.no_grad(), widened():
         one = torch.eye(width, dtype=torch.float64)
         none = torch.zeros(1, width, dtype=torch.float64)
         result: torch.Tensor = (module(one) - module(none)).T

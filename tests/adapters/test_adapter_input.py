@@ -88,7 +88,7 @@ def _without_b(t: Tensors) -> None:
         (None, lambda c: c.update(use_dora=True), ["lora_magnitude_vector"]),
         (None, lambda c: c.update(use_qalora=True), ["use_qalora"]),
         (None, lambda c: c.update(alora_invocation_tokens=[1]), ["alora_invocation_tokens"]),
-        (None, lambda c: c.update(peft_type="HIRA"), ["HIRA", "cannot be baked"]),
+        (None, lambda c: c.update(peft_type="OSF"), ["OSF", "cannot be baked"]),
         (None, lambda c: c.update(something_new=3), ["something_new"]),
         (
             None,
@@ -233,6 +233,49 @@ def test_a_tied_head_is_told(make_model, tmp_path: Path) -> None:
     directory = saved(model, tmp_path / "s", target_modules=["q_proj"], modules_to_save=["lm_head"])
     with pytest.raises(InputError, match="tie_word_embeddings"):
         bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "ms"))
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_a_tied_tensor_changes_the_logits_at_both_ends(
+    name: str, make_model, tmp_path: Path
+) -> None:
+    """The bake is what PEFT computes where the adapter's change is put at both ends."""
+    from peft_cases import logits, unmerged
+
+    model = make_model("llama", "float32")
+    directory = saved(model, tmp_path / name, target_modules=[name])
+    bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    ids = torch.arange(7, 31)[None]
+    live = unmerged(model, [directory], torch.float32)
+    one_end = logits(live, ids)
+    stored = load_file(str(tmp_path / "m" / "model.safetensors"))["model.embed_tokens.weight"]
+    wrapped = next(m for n, m in live.named_modules() if n.endswith(f".{name}"))
+    change = wrapped.get_delta_weight("a0").detach()
+    both = load(model, torch.float64)
+    whole = both.get_input_embeddings().weight.data + change
+    assert float((stored.double() - whole).abs().max()) <= 2.0**-24 * float(whole.abs().max())
+    both.get_input_embeddings().weight.data = whole
+    both.tie_weights()
+    expected = logits(both, ids)
+    effect = float((expected - logits(load(model, torch.float64), ids)).abs().max())
+    got = logits(load(tmp_path / "m", torch.float64), ids)
+    assert float((got - expected).abs().max()) < 2e-5 * effect
+    assert float((got - one_end).abs().max()) > 1e-2 * effect  # which the training did not see
+
+
+def test_arrows_router_is_refused(make_model, tmp_path: Path) -> None:
+    """Arrow weighs LoRAs token by token: an adapter that says so is no single one."""
+    directory = adapter(make_model("llama", "bfloat16"), tmp_path / "a", "lora")
+    file = directory / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert config["arrow_config"] is None
+    arrow = {"top_k": 3, "router_temperature": 1.0, "use_gks": False}
+    file.write_text(json.dumps(config | {"arrow_config": arrow}))
+    with pytest.raises(InputError, match=r"arrow_config=.*top_k") as caught:
+        bake(BakeConfig(base=make_model("llama", "bfloat16"), rotations=directory,
+                        out=tmp_path / "m"))  # fmt: skip
+    assert "not understood" in str(caught.value)
+    assert not (tmp_path / "m").exists()
 
 
 def test_conv1d_is_stored_transposed(make_model, tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ def judged(model: Path, directory: Path, out: Path) -> float:
         ("LoHa", {"target_modules": ["q_proj"], "r": 2, "modules_to_save": ["norm"]}),
         ("LoKr", {"target_modules": ["gate_proj"], "decompose_factor": 4, "r": 1}),
         ("AdaLora", {"target_modules": ["q_proj"], "total_step": 9, "lora_alpha": 900}),
+        ("Beft", {"target_modules": ["q_proj", "v_proj"]}),
+        ("Miss", {"target_modules": ["q_proj"], "r": 7, "modules_to_save": ["norm"]}),
+        ("Hira", {"target_modules": ["embed_tokens", "v_proj"], "r": 2}),
+        ("Gralora", {"target_modules": ["gate_proj"], "r": 4, "hybrid_r": 1}),
+        ("Delora", {"target_modules": ["q_proj"], "r": 2, "delora_lambda": -3, "bias": "all"}),
     ],
     ids=lambda o: "-".join(map(str, o.items())) if isinstance(o, dict) else o,
 )  # fmt: skip
@@ -149,12 +154,64 @@ def test_every_method_of_peft_is_baked_or_refused_with_its_reason(
                 in_front.add(kind.value)
     assert baked == {
         "LORA", "ADALORA", "OFT", "BOFT", "HRA", "PSOFT", "ROAD", "VERA", "LOHA", "LOKR", "IA3",
-        "LN_TUNING",
+        "LN_TUNING", "BEFT", "MISS", "SHIRA", "C3A", "DELORA", "HIRA", "GRALORA", "RANDLORA",
+        "VBLORA", "FOURIERFT", "WAVEFT",
     }  # fmt: skip
     assert in_front == {
         "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT",
-        "CARTRIDGE", "ADAPTION_PROMPT", "XLORA", "POLY",
+        "CARTRIDGE", "ADAPTION_PROMPT", "XLORA", "POLY", "LILY",
     }  # fmt: skip
+
+
+SUMMED = ["miss", "miss-bat", "shira", "delora", "hira", "gralora", "randlora", "vblora",
+          "fourierft", "waveft"]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", SUMMED)
+def test_two_adapters_of_one_method(method: str, make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "float32")
+    pair = [adapter(model, tmp_path / f"a{i}", method, seed=i) for i in (1, 2)]
+    record = bake(BakeConfig(base=model, rotations=pair[0], adapters=[pair[1]], out=tmp_path / "m"))
+    assert record.verdict is Verdict.PASS
+    expected = logits(unmerged(model, pair, torch.float32), IDS)
+    one = logits(unmerged(model, pair[:1], torch.float32), IDS)
+    effect = float((expected - one).abs().max())
+    got = logits(load(tmp_path / "m", torch.float64), IDS)
+    assert float((got - expected).abs().max()) < 1e-4 * effect
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [(("c3a", "c3a"), "several C3A"), (("miss", "miss-bat"), "different forms")],
+)
+def test_pairs_whose_forward_is_no_merge_are_refused(
+    methods: tuple[str, str], words: str, make_model, tmp_path: Path
+) -> None:
+    model = make_model("llama", "float32")
+    pair = [adapter(model, tmp_path / f"a{i}", m, seed=i) for i, m in enumerate(methods)]
+    with pytest.raises(InputError, match=words):
+        bake(BakeConfig(base=model, rotations=pair[0], adapters=[pair[1]], out=tmp_path / "m"))
+
+
+def test_wavelets_of_no_file_are_refused(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = adapter(model, tmp_path / "a", "waveft", wavelet_family="db2")
+    with pytest.raises(InputError, match=r"'db2'.*filters stand in PEFT's code"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+
+
+def test_bases_that_were_not_saved_are_asked_for(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = adapter(model, tmp_path / "a", "randlora", save_projection=False)
+    with pytest.raises(InputError, match=r"randlora_B were not saved.*save_projection"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+
+
+def test_a_bias_that_the_base_does_not_have(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    directory = trained(model, tmp_path / "a", "Beft", target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"adds to a bias.*q_proj\.bias"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
 
 
 def test_single_tokens_and_turned_embeddings_are_refused(make_model, tmp_path: Path) -> None:
@@ -181,6 +238,20 @@ def test_single_tokens_and_turned_embeddings_are_refused(make_model, tmp_path: P
         ("lokr", "lokr_w1", lambda t: t[:-1], ["lokr_w1 and lokr_w2", "64 × 64"]),
         ("ia3", "ia3_l", lambda t: t[:-1], ["ia3_l", "[63, 1]", "[64, 1]"]),
         ("adalora", "lora_E", lambda t: t[:-1], ["lora_E", "[4, 1]", "[5, 1]"]),
+        ("miss", "miss_block", lambda t: t[:, 1:], ["miss_block", "[6, 63]", "[6, 64]"]),
+        ("miss-bat", "miss_block", lambda t: t[0], ["miss_block", "[8, 8, 8]"]),
+        ("shira", "shira_indices", lambda t: t * 70, ["places outside of 64 × 64"]),
+        ("shira", "shira_indices", lambda t: t * 0, ["a place twice"]),
+        ("shira", "shira_weight", lambda t: t[1:], ["shira_indices", "[2, 255]"]),
+        ("c3a", "c3a_kernel", lambda t: t[1:], ["c3a_kernel's blocks", "[56, 64]"]),
+        ("delora", "delora_w_norm", lambda t: t[1:], ["delora_w_norm", "[63]"]),
+        ("hira", "hira_B", lambda t: t[1:], ["hira_B", "[63, 3]"]),
+        ("gralora", "gralora_A", lambda t: t[1:], ["gralora_A", "[2, 32, 6]"]),
+        ("randlora", "randlora_lambda", lambda t: t[1:], ["randlora_lambda", "[5, 13]"]),
+        ("vblora", "vblora_logits_A", lambda t: t[1:], ["vblora_logits_A", "[3, 8, 9]"]),
+        ("vblora-topk", "logits_B_topk_indices", lambda t: t + 9, ["vectors that are none"]),
+        ("fourierft", "spectrum", lambda t: t.repeat(200), ["8000 numbers for 4096 places"]),
+        ("waveft", "spectrum", lambda t: t * torch.inf, ["spectrum", "not finite"]),
     ],
 )
 def test_parts_that_do_not_fit(

@@ -111,6 +111,49 @@ def test_fp8_scales_of_everything_of_rows_and_of_blocks(
         assert float(got[i, j]) == float(weight[i, j].float() * scale)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compressed_tensors_8_bit_integers_are_scaled(
+    dtype: torch.dtype, groups: int, zeros: bool
+) -> None:
+    """``weight`` whole, int8: (q − z)·s, z and s of a row, or of a group of a row's columns."""
+    generator = torch.Generator().manual_seed(groups)
+    weight = torch.randint(-128, 128, (24, 32), generator=generator, dtype=torch.int8)
+    scales = (torch.rand((24, groups), generator=generator) + 0.5).to(dtype)
+    offsets = torch.randint(-9, 9, (24, groups), generator=generator, dtype=torch.int8)
+    parts = {"weight": weight, "weight_scale": scales}
+    if zeros:
+        parts["weight_zero_point"] = offsets
+    settings = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    got = values_of(PackedMatrix("x", (24, 32), settings, parts.get))
+    for i, j in ((0, 0), (0, 31), (23, 7), (23, 8), (11, 15), (12, 16), (5, 24)):
+        group = j * groups // 32
+        step = int(weight[i, j]) - (int(offsets[i, group]) if zeros else 0)
+        # the product of a whole number and the scale, rounded once to the scale's dtype
+        exact = torch.tensor(step * float(scales[i, group]), dtype=torch.float64)
+        assert float(got[i, j]) == float(exact.to(dtype)), (i, j)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (24, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compressed_tensors_8_bit_floats_are_scaled(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """``weight`` whole, float8: q·s, s of everything or of a row."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(24, 32, generator=generator).to(torch.float8_e4m3fn)
+    scales = (torch.rand(shape, generator=generator) + 0.5).to(dtype)
+    parts = {"weight": weight, "weight_scale": scales}
+    settings = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    got = values_of(PackedMatrix("x", (24, 32), settings, parts.get))
+    for i, j in ((0, 0), (0, 31), (23, 7), (11, 15)):
+        scale = float(scales.reshape(-1)[i if scales.numel() > 1 else 0])
+        exact = torch.tensor(float(weight[i, j]) * scale, dtype=torch.float64)
+        assert float(got[i, j]) == pytest.approx(float(exact), rel=torch.finfo(dtype).eps), (i, j)
+        assert got.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("case", "part", "change", "words"),
     [

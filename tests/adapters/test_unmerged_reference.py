@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft_cases import adapter, logits, unmerged
+from peft_cases import METHODS, adapter, logits, unmerged
 from test_merges import pefts_merge
 from typer.testing import CliRunner
 
@@ -31,7 +31,7 @@ def source_logits(source: HFSource | GatedSource) -> torch.Tensor:
     return torch.cat(list(source.logits(IDS, 8)))
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "oft", "boft", "hra", "road", "vera", "psoft"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_source_is_pefts_own_forward(method: str, make_model, tmp_path: Path) -> None:
     model = make_model("llama", "float32")
     directory = adapter(model, tmp_path / "a", method)

@@ -277,6 +277,30 @@ def test_lora_and_gates_in_one_checkpoint(base: Path, tmp_path: Path) -> None:
     assert divergence(expected, logits(loaded(tmp_path / "again"))) <= EXACT
 
 
+@pytest.mark.parametrize("stated", [None, 5.0])
+def test_a_stated_alpha_keeps_the_root_of_rslora(
+    base: Path, tmp_path: Path, stated: float | None
+) -> None:
+    """α by --lora-alpha takes the place of the file's; α/√r stays where the file says so."""
+    gates = thetas(scale=0.2)
+    adapter, merged = peft_directory(tmp_path / "adapter", base, gates, use_rslora=True)
+    plain = base_state(base)
+    factor = 1.0 if stated is None else stated / 8
+    weights = {
+        name: plain[name].double() + factor * (value.double() - plain[name].double())
+        for name, value in merged.items()
+    }
+    baked(base, adapter, tmp_path / "baked", lora_alpha=stated)
+    expected = trained_logits(
+        base,
+        [rotation(g, "cayley") for g in gates],
+        convention="row",
+        site="input",
+        weights=weights,
+    )
+    assert divergence(expected, logits(loaded(tmp_path / "baked"))) <= EXACT
+
+
 def test_a_directory_with_lora_and_gates_is_base_lora_and_gates(base: Path, tmp_path: Path) -> None:
     gates = thetas(scale=0.2)
     state, merged = peft_checkpoint(base, gates)

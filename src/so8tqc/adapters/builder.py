@@ -65,6 +65,7 @@ class Builder:
                 "Two OFT adapters apply as PEFT's forward does, x·R_1·R_2: W·R_2ᵀ·R_1ᵀ. Its "
                 "merge_and_unload multiplies in the other order and gives another model."
             )
+        _require_sum(group)
         for files in group:
             self._replace(files)
             zero = self._add(files)
@@ -151,9 +152,9 @@ class Builder:
         if found.bias is not None:
             if bias is None:
                 raise RotationError(
-                    f"the adapter adds a bias (lora_bias), but the base has no {module}.bias",
+                    f"the adapter adds to a bias, but the base has no {module}.bias",
                     where=str(files.directory),
-                    remedy="No weight can hold it: train without lora_bias.",
+                    remedy="No weight can hold it: train without biases (lora_bias, BEFT).",
                 )
             self._append(bias, (AddLowRank(found.bias[:, None], np.ones((1, 1))),))
         return found
@@ -312,6 +313,26 @@ class Builder:
             self._append(weight, (BlockRows(blocks),), transposed=site.transposed)
             if site.bias is not None:
                 self._append(self._checkpoint.tensors[site.bias], (BlockRows(blocks),))
+
+
+def _require_sum(group: Sequence[AdapterFiles]) -> None:
+    """Refuse adapters that PEFT's forward, active together, does not compute as it merges them."""
+    where = ", ".join(str(files.directory) for files in group)
+    forms = {str(files.config.get("init_weights")) for files in group}
+    if group[0].kind == "C3A" and len(group) > 1:
+        raise RotationError(
+            "several C3A adapters: PEFT's forward puts what the first adds into the second, its "
+            "merge_and_unload does not",
+            where=where,
+            remedy="Which was meant is not told: bake them one after the other.",
+        )
+    if group[0].kind == "MISS" and len(forms) > 1 and forms & {"bat", "mini"}:
+        raise RotationError(
+            f"several MiSS adapters of different forms (init_weights {', '.join(sorted(forms))}): "
+            "PEFT runs all of them as the first",
+            where=where,
+            remedy="Bake them one after the other.",
+        )
 
 
 def _bare(module: str) -> str:

@@ -46,6 +46,29 @@ PARTS = frozenset(
         "vera_lambda_d",
         "lora_E",
         "ia3_l",
+        "miss_block",
+        "shira_weight",
+        "shira_indices",
+        "c3a_kernel",
+        "delora_A",
+        "delora_B",
+        "delora_lambda",
+        "delora_w_norm",
+        "hira_A",
+        "hira_B",
+        "hira_embedding_A",
+        "hira_embedding_B",
+        "gralora_A",
+        "gralora_B",
+        "gralora_A_general",
+        "gralora_B_general",
+        "randlora_lambda",
+        "randlora_gamma",
+        "fourierft_spectrum",
+        "waveft_spectrum",
+        "beft_bias",
+        *(f"vblora_logits_{side}" for side in "AB"),
+        *(f"vblora_logits_{side}_topk_{what}" for side in "AB" for what in ("indices", "weights")),
         *(f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"),
         *(f"lokr_w{i}{side}" for i in (1, 2) for side in ("", "_a", "_b")),
     }
@@ -53,7 +76,12 @@ PARTS = frozenset(
 """Names of a method's tensors below the module they change."""
 
 _LEAVES = frozenset({"weight", "bias", "vector_a", "vector_b"})
-_PROJECTIONS = frozenset({"vera_A", "vera_B"})
+_SHARED = frozenset({"vera_A", "vera_B", "randlora_A", "randlora_B", "vblora_vector_bank"})
+_PLACES = frozenset(
+    {"shira_indices", "vblora_logits_A_topk_indices", "vblora_logits_B_topk_indices"}
+)
+"""Parts that are whole numbers."""
+
 _WRAPPERS = frozenset({"base_layer", "ln_tuning_layers"})
 _PREFIXES = ("base_model.model.", "base_model.")
 _UNSUPPORTED = {
@@ -182,8 +210,9 @@ def read_files(path: Path) -> AdapterFiles:
     whole: dict[str, torch.Tensor] = {}
     shared: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
-        _require_finite(tensor, f"{file}, {key}")
         words = _without_prefix(key).split(".")
+        if not _PLACES.intersection(words):
+            _require_finite(tensor, f"{file}, {key}")
         at = next((i for i, word in enumerate(words) if word in PARTS), None)
         if bad := next((word for word in words if word in _UNSUPPORTED), None):
             raise RotationError(
@@ -196,8 +225,10 @@ def read_files(path: Path) -> AdapterFiles:
             if name in module:
                 raise RotationError(f"two tensors for {name}", where=f"{file}, {key}")
             module[name] = tensor
-        elif words[0] in _PROJECTIONS:
-            shared[words[0]] = tensor
+        elif (last := words[-1]) in _SHARED:  # PEFT may save it again below each module
+            if last in shared and not torch.equal(shared[last], tensor):
+                raise RotationError(f"two different tensors for {last}", where=f"{file}, {key}")
+            shared[last] = tensor
         else:
             name = _whole_name(words)
             if name in whole:

@@ -119,6 +119,48 @@ _UNDERSTOOD: dict[str, frozenset[str]] = {
     | {"use_effective_conv2d", "decompose_both", "decompose_factor", "rank_dropout_scale"},
     "IA3": frozenset({"feedforward_modules", "init_ia3_weights"}),
     "LN_TUNING": frozenset(),
+    "BEFT": frozenset(),
+    "MISS": frozenset({"r", "miss_dropout", "mini_r"}),
+    "SHIRA": frozenset({"r", "mask_type", "random_seed"}),
+    "C3A": frozenset({"block_size", "block_size_pattern"}),
+    "DELORA": frozenset({"r", "delora_lambda", "module_dropout", "rank_pattern", "lambda_pattern"}),
+    "HIRA": frozenset({"r", "hira_dropout", "rank_pattern"}),
+    "GRALORA": frozenset({"r", "hybrid_r", "alpha", "gralora_dropout", "gralora_k"}),
+    "RANDLORA": frozenset(
+        {
+            "r",
+            "projection_prng_key",
+            "save_projection",
+            "sparse",
+            "very_sparse",
+            "randlora_dropout",
+            "randlora_alpha",
+        }
+    ),
+    "VBLORA": frozenset(
+        {
+            "r",
+            "num_vectors",
+            "vector_length",
+            "topk",
+            "save_only_topk_weights",
+            "vblora_dropout",
+            "init_vector_bank_bound",
+            "init_logits_std",
+        }
+    ),
+    "FOURIERFT": frozenset({"n_frequency", "scaling", "random_loc_seed", "n_frequency_pattern"}),
+    "WAVEFT": frozenset(
+        {
+            "n_frequency",
+            "scaling",
+            "wavelet_family",
+            "use_idwt",
+            "random_loc_seed",
+            "n_frequency_pattern",
+            "proportional_parameters",
+        }
+    ),
 }
 
 _IN_FRONT = "it puts learned tokens or cached keys in front of the input, which no weight can hold"
@@ -133,6 +175,7 @@ _NO_WEIGHT = {
     "ADAPTION_PROMPT": "its layers attend to learned prompts besides, which no weight can hold",
     "XLORA": _MIXED,
     "POLY": _MIXED,
+    "LILY": "its router weighs its factors by the input, which no weight can hold",
 }
 """Methods that change no weight, and why."""
 

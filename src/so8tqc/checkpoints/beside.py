@@ -309,9 +309,10 @@ def _branch(
         raise ConfigError(
             "LoRA branches lie beside the gates, and nothing states their scale",
             where=f"{where}, {name}",
-            remedy=f"State the α they were trained with: --lora-alpha (s = α/r, r = {rank} here).",
+            remedy=f"State the α they were trained with: --lora-alpha (s = α/r, r = {rank} here; "
+            "α/√r where the file says use_rslora).",
         )
-    root = alpha is None and bool(settings.get("use_rslora"))
+    root = bool(settings.get("use_rslora"))
     return Lora(a, b, value / (math.sqrt(rank) if root else rank))
 
 

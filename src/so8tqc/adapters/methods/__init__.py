@@ -4,10 +4,13 @@ W [out, in] is the weight of the module, y = W·x + b; x_row is x as PEFT multip
 left. A PEFT layer that computes ``x_row @ M`` before the base layer makes W·Mᵀ. A file a family,
 its formulas derived in its first lines; ``context`` is what they are given.
 
-Of several adapters of one method PEFT's forward adds the deltas of LoRA, AdaLoRA, LoHa, LoKr, VeRA
-and PSOFT; applies DoRA's scalings one after the other, each norm that of the stored weight;
-computes x_row·R_1·R_2 for OFT, hence W·R_2ᵀ·R_1ᵀ (``merge_and_unload`` gives the other order);
-W·H_1·H_2 for HRA; W·F_1ᵀ·F_2ᵀ for BOFT; and multiplies the vectors of (IA)³.
+Of several adapters of one method PEFT's forward adds the deltas of LoRA, AdaLoRA, LoHa, LoKr, VeRA,
+PSOFT, HiRA (each times the stored weight), SHiRA, DeLoRA, GraLoRA, RandLoRA, VB-LoRA, FourierFT,
+WaveFT and BEFT, and of MiSS but for ``bat``, which it applies one after the other; applies DoRA's
+scalings one after the other, each norm that of the stored weight; computes x_row·R_1·R_2 for OFT,
+hence W·R_2ᵀ·R_1ᵀ (``merge_and_unload`` gives the other order); W·H_1·H_2 for HRA; W·F_1ᵀ·F_2ᵀ for
+BOFT; and multiplies the vectors of (IA)³. Of C3A it gives the second what the first made of x: a
+product of both, no sum (``merge_and_unload`` sums them), which is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from so8tqc.adapters.files import AdapterFiles
+from so8tqc.adapters.methods.bases import randlora, vblora
+from so8tqc.adapters.methods.blocks import c3a, gralora, miss
 from so8tqc.adapters.methods.context import Context, ModuleSteps, Parts, Shape, Weight
 from so8tqc.adapters.methods.lora import adalora, lora
+from so8tqc.adapters.methods.normed import delora
 from so8tqc.adapters.methods.orthogonal import boft, hra, oft
-from so8tqc.adapters.methods.products import loha, lokr
+from so8tqc.adapters.methods.products import hira, loha, lokr
 from so8tqc.adapters.methods.psoft import psoft
 from so8tqc.adapters.methods.road import road
-from so8tqc.adapters.methods.scales import ia3
+from so8tqc.adapters.methods.scales import beft, ia3
+from so8tqc.adapters.methods.spectra import fourierft, shira, waveft
 from so8tqc.adapters.methods.vera import vera
 from so8tqc.errors import RotationError
 
@@ -37,6 +44,17 @@ _METHODS: dict[str, Callable[[Context], ModuleSteps]] = {
     "PSOFT": psoft,
     "ROAD": road,
     "VERA": vera,
+    "BEFT": beft,
+    "MISS": miss,
+    "SHIRA": shira,
+    "C3A": c3a,
+    "DELORA": delora,
+    "HIRA": hira,
+    "GRALORA": gralora,
+    "RANDLORA": randlora,
+    "VBLORA": vblora,
+    "FOURIERFT": fourierft,
+    "WAVEFT": waveft,
 }
 
 

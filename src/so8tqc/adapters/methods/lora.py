@@ -97,13 +97,29 @@ def lora_scale(files: AdapterFiles, module: str, *, alpha: str = "lora_alpha") -
         RotationError: no whole positive rank, or a pattern that is none.
     """
     config, where = files.config, str(files.directory / CONFIG_NAME)
-    rank = _pattern(config.get("rank_pattern"), module, f"{where}, rank_pattern")
+    rank = declared_rank(files, module)
     strength = _pattern(config.get("alpha_pattern"), module, f"{where}, alpha_pattern")
-    rank = number(config, "r", 8, where) if rank is None else rank
     strength = number(config, alpha, 8, where) if strength is None else strength
+    return rank, strength / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def declared_rank(files: AdapterFiles, module: str, default: int = 8) -> int:
+    """r that the configuration declares for a module.
+
+    Args:
+        files: the adapter.
+        module: its name.
+        default: what PEFT takes where the configuration says nothing.
+
+    Raises:
+        RotationError: no whole positive number, or a pattern that is none.
+    """
+    config, where = files.config, str(files.directory / CONFIG_NAME)
+    rank = _pattern(config.get("rank_pattern"), module, f"{where}, rank_pattern")
+    rank = number(config, "r", default, where) if rank is None else rank
     if rank < 1 or rank != int(rank):
         raise RotationError(f"the rank of {module} is {rank:g}", where=where)
-    return int(rank), strength / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return int(rank)
 
 
 def _pattern(patterns: object, module: str, where: str) -> float | None:

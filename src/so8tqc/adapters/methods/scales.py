@@ -1,7 +1,11 @@
-"""(IA)³ (``ia3/layer.py``): outputs, or inputs of feed-forward layers, times a learned vector.
+"""(IA)³ and BEFT: vectors.
+
+**(IA)³** (``ia3/layer.py``): outputs, or inputs of feed-forward layers, times a learned vector.
 
 Of a feed-forward module x is scaled, W' = W·diag(l); of any other y is, W' = diag(l)·W and
 b' = l·b. Which it is says the vector's shape: [1, in] or [out, 1].
+
+**BEFT** (``beft/layer.py``): b' = b + a learned vector; a layer without bias has nowhere to put it.
 """
 
 from __future__ import annotations
@@ -30,3 +34,11 @@ def ia3(c: Context) -> ModuleSteps:
         return ModuleSteps((ScaleColumns(factors),), zero=zero)
     step: Step = ScaleRows(factors)
     return ModuleSteps((step,), mix=step, zero=zero)
+
+
+def beft(c: Context) -> ModuleSteps:
+    """What a BEFT module adds to its bias."""
+    c.only("beft_bias.weight")
+    vector = c.take("beft_bias.weight")
+    c.require("beft_bias", vector.shape, (1, c.shape.out))
+    return ModuleSteps((), bias=vector.reshape(-1), zero=not vector.any())
