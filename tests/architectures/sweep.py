@@ -158,7 +158,12 @@ def logits(directory: Path, rotations: dict[str, torch.Tensor] | None = None) ->
             return model(input_ids=ids, use_cache=False).logits[0].double()
 
 
-_OTHER_TOKENIZER = ("does not know this tokenizer", "special tokens", "tokenizer_config.json")
+_OTHER_TOKENIZER = (
+    "does not know this tokenizer",
+    "special tokens",
+    "tokenizer_config.json",
+    "tokenizer.vocab",
+)
 """Refusals of the converter that are about the tokenizer, not about the type."""
 
 
@@ -305,7 +310,7 @@ def main(out: Path, tokenizers: Path, kinds: list[str]) -> None:
             row = sweep(kind, Path(folder), tokenizers)
         row.seconds = round(time.monotonic() - started, 1)
         text = re.sub(
-            rf"{re.escape(tempfile.gettempdir())}/[^\\s:,\"]+",
+            rf"{re.escape(tempfile.gettempdir())}/[^\s:,\"]+",
             "DIR",
             json.dumps(dataclasses.asdict(row)),
         )

@@ -310,6 +310,7 @@ def test_what_a_configuration_leaves_unsaid_is_asked_of_transformers(
         ("ValueError: Can not map tensor 'lm_head.weight'", "no name in GGUF for the tensor lm_"),
         ("AssertionError: `assert a is not None` does not hold", "own check `a is not None`"),
         ("ERROR:hf-to-gguf:Model Xy is not supported", "does not know models of class Xy"),
+        ("TypeError: 'int' object is not iterable", "where this configuration has one number"),
         ("FileNotFoundError: File not found: /a/b/tokenizer.model", "needs tokenizer.model in"),
     ],
 )

@@ -117,6 +117,10 @@ _PLAIN = (
     ),
     (re.compile(r"(?:AssertionError|NotImplementedError): (?P<it>.+)"), "it stops with: {it}"),
     (
+        re.compile(r"TypeError: '(?:int|float)' object is not (?:iterable|subscriptable)"),
+        "it reads a list, with a value for each layer, where this configuration has one number",
+    ),
+    (
         re.compile(r"(?:File not found:|Missing) \S*?(?P<it>[\w.-]+)$"),
         "it needs {it} in the model directory for this type",
     ),

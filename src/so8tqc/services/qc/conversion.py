@@ -1,4 +1,4 @@
-"""Of a file that loses what its type cannot lose: the first tensor that was converted wrongly."""
+"""Of a file that loses what its type cannot lose: the tensor or the key that is wrong."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from so8tqc.llama.vendor import find_converter
 from so8tqc.services.export.proof import compare_tensors
 from so8tqc.services.export.traced import compare_traced, places_of
 from so8tqc.services.export.unasked_keys import unasked
+from so8tqc.services.tensors.metadata import differences
 
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 """Types that round a weight, and no more."""
@@ -26,7 +27,7 @@ def is_plain(path: Path) -> bool:
 
 
 def conversion_fault(path: Path, base: Checkpoint, baked: Collection[str]) -> str:
-    """A sentence: which tensor is not what the converter makes of the base model.
+    """A sentence: which tensor or key is not what the converter makes of the base model.
 
     Args:
         path: the GGUF file.
@@ -49,10 +50,21 @@ def conversion_fault(path: Path, base: Checkpoint, baked: Collection[str]) -> st
             "the first tensor that is not what the converter makes of its source is "
             f"{wrong[0]}{others}"
         )
+    if keys := _wrong_keys(gguf, conversion):
+        return f"every tensor is what the converter makes of its source, but a key is not: {keys}"
     return (
         "every tensor is what the converter makes of its source, so that its keys are wrong, or "
         "libllama runs this architecture otherwise than transformers"
     )
+
+
+def _wrong_keys(gguf: GGUFFile, conversion: Conversion | None) -> str:
+    """The first key that is another and reaches the logits, and how many more there are."""
+    if conversion is None or conversion.keys is None:
+        return ""
+    found = [d for d in differences(gguf, conversion.keys) if d.reaches_logits]
+    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{found[0].sentence}{others}" if found else ""
 
 
 def _in_order(names: list[str], gguf: GGUFFile) -> list[str]:
