@@ -16,6 +16,15 @@ from peft.tuners.boft.layer import BOFTLayer
 from so8tqc.adapters.dyadic import dyadic
 from so8tqc.adapters.methods.orthogonal import butterfly, reflections, span_reflection
 from so8tqc.adapters.methods.road import cos_sin
+from so8tqc.adapters.patterns import (
+    AddCirculants,
+    AddPlaces,
+    AddTiles,
+    AddTimesBase,
+    AddWaves,
+    MixBlocks,
+)
+from so8tqc.adapters.products import Factor
 from so8tqc.adapters.rounding import rounded
 from so8tqc.adapters.steps import (
     AddLowRank,
@@ -61,7 +70,66 @@ Oracle = Callable[[Matrix, Matrix], Matrix]
 """(W so far, W as stored) → W after the step, in rational numbers."""
 
 
+def pattern_of(kind: str, rng: np.random.Generator) -> tuple[Step, Oracle] | None:
+    """Steps of small tensors that are spread over a weight; the change here is made densely."""
+    if kind == "tiles":
+        tile = rng.normal(size=(4, 5))
+        delta = fractions(np.tile(tile, (2, 4))[:, :INTO])
+        return AddTiles(tile), lambda w, _: plus(w, delta)
+    if kind == "circulants":
+        kernel = rng.normal(size=(2, 4, 4))
+        blocks = [[[np.roll(w, i) for i in range(4)] for w in row] for row in kernel]
+        delta = fractions(np.block([[np.array(b) for b in row] for row in blocks]))
+        return AddCirculants(kernel), lambda w, _: plus(w, delta)
+    if kind == "places":
+        places = np.sort(rng.permutation(OUT * INTO)[:20])
+        full = np.zeros(OUT * INTO)
+        full[places] = rng.normal(size=20)
+        delta = fractions(full.reshape(OUT, INTO))
+        return AddPlaces(places, full[places], INTO), lambda w, _: plus(w, delta)
+    if kind == "times base":
+        b, a = rng.normal(size=(OUT, RANK)), rng.normal(size=(RANK, INTO))
+        product = times(fractions(b), fractions(a))
+        return AddTimesBase(Factor(b, a)), lambda w, base: [
+            [x + y * z for x, y, z in zip(*rows, strict=True)]
+            for rows in zip(w, base, product, strict=True)
+        ]
+    if kind == "blocks":
+        m = rng.normal(size=(OUT // 4, 4, 4))
+
+        def mixed(w: Matrix, _: Matrix) -> Matrix:
+            found = []
+            for i, row in enumerate(w):
+                block = fractions(m[i // 4])
+                grown = times([row], fractions(dense(np.stack([m[i // 4]] * (INTO // 4)))))[0]
+                found.append(
+                    [
+                        x + y + block[i % 4][j % 4]
+                        for j, (x, y) in enumerate(zip(row, grown, strict=True))
+                    ]
+                )
+            return found
+
+        return MixBlocks(m), mixed
+    if kind == "waves":
+        turn = [rng.normal(size=OUT), rng.normal(size=OUT)]
+        across = [rng.normal(size=INTO), rng.normal(size=INTO)]
+        u, v = rng.integers(OUT, size=3), rng.integers(INTO, size=3)
+        step = AddWaves(rng.normal(size=3), u, v, (turn[0], turn[1]), (across[0], across[1]))
+        left = np.concatenate([
+            np.stack([step.amplitudes[k] * sign * part[np.arange(OUT) * u[k] % OUT]
+                      for k in range(3)], axis=1)
+            for sign, part in ((1.0, turn[0]), (-1.0, turn[1]))
+        ], axis=1)  # fmt: skip
+        right = np.array([part[np.arange(INTO) * v[k] % INTO] for part in across for k in range(3)])
+        delta = times(fractions(left), fractions(right))
+        return step, lambda w, _: plus(w, delta)
+    return None
+
+
 def step_of(kind: str, rng: np.random.Generator) -> tuple[Step, Oracle]:
+    if (pattern := pattern_of(kind, rng)) is not None:
+        return pattern
     b, a = rng.normal(size=(OUT, RANK)), rng.normal(size=(RANK, INTO))
     if kind == "add":
         scale = float(rng.normal())
@@ -95,10 +163,11 @@ def step_of(kind: str, rng: np.random.Generator) -> tuple[Step, Oracle]:
     return reflection, lambda w, _: plus(w, times(w, middle), Fraction(-1))
 
 
-KINDS = ["add", "columns", "ordered columns", "rows", "scale", "pairs", "reflections", "span"]
+KINDS = ["add", "columns", "ordered columns", "rows", "scale", "pairs", "reflections", "span",
+         "tiles", "circulants", "places", "times base", "blocks", "waves"]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3),
