@@ -102,21 +102,18 @@ def _nearest(rows: list[dict[str, Any]], check: str) -> str:
 def _snapshot(rows: list[dict[str, Any]]) -> str:
     """Which rows are of which runs."""
     older = [r for r in rows if not r.get("tokenizer")]
-    if not older:
-        return "All rows are of newer runs, which note the tokenizer."
-    passing = sum(r["export"] == "pass" for r in older)
-    said = (
+    newer = (
         f"{len(rows) - len(older)} rows are of newer runs, of types that the converter knows, not "
-        f"all made on one commit.\n{len(older)} are older: {len(older) - passing} of types that "
-        "are refused, not built or unknown to the converter, whose\nrefusals are named by class "
-        "alone"
+        "all made on one commit."
     )
-    if passing:
-        said += (
-            f", and {passing} that pass, some of them by a converter that took a\npre-tokenizer "
-            "that it does not know for gpt-2's"
-        )
-    return f"{said}."
+    if not older:
+        return newer
+    kept = sum(r["export"] == "pass" for r in older)
+    also = f", or (of {kept}) pass" if kept else ""
+    return (
+        f"{newer}\n{len(older)} are older, of types that are refused, not built or unknown to the "
+        f"converter{also}; their\nrefusals are named by class alone."
+    )
 
 
 def _cell(text: str) -> str:
