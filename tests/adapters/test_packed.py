@@ -47,7 +47,7 @@ def test_every_library_is_there() -> None:
     assert len(CASES) == 16
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(CASES))
 def test_values_are_those_of_the_library(case: str) -> None:
     given = matrix(case)
     assert is_packed(given.settings, lambda part: given.find(part) is not None)
