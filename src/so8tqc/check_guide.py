@@ -643,13 +643,13 @@ GUIDE: dict[str, Guide] = {
         "Finite weights of a file",
         "Tensors of a file that hold a NaN or an infinity, quantized ones after dequantizing.",
         "the file is damaged, or was made from weights that are",
-        "Copy it again, or make it again from what it was made from: so8tqc check FILE names that.",
+        "Copy it again, or make it again from what it was made from; so8tqc check names that.",
     ),
     "file.recorded": Guide(
         "As its record says",
         "Parts of a file that are not what the record beside it says was made, by SHA-256.",
         "the file was changed after it was made, or another has taken its place",
-        "Make it again by the command that so8tqc check FILE ends with, or give the right record.",
+        "Make it again by the command that so8tqc check ends with, or give the right record.",
     ),
     "file.verdicts": Guide(
         "Verdicts on the way",
@@ -742,7 +742,7 @@ DIAGNOSES: dict[str, Fault] = {
     "coarser_source": Fault(
         "The file was made from an already quantized one",
         "What another type makes of the weights explains the codes; the weights themselves do not.",
-        "Quantize the F16 export of the model: so8tqc quantize FILE-F16.gguf --type TYPE --out DIR",
+        "Quantize the model's F16 export, not a file that is quantized already.",
     ),
     "other_tensor": Fault(
         "A tensor holds what belongs elsewhere",
@@ -753,8 +753,7 @@ DIAGNOSES: dict[str, Fault] = {
     "damaged_tensor": Fault(
         "A tensor is damaged",
         "Stored weights are NaN, infinite or all zero.",
-        "Copy the file again, or quantize the F16 export again: so8tqc quantize FILE-F16.gguf "
-        "--type TYPE --out DIR",
+        "Copy the file again, or quantize the F16 export again.",
     ),
     "non_finite": Fault(
         "There are NaN or infinite values",

@@ -217,7 +217,7 @@ class TestFiles:
         reader.data.flush()
         found = ask(chain[1], "--level", "files")
         assert found["code"] == 1
-        assert failed(found) == {"file.recorded"}
+        assert failed(found) == {"file.recorded", "tensors.honest"}
         assert "blk.1.ffn_up.weight" in found["metrics"]["trust"]
         assert found["metrics"]["next"].startswith(f"so8tqc quantize {chain[0]} --type Q8_0 ")
 

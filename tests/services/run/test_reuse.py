@@ -138,7 +138,7 @@ def test_an_edited_page_is_drawn_again(house: House) -> None:
 @pytest.mark.parametrize(
     ("library", "stages"),
     [
-        ("numba", ["export", "quantize", "calibrate", "qc", "choose", "longtext"]),
+        ("numba", ["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext"]),
         ("scipy", ["calibrate", "qc", "choose", "longtext"]),
         ("safetensors", ["bake", "export", "quantize", "calibrate", "qc", "choose", "longtext"]),
         ("hypothesis", []),

@@ -13,6 +13,7 @@ import numpy as np
 
 from so8tqc.checkpoints.provenance import Provenance, read_provenance
 from so8tqc.checkpoints.safetensors_index import Checkpoint, open_checkpoint
+from so8tqc.checkpoints.skeleton import skeleton
 from so8tqc.closure import versions_of
 from so8tqc.config import ExportConfig, ExportType
 from so8tqc.disk.atomic import atomic_file, remove_leftovers, require_space, temporary_file
@@ -82,6 +83,9 @@ def export(config: ExportConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     config = with_local_paths(config, progress)
     ready = _prepare(config, progress)
+    skeleton(
+        ready.checkpoint
+    )  # transformers puts its modules in place when first asked: one thread
     pool = ThreadPoolExecutor(max_workers=1)
     try:
         running = pool.submit(run_model, ready.checkpoint)  # while the converter works
