@@ -78,7 +78,7 @@ def settings(sources: Path, out: Path, **trained: object) -> dict[str, object]:
         "calibrate_type": "Q8_0",
         "qc": {"max_tokens": 400, "resamples": 100, "compute_dtype": "float64"},
         "choose": {"repeats": 1},
-        "longtext": {"min_tokens": 128, "max_new_tokens": 8, "resamples": 100, "png": False},
+        "longtext": {"min_tokens": 256, "max_new_tokens": 8, "resamples": 100, "png": False},
         **trained,
     }
 

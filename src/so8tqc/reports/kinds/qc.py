@@ -190,20 +190,21 @@ def tensor_map(name: str, rows: Sequence[TensorRow]) -> go.Figure | None:
     inside = [row for row in rows if row.layer is not None]
     roles = list(dict.fromkeys(row.role for row in inside))
     layers = sorted({row.layer for row in inside if row.layer is not None})
-    if not inside:
-        return None
     at = {(row.layer, row.role): row for row in inside}
     values = [[_over_grid(at.get((layer, role))) for layer in layers] for role in roles]
     wrong = [row for row in inside if not row.honest and row.verdict != "not looked at"]
+    if not wrong and all(value is None for row in values for value in row):
+        return None  # types without a grid, and nothing amiss: an empty frame
     figure = go.Figure(go.Heatmap(z=values, x=layers, y=roles, colorscale="Blues"))
-    figure.add_scatter(
-        x=[row.layer for row in wrong],
-        y=[row.role for row in wrong],
-        text=[f"{name}: {row.name}, {row.verdict}" for row in wrong],
-        mode="markers",
-        marker={"symbol": "x", "size": 9, "color": "#c0392b"},
-        showlegend=False,
-    )
+    if wrong:
+        figure.add_scatter(
+            x=[row.layer for row in wrong],
+            y=[row.role for row in wrong],
+            text=[f"{name}: {row.name}, {row.verdict}" for row in wrong],
+            mode="markers",
+            marker={"symbol": "x", "size": 9, "color": "#c0392b"},
+            showlegend=False,
+        )
     figure.update_xaxes(title=say("layer"))
     return style(figure)
 
