@@ -29,9 +29,9 @@ from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.export import logits as export_logits
 from so8tqc.services.export.routing import Choice, ties, watching
-from so8tqc.services.export.traced import places_of
-from so8tqc.services.export.unasked_keys import unasked
 from so8tqc.services.qc.service import qc
+from so8tqc.sources.converted.history import places_of
+from so8tqc.sources.converted.unasked_keys import unasked
 from so8tqc.sources.hf import HFModel
 
 TENTH = [

@@ -14,7 +14,7 @@ from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.rewrite import changed_copy
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.services.export.service import write_gguf
-from so8tqc.services.tensors.expected import History, traced
+from so8tqc.services.tensors.expected import History, history_of
 from so8tqc.services.tensors.metadata import differences, metadata_checks
 
 pytestmark = [
@@ -28,7 +28,7 @@ def exported(make_model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     model = make_model("llama")
     file = tmp_path_factory.mktemp("audit") / "tiny-F16.gguf"
     write_gguf(ExportConfig(model=model, out=file))
-    return model, file, traced(open_checkpoint(model))
+    return model, file, history_of(open_checkpoint(model))
 
 
 def audited(file: Path, base: Path, out: Path, *more: str) -> tuple[int, dict]:

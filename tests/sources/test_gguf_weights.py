@@ -18,7 +18,8 @@ from so8tqc.gguf.conversion import Conversion
 from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.tensor_map import interleave_rope
 from so8tqc.services.export.service import write_gguf
-from so8tqc.sources.gguf_weights import GGUFWeights, gguf_weights
+from so8tqc.sources.converted.history import traced
+from so8tqc.sources.gguf_weights import GGUFWeights, require_architecture
 
 pytestmark = pytest.mark.llama
 
@@ -26,6 +27,13 @@ pytestmark = pytest.mark.llama
 def exported(model: Path, out: Path, type_: str = "f32") -> Path:
     write_gguf(ExportConfig(model=model, out=out, type=type_))  # type: ignore[arg-type]
     return out
+
+
+def opened(path: Path, model: Path) -> GGUFWeights:
+    file, checkpoint = open_gguf(path), open_checkpoint(model)
+    conversion = traced(checkpoint)
+    require_architecture(file, conversion, model)
+    return GGUFWeights(file, checkpoint, conversion)
 
 
 @pytest.mark.parametrize(
@@ -36,18 +44,18 @@ def test_every_stored_tensor_comes_back(
 ) -> None:
     model = make_model(architecture)
     path = exported(model, tmp_path / "x.gguf")
-    with gguf_weights(path, model) as weights:
-        entries = {
-            name: entry
-            for name, entry in weights.checkpoint.tensors.items()
-            if ".visual." not in name and not name.startswith("visual.")
-        }
-        unread = entries.keys() - weights.names
-        assert unread <= {"lm_head.weight"}, unread  # a copy of the embedding
-        found = weights.read(sorted(entries.keys() - unread))
-        assert weights.bytes_read == sum(
-            t.bytes for n, t in weights.file.tensors.items() if weights.conversion.sources.get(n)
-        )
+    weights = opened(path, model)
+    entries = {
+        name: entry
+        for name, entry in weights.checkpoint.tensors.items()
+        if ".visual." not in name and not name.startswith("visual.")
+    }
+    unread = entries.keys() - weights.names
+    assert unread <= {"lm_head.weight"}, unread  # a copy of the embedding
+    found = weights.read(sorted(entries.keys() - unread))
+    assert weights.bytes_read == sum(
+        t.bytes for n, t in weights.file.tensors.items() if weights.conversion.sources.get(n)
+    )
     for name, values in found.items():
         own = load_any(entries[name]).float()
         assert values.dtype == torch.float32
@@ -90,9 +98,9 @@ def test_a_quantized_files_values_in_transformers_order(
     own = load_any(open_checkpoint(model).tensors[name]).float().numpy()
     tensor = open_gguf(path).tensors["blk.1.attn_q.weight"]
     assert tensor.type == "Q8_0"
-    with gguf_weights(path, model) as weights:
-        assert weights.gguf_names(name) == ("blk.1.attn_q.weight",)
-        found = weights.read([name])[name].numpy()
+    weights = opened(path, model)
+    assert weights.gguf_names(name) == ("blk.1.attn_q.weight",)
+    found = weights.read([name])[name].numpy()
     from gguf import GGMLQuantizationType
 
     kind = GGMLQuantizationType.Q8_0
@@ -105,8 +113,8 @@ def test_another_architectures_directory_is_refused(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = exported(make_model("llama"), tmp_path / "x.gguf")
-    with pytest.raises(ModelError, match="exported from"), gguf_weights(path, make_model("qwen3")):
-        pass
+    with pytest.raises(ModelError, match="exported from"):
+        opened(path, make_model("qwen3"))
 
 
 def _made_by_hand(folder: Path, steps: list[tuple[object, ...]]) -> tuple[Conversion, object]:

@@ -73,7 +73,7 @@ _WORDS = {
 }
 """Operation → what it does, in a word; what only changes shape or type has none."""
 
-_SILENT = frozenset(
+IN_PLACE = frozenset(
     {
         "load",
         "constant",
@@ -88,15 +88,23 @@ _SILENT = frozenset(
         "squeeze",
         "unsqueeze",
         "flatten",
+        "unflatten",
+        "ravel",
         "clone",
         "detach",
-        "type",
-        "ravel",
-        "unflatten",
         "copy",
+        "cpu",
+        "reshape_as",
+        "view_as",
+    }
+)
+"""Operations that leave every value, and their order."""
+
+_SILENT = IN_PLACE | frozenset(
+    {
+        "type",
         "half",
         "bfloat16",
-        "cpu",
         "double",
         "T",
         "sqrt",
@@ -115,8 +123,6 @@ _SILENT = frozenset(
         "ones_like",
         "where",
         "int",
-        "reshape_as",
-        "view_as",
         "exp2",
         "log2",
         "floor",

@@ -143,11 +143,12 @@ def trace_conversion(
     model: Path,
     trace: Path,
     keys: Mapping[str, Any] | None = None,
+    arguments: Sequence[str] = (),
 ) -> None:
     """Have the converter say what it would do to every tensor; it writes no GGUF.
 
     Args:
-        converter, model, trace, keys: as of :func:`convert`.
+        converter, model, trace, keys, arguments: as of :func:`convert`.
 
     Raises:
         ToolError: it failed.
@@ -163,6 +164,7 @@ def trace_conversion(
         "f16",
         "--outfile",
         str(trace.with_suffix(".gguf")),
+        *arguments,
     ]
     environment = _environment(converter, model, trace, keys) | {TRACE_ALONE: "1"}
     status, last = follow(command, lambda _line: None, environment)

@@ -16,11 +16,12 @@ Of the directory only names, shapes and the trace are used, so one of the same a
 
 Use:
 
-    with gguf_weights(path, model_directory) as weights:
-        weights.names                        # stored tensors that the file has values of
-        weights.gguf_names("model.layers.0.self_attn.q_proj.weight")   # ("blk.0.attn_q.weight",)
-        weights.read(["model.layers.0.self_attn.q_proj.weight"])       # name → float32 tensor
-        weights.bytes_read                   # of the file, so far
+    checkpoint = open_checkpoint(model_directory)
+    weights = GGUFWeights(open_gguf(path), checkpoint, traced(checkpoint))
+    weights.names                        # stored tensors that the file has values of
+    weights.gguf_names("model.layers.0.self_attn.q_proj.weight")   # ("blk.0.attn_q.weight",)
+    weights.read(["model.layers.0.self_attn.q_proj.weight"])       # name → float32 tensor
+    weights.bytes_read                   # of the file, so far
 
 ``read`` takes all names of a layer at once: experts that are stacked in one GGUF tensor are then
 dequantized once. Nothing is kept between two calls.
@@ -29,11 +30,9 @@ dequantized once. Nothing is kept between two calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,45 +41,14 @@ from so8tqc.checkpoints.safetensors_index import (
     Checkpoint,
     TensorEntry,
     load_any,
-    open_checkpoint,
 )
-from so8tqc.errors import ModelError, ToolError
-from so8tqc.gguf.conversion import Conversion, UntraceableError, read_conversion
-from so8tqc.gguf.file import GGUFFile, open_gguf
-from so8tqc.llama.config_keys import derived, missing_keys
-from so8tqc.llama.converter import trace_conversion
+from so8tqc.errors import ModelError
+from so8tqc.gguf.conversion import IN_PLACE, Conversion, UntraceableError
+from so8tqc.gguf.file import GGUFFile
 from so8tqc.llama.ggml import dequantizer
-from so8tqc.llama.vendor import find_converter
 
 if TYPE_CHECKING:
     import torch
-
-_KEPT = frozenset(
-    {
-        "load",
-        "constant",
-        "numpy",
-        "astype",
-        "to",
-        "float",
-        "float32",
-        "reshape",
-        "view",
-        "contiguous",
-        "squeeze",
-        "unsqueeze",
-        "flatten",
-        "unflatten",
-        "ravel",
-        "clone",
-        "detach",
-        "copy",
-        "cpu",
-        "reshape_as",
-        "view_as",
-    }
-)
-"""Operations that leave values in their order."""
 
 _MOVED = frozenset(
     {
@@ -231,14 +199,14 @@ class GGUFWeights:
         sources = self.conversion.sources[holder]
         operations = frozenset(self.conversion.operations(holder))
         given = self.values(holder)
-        if len(sources) == 1 and operations <= _KEPT:
+        if len(sources) == 1 and operations <= IN_PLACE:
             (entry,) = (self.checkpoint.tensors[name] for name in sources)
             self._require_size(holder, given.numel(), math.prod(entry.shape))
             return {sources[0]: (given.reshape(entry.shape), torch.ones(()))}
         inverse = _Inverse(self.conversion, holder, {p: self._entry(holder, p) for p in places})
         try:
             self._require_size(holder, given.numel(), inverse.size)
-            return inverse.of(given, moved_only=operations <= _KEPT | _MOVED)
+            return inverse.of(given, moved_only=operations <= IN_PLACE | _MOVED)
         except (UntraceableError, RuntimeError) as reason:
             raise ModelError(
                 f"what the converter did to {holder} cannot be undone: {reason}",
@@ -367,23 +335,6 @@ class _Inverse:
         }
 
 
-@contextmanager
-def gguf_weights(path: Path, model: Path) -> Iterator[GGUFWeights]:
-    """The weights of a GGUF file under a model directory's names.
-
-    The converter is asked what it would do to the directory; it writes no GGUF and reads no weight.
-
-    Raises:
-        ModelError: either cannot be read; or the directory is of another architecture.
-        MissingToolError: no converter (``so8tqc vendor``).
-        ToolError: it failed.
-    """
-    file, checkpoint = open_gguf(path), open_checkpoint(model)
-    conversion = traced(checkpoint)
-    require_architecture(file, conversion, model)
-    yield GGUFWeights(file, checkpoint, conversion)
-
-
 def require_architecture(file: GGUFFile, conversion: Conversion, model: Path) -> None:
     """See that a file is of the architecture that a directory becomes.
 
@@ -397,46 +348,3 @@ def require_architecture(file: GGUFFile, conversion: Conversion, model: Path) ->
             where=str(file.path),
             remedy="Give the model directory that it was exported from.",
         )
-
-
-def traced(checkpoint: Checkpoint) -> Conversion:
-    """What the converter does to every tensor of a model directory.
-
-    Raises:
-        MissingToolError, ToolError: there is no converter, it failed, or says nothing.
-        ModelError: it says nothing.
-    """
-    with TemporaryDirectory(prefix="so8tqc-trace-") as folder:
-        place = Path(folder) / "trace.json"
-        _trace(checkpoint, place)
-        names = {(e.file.name, e.start): name for name, e in checkpoint.tensors.items()}
-        conversion = read_conversion(place, names)
-    if conversion is None:
-        raise ModelError(
-            "the converter does not say what it does to it", where=str(checkpoint.directory)
-        )
-    return conversion
-
-
-def _trace(checkpoint: Checkpoint, place: Path) -> None:
-    """Run the converter; what its reading of the config misses, and the model says, is given."""
-    converter = find_converter()
-    text = checkpoint.config.get("text_config")
-    known = text if isinstance(text, dict) else checkpoint.config
-    keys: dict[str, object] = {}
-    while True:
-        try:
-            trace_conversion(converter, checkpoint.directory, place, keys)
-        except ToolError as error:
-            found = {
-                key: value
-                for key in missing_keys(error.what)
-                if key not in keys
-                and (value := derived(key, known, checkpoint.directory, checkpoint.shapes))
-                is not None
-            }
-            if not found:
-                raise
-            keys |= found
-            continue
-        return

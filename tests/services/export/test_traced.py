@@ -19,9 +19,10 @@ from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
 from so8tqc.llama.converter import convert
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.services.export.service import export
-from so8tqc.services.export.traced import compare_traced, places_of
+from so8tqc.services.export.traced import compare_traced
 from so8tqc.services.qc.conversion import conversion_fault
 from so8tqc.services.quantize.proof import as_stored, squared_error
+from so8tqc.sources.converted.history import places_of
 
 needs_converter = [
     pytest.mark.llama,

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ from so8tqc.gguf.conversion import Conversion, read_conversion
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.gguf.mmproj import mmproj_beside
 from so8tqc.gguf.rewrite import rewrite
-from so8tqc.llama.config_keys import causal_class_of, derived, given, missing_keys
-from so8tqc.llama.converter import convert, in_plain_words
+from so8tqc.llama.converter import convert
 from so8tqc.llama.generation_keys import mended
 from so8tqc.llama.vendor import Converter, fetch_converter, find_converter
 from so8tqc.progress import SILENT, Progress
@@ -43,8 +42,7 @@ from so8tqc.services.export.kept_tensors import (
 from so8tqc.services.export.logits import logits_checks, run_model
 from so8tqc.services.export.proof import compare_tensors, proof_checks
 from so8tqc.services.export.provenance import provenance_keys
-from so8tqc.services.export.traced import compare_traced, places_of
-from so8tqc.services.export.unasked_keys import unasked
+from so8tqc.services.export.traced import compare_traced
 from so8tqc.services.export.vision import (
     NoVisionFileError,
     Vision,
@@ -55,6 +53,7 @@ from so8tqc.services.export.vision import (
     vision_checks,
     write_vision,
 )
+from so8tqc.sources.converted.history import NO_MTP, places_of, until_understood
 from so8tqc.sources.inputs.hub import with_local_paths
 
 _BYTES_PER_WEIGHT: dict[ExportType, float] = {
@@ -250,11 +249,6 @@ def _converter(config: ExportConfig, progress: Progress) -> Converter:
         return fetch_converter(progress)
 
 
-NO_MTP = "--no-mtp"
-_ARCHITECTURES = "architectures"
-"""Published models that see often name their text model's class here; a saved copy may not."""
-
-
 class _Converted(NamedTuple):
     """The history of every tensor, where the converter told it, and what was given to it."""
 
@@ -279,56 +273,32 @@ def _convert(
         ToolError: it failed for another reason; the message is its own.
     """
     log = config.out.with_name(config.out.name + ".log")
-    keys = unasked(ready.checkpoint)
-    arguments = list(config.converter_args)
-    while True:
-        with TemporaryDirectory(prefix="so8tqc-") as scratch:
-            trace = Path(scratch) / "trace.json"
-            try:
-                convert(
-                    ready.converter,
-                    config.model,
-                    destination,
-                    config.type,
-                    log,
-                    progress,
-                    trace=trace,
-                    arguments=arguments,
-                    keys=keys,
-                )
-            except ToolError as error:
-                if not _met_halfway(error, ready.checkpoint, keys, arguments):
-                    raise in_plain_words(error) from None
-                continue
-            notices = [
-                f"The converter was given {key} = {value!r}, which the config says in other words."
-                for key, value in keys.items()
-            ]
-            notices += () if (generation := mended(config.model)) is None else generation.notices
-            if len(arguments) > len(config.converter_args):
-                notices.append(f"The converter was given {NO_MTP}: the model has no such layers.")
-            return _Converted(read_conversion(trace, places_of(ready.checkpoint)), notices)
-
-
-def _met_halfway(
-    error: ToolError, checkpoint: Checkpoint, keys: dict[str, Any], arguments: list[str]
-) -> bool:
-    """Give the converter what it missed, where the model says it; whether another try is due."""
-    text = checkpoint.config.get("text_config")
-    known = text if isinstance(text, dict) else checkpoint.config
-    for key in missing_keys(error.what):
-        value = derived(key, known, checkpoint.directory, checkpoint.shapes)
-        if value is not None and (new := given(key, value, known)).keys() - keys.keys():
-            keys |= new
-            return True
-    unknown = "is not supported" in error.what and _ARCHITECTURES not in keys
-    if unknown and known is text and (class_name := causal_class_of(known)) is not None:
-        keys[_ARCHITECTURES] = [class_name]
-        return True
-    if "AssertionError" in error.what and NO_MTP not in arguments:
-        arguments.append(NO_MTP)  # for layers of further tokens, which a re-saved model lacks
-        return True
-    return False
+    with TemporaryDirectory(prefix="so8tqc-") as scratch:
+        trace = Path(scratch) / "trace.json"
+        told = until_understood(
+            lambda told: convert(
+                ready.converter,
+                config.model,
+                destination,
+                config.type,
+                log,
+                progress,
+                trace=trace,
+                arguments=told.arguments,
+                keys=told.keys,
+            ),
+            ready.checkpoint,
+            config.converter_args,
+        )
+        conversion = read_conversion(trace, places_of(ready.checkpoint))
+    notices = [
+        f"The converter was given {key} = {value!r}, which the config says in other words."
+        for key, value in told.keys.items()
+    ]
+    notices += () if (generation := mended(config.model)) is None else generation.notices
+    if len(told.arguments) > len(config.converter_args):
+        notices.append(f"The converter was given {NO_MTP}: the model has no such layers.")
+    return _Converted(conversion, notices)
 
 
 def _write(

@@ -37,11 +37,6 @@ BUFFERS = (
 """What a model stores and computes again whenever it is loaded."""
 
 
-def places_of(checkpoint: Checkpoint) -> dict[tuple[str, int], str]:
-    """(file name, byte offset) → the tensor stored there."""
-    return {(e.file.name, e.start): name for name, e in checkpoint.tensors.items()}
-
-
 class Replay:
     """A conversion, replayed from a checkpoint.
 

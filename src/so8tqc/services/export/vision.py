@@ -36,8 +36,8 @@ from so8tqc.services.export.traced import (
     Replay,
     compare_stored,
     elements_reached,
-    places_of,
 )
+from so8tqc.sources.converted.history import places_of
 
 CHECK = "export.mmproj"
 CONSTANTS = "export.mmproj_constants"

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from so8tqc.checkpoints.safetensors_index import Checkpoint
-from so8tqc.errors import MissingToolError, ToolError
-from so8tqc.gguf.conversion import Conversion, read_conversion
+from so8tqc.gguf.conversion import Conversion
 from so8tqc.gguf.file import GGUFFile, open_gguf
-from so8tqc.llama.converter import trace_conversion
-from so8tqc.llama.vendor import find_converter
 from so8tqc.services.export.proof import compare_tensors
-from so8tqc.services.export.traced import compare_traced, places_of
-from so8tqc.services.export.unasked_keys import unasked
+from so8tqc.services.export.traced import compare_traced
+from so8tqc.services.tensors.expected import history_of
 from so8tqc.services.tensors.metadata import differences
 
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
@@ -35,7 +31,7 @@ def conversion_fault(path: Path, base: Checkpoint, baked: Collection[str]) -> st
         baked: source tensors that the bake has changed, which ``algebra.*`` judges.
     """
     gguf = open_gguf(path)
-    conversion = _traced(base)
+    conversion = history_of(base).conversion
     if conversion is None:
         found = compare_tensors(base, gguf)
         wrong = [name for name in found.different if name not in baked]
@@ -70,14 +66,3 @@ def _wrong_keys(gguf: GGUFFile, conversion: Conversion | None) -> str:
 def _in_order(names: list[str], gguf: GGUFFile) -> list[str]:
     order = {name: i for i, name in enumerate(gguf.tensors)}
     return sorted(names, key=lambda name: order.get(name, len(order)))
-
-
-def _traced(base: Checkpoint) -> Conversion | None:
-    """What the converter does to the base model; None where it is missing or fails."""
-    with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
-        trace = Path(scratch) / "trace.json"
-        try:
-            trace_conversion(find_converter(), base.directory, trace, unasked(base))
-            return read_conversion(trace, places_of(base))
-        except (MissingToolError, ToolError):
-            return None

@@ -21,7 +21,8 @@ from so8tqc.llama.vendor import find_converter
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.record_kinds.qc import GGUFReading
 from so8tqc.sources.compare import Pair
-from so8tqc.sources.gguf_weights import GGUFWeights, require_architecture, traced
+from so8tqc.sources.converted.history import traced
+from so8tqc.sources.gguf_weights import GGUFWeights, require_architecture
 from so8tqc.sources.layerwise.choice import ModelLoader
 from so8tqc.sources.layerwise.free import free_memory
 from so8tqc.sources.layerwise.gguf import GGUFFileWeights

@@ -80,7 +80,7 @@ from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.qc.until import sequential_notice
 from so8tqc.services.qc.worst_tokens import worst_tokens
-from so8tqc.services.tensors.expected import expected_of, traced
+from so8tqc.services.tensors.expected import expected_of, history_of
 from so8tqc.services.tensors.metadata import metadata_checks
 from so8tqc.services.tensors.service import diagnose_tensors, judge_tensors, tensor_checks
 from so8tqc.services.weights.adapters import adapter_algebra, adapter_checks
@@ -330,7 +330,7 @@ def _judge_tensors(
             checkpoint, reference.rotations, dtype="keep", all_layers=False, kept=reference.kept
         )
     )
-    history = traced(checkpoint)
+    history = history_of(checkpoint)
     for name, path in files.items():
         gguf = open_gguf(path)
         expected = expected_of(

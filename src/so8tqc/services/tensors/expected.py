@@ -7,7 +7,6 @@ rotations or adapters make of them. So every architecture that the converter kno
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,16 +23,13 @@ from so8tqc.checkpoints.patch import Patch, tensor_view
 from so8tqc.checkpoints.plan import PlannedTensor
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, load_any
 from so8tqc.errors import MissingToolError, ToolError
-from so8tqc.gguf.conversion import Conversion, UntraceableError, read_conversion
+from so8tqc.gguf.conversion import Conversion, UntraceableError
 from so8tqc.gguf.file import GGUFFile
 from so8tqc.gguf.tensor_map import FloatArray, arrangements
-from so8tqc.llama.converter import trace_conversion
-from so8tqc.llama.vendor import find_converter
 from so8tqc.progress import SILENT
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.export.proof import tensors_by_name
-from so8tqc.services.export.traced import places_of
-from so8tqc.services.export.unasked_keys import unasked
+from so8tqc.sources.converted.history import traced
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +149,7 @@ def expected_of(
         plan: of the reference, if it has adapters.
         history: of the base's conversion, where it was traced already.
     """
-    conversion, reason = history or traced(checkpoint)
+    conversion, reason = history or history_of(checkpoint)
     sources = conversion.sources if conversion else tensors_by_name(checkpoint, gguf)
     return Expected(
         checkpoint,
@@ -166,23 +162,12 @@ def expected_of(
     )
 
 
-def traced(checkpoint: Checkpoint, llama_cpp: Path | None = None) -> History:
-    """Run the converter on a model without writing a file.
-
-    Args:
-        checkpoint: the model.
-        llama_cpp: where the converter is looked for.
-    """
-    with tempfile.TemporaryDirectory(prefix="so8tqc-") as scratch:
-        trace = Path(scratch) / "trace.json"
-        try:
-            trace_conversion(
-                find_converter(llama_cpp), checkpoint.directory, trace, unasked(checkpoint)
-            )
-            found = read_conversion(trace, places_of(checkpoint))
-        except (MissingToolError, ToolError) as error:
-            return History(None, error.what)
-        return History(found, "" if found else "the converter left no trace")
+def history_of(checkpoint: Checkpoint) -> History:
+    """What the converter does to a model, if it says so."""
+    try:
+        return History(traced(checkpoint))
+    except (MissingToolError, ToolError) as error:
+        return History(None, error.what)
 
 
 def _patches(
