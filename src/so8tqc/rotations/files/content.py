@@ -6,7 +6,7 @@ Data only: nothing of it is run, and nothing is taken for a gate here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,36 +207,33 @@ def _adapter_settings(content: object) -> dict[str, Any]:
     values of α neither."""
     words = ("lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
     found: dict[str, Any] = {}
-    level, seen = [content], {id(content)}
-    for _ in range(_DEEPEST):
-        inner: list[object] = []
-        for mapping in level:
-            if not isinstance(mapping, Mapping):
-                continue
-            for word in words:
-                if word in mapping:
-                    differs = word in found and found[word] != mapping[word]
-                    found[word] = None if word == "lora_alpha" and differs else mapping[word]
-            for value in mapping.values():
-                if isinstance(value, Mapping) and id(value) not in seen:
-                    seen.add(id(value))
-                    inner.append(value)
-        level = inner
+    for mapping in _mappings(content, lambda _key: True):
+        for word in words:
+            if word in mapping:
+                differs = word in found and found[word] != mapping[word]
+                found[word] = None if word == "lora_alpha" and differs else mapping[word]
     return found
 
 
 def _walk(content: object, *, known: bool) -> Iterator[tuple[str, Any]]:
-    """Every entry that is no container, breadth first, each container once."""
+    """Every entry that is no container, breadth first."""
+    for mapping in _mappings(content, lambda key: _is_container(key, known=known)):
+        for key, value in mapping.items():
+            if not isinstance(value, Mapping):
+                yield str(key), value
+
+
+def _mappings(content: object, enters: Callable[[str], bool]) -> Iterator[Mapping[Any, Any]]:
+    """A mapping and those in it under keys that are entered, breadth first, each once."""
     level, seen = [content], {id(content)}
     for _ in range(_DEEPEST):
         inner: list[object] = []
         for mapping in level:
             if not isinstance(mapping, Mapping):
                 continue
+            yield mapping
             for key, value in mapping.items():
-                if not isinstance(value, Mapping):
-                    yield str(key), value
-                elif id(value) not in seen and _is_container(str(key), known=known):
+                if isinstance(value, Mapping) and id(value) not in seen and enters(str(key)):
                     seen.add(id(value))
                     inner.append(value)
         level = inner

@@ -12,7 +12,7 @@ from pathlib import Path
 from so8tqc.checkpoints.provenance import Provenance
 from so8tqc.config import CheckConfig, QCConfig, VerifyConfig
 from so8tqc.errors import InputError, ToolError
-from so8tqc.gguf.file import is_gguf, open_gguf
+from so8tqc.gguf.file import is_gguf
 from so8tqc.progress import Progress
 from so8tqc.record_kinds.qc import QCMetrics
 from so8tqc.records import Check, Record, Verdict, judge
@@ -135,8 +135,3 @@ def judge_by_verify(
         return
     proof = f"made again from {source.name} by its recipe, it is the same"
     judged.proved |= judged.add(again.checks, proof)
-
-
-def weights_of(path: Path) -> int:
-    """Number of weights of a GGUF file."""
-    return sum(tensor.elements for tensor in open_gguf(path).tensors.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,13 @@ import numpy as np
 
 from so8tqc.adapters.changed import Changed
 from so8tqc.adapters.plan import AdapterPlan
-from so8tqc.checkpoints.finite import first_non_finite
 from so8tqc.checkpoints.patch import tensor_view
-from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
+from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge
 from so8tqc.rotations.algebra import FoldComparison, ulp
 from so8tqc.rotations.rotation_set import ORTHOGONALITY_LIMIT
-from so8tqc.threads import WORKERS, one_torch_thread
+from so8tqc.services.weights.structure import compared
 
 if TYPE_CHECKING:
     import torch
@@ -42,21 +40,10 @@ def adapter_algebra(
     baked: Checkpoint, plan: AdapterPlan, progress: Progress = SILENT
 ) -> list[AdapterAlgebra]:
     """Compare every changed tensor that has the right shape with the exact one."""
-
-    def compare(changed: Changed, entry: TensorEntry) -> AdapterAlgebra:
-        compared = compare_changed(changed, tensor_view(entry))
-        place = first_non_finite(entry) if compared.non_finite else None
-        task.advance(1, item=entry.name)
-        return AdapterAlgebra(changed, compared, place)
-
-    entries = [(c, baked.tensors.get(c.entry.name)) for c in plan.changed]
-    there = [(c, entry) for c, entry in entries if entry and entry.shape == c.entry.shape]
-    with (
-        progress.task("checking the algebra", total=len(there), unit="tensors") as task,
-        one_torch_thread(),
-        ThreadPoolExecutor(max_workers=WORKERS) as pool,
-    ):
-        return list(pool.map(lambda pair: compare(*pair), there))
+    rows = compared(
+        baked, plan.changed, lambda one, entry: compare_changed(one, tensor_view(entry)), progress
+    )
+    return [AdapterAlgebra(*row) for row in rows]
 
 
 def compare_changed(changed: Changed, stored: torch.Tensor) -> FoldComparison:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -48,6 +48,9 @@ class HasEntry(Protocol):
     @property
     def entry(self) -> TensorEntry:
         """Where it is in the base."""
+
+
+_Planned = TypeVar("_Planned", bound=HasEntry)
 
 
 class JudgedTensor(Protocol):
@@ -132,27 +135,46 @@ def algebra(
 ) -> list[TargetAlgebra]:
     """Compare every folded tensor that has the right shape with the exact fold."""
 
-    def compare(plan: PlannedTensor, entry: TensorEntry) -> TargetAlgebra:
+    def compare(plan: PlannedTensor, entry: TensorEntry) -> FoldComparison:
         blocks = rotations.column_blocks(plan.site.target)
         transposed = plan.site.transposed
         matrix, oriented = orient(
             tensor_view(plan.entry), blocks, rotations.site, transposed=transposed
         )
         stored, _ = orient(tensor_view(entry), blocks, rotations.site, transposed=transposed)
-        compared = compare_fold(matrix, stored, oriented)
-        place = first_non_finite(entry) if compared.non_finite else None
-        result = TargetAlgebra(plan, compared, place)
-        task.advance(1, item=plan.entry.name)
-        return result
+        return compare_fold(matrix, stored, oriented)
 
-    entries = [(plan, baked.tensors.get(plan.entry.name)) for plan in planned]
-    there = [(p, entry) for p, entry in entries if entry and entry.shape == p.entry.shape]
+    return [TargetAlgebra(*row) for row in compared(baked, planned, compare, progress)]
+
+
+def compared(
+    baked: Checkpoint,
+    changed: Sequence[_Planned],
+    compare: Callable[[_Planned, TensorEntry], FoldComparison],
+    progress: Progress,
+) -> list[tuple[_Planned, FoldComparison, tuple[int, ...] | None]]:
+    """Compare what a bake changes with what is stored in the same shape, several at once.
+
+    Returns:
+        Each with its comparison and the place of its first NaN or infinity.
+    """
+
+    def judge_one(
+        one: _Planned, entry: TensorEntry
+    ) -> tuple[_Planned, FoldComparison, tuple[int, ...] | None]:
+        found = compare(one, entry)
+        place = first_non_finite(entry) if found.non_finite else None
+        task.advance(1, item=entry.name)
+        return one, found, place
+
+    entries = [(one, baked.tensors.get(one.entry.name)) for one in changed]
+    there = [(one, entry) for one, entry in entries if entry and entry.shape == one.entry.shape]
     with (
         progress.task("checking the algebra", total=len(there), unit="tensors") as task,
         one_torch_thread(),
         ThreadPoolExecutor(max_workers=WORKERS) as pool,
     ):
-        return list(pool.map(lambda pair: compare(*pair), there))
+        return list(pool.map(lambda pair: judge_one(*pair), there))
 
 
 def algebra_checks(results: Sequence[JudgedTensor], subject: str = "") -> list[Check]:

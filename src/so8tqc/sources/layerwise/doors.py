@@ -64,11 +64,6 @@ class Walker:
         self._proof = proof
         self._forward: greenlet | None = _Text(self, doors.forward)
 
-    @property
-    def waits_for_head(self) -> bool:
-        """Whether it is through the backbone, and goes on once the output head is there."""
-        return self._proof and self.final is not None and self.seen is None
-
     def go(self) -> None:
         """Run until the next door, or to the end.
 
