@@ -152,9 +152,7 @@ def _built(config_json: str) -> Skeleton | None:
             # read as transformers reads it: infinity, for one, has a spelling of its own
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
             known = AutoConfig.from_pretrained(folder, local_files_only=True)
-            chosen = auto_class(known)
-            make = getattr(chosen, "from_config", None) or chosen._from_config
-            model = make(known, dtype=torch.float32)
+            model = from_config(known, dtype=torch.float32)
             model.tie_weights()
     except Exception:  # noqa: BLE001  each architecture refuses a config in its own way
         return None
@@ -183,6 +181,26 @@ def auto_class(config: Any) -> Any:
     if type(config) in AutoModelForCausalLM._model_mapping:
         return AutoModelForCausalLM
     return AutoModelForImageTextToText
+
+
+def from_config(config: Any, **options: Any) -> Any:
+    """A model of a configuration, as its class initialises it; options are transformers' own."""
+    chosen = auto_class(config)
+    make = getattr(chosen, "from_config", None) or chosen._from_config
+    return make(config, **options)
+
+
+def run_options(dtype: str, attention: str | None) -> dict[str, Any]:
+    """What transformers is told so that a model can be run.
+
+    Args:
+        dtype: name of torch's dtype that it computes in.
+        attention: transformers' attention implementation, None for its default.
+    """
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if dtype == "float64":  # the grouped product of experts has none
+        options["experts_implementation"] = "eager"
+    return options
 
 
 def materialized(module: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from so8tqc.checkpoints.plausible import require_plausible_config
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
-from so8tqc.checkpoints.skeleton import auto_class
+from so8tqc.checkpoints.skeleton import auto_class, run_options
 from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.memory import BlockMemory
 from so8tqc.sources.own_forward import OwnForward
@@ -126,9 +126,7 @@ class HFModel:
         require_plausible_config(open_checkpoint(path))
         cuda = torch.cuda.is_available()
         compute = dtype or ("bfloat16" if cuda else "float32")
-        options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-        if compute == "float64":  # the grouped product of experts has none
-            options["experts_implementation"] = "eager"
+        options = run_options(compute, attention)
         offloaded = None
         if device_map is not None:
             offloaded = TemporaryDirectory(prefix="so8tqc-offload-")

@@ -13,7 +13,7 @@ from typing import Any
 
 from so8tqc.architectures import in_other_tower
 from so8tqc.checkpoints.safetensors_index import Checkpoint
-from so8tqc.checkpoints.skeleton import Skeleton, auto_class
+from so8tqc.checkpoints.skeleton import Skeleton, from_config, run_options
 from so8tqc.decoder import decoder_stack
 from so8tqc.errors import ModelError, RotationError, first_line
 from so8tqc.sources.layerwise.weights import Weights
@@ -199,18 +199,14 @@ def _built(checkpoint: Checkpoint, dtype: str, attention: str | None) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoConfig
 
-    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    if dtype == "float64":  # the grouped product of experts has none
-        options["experts_implementation"] = "eager"
+    options = run_options(dtype, attention)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(
                 str(checkpoint.directory), local_files_only=True, trust_remote_code=False
             )
-            chosen = auto_class(config)
-            make = getattr(chosen, "from_config", None) or chosen._from_config
             with init_empty_weights(include_buffers=False):
-                module = make(config, dtype=getattr(torch, dtype), **options)
+                module = from_config(config, dtype=getattr(torch, dtype), **options)
             module.tie_weights()
     except Exception as error:  # noqa: BLE001  each architecture fails in its own way
         raise ModelError(
