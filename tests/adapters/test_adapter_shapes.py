@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft_cases import adapter
 from safetensors.torch import load_file
-from tests.adapters.peft_cases import adapter
 
 from so8tqc.config import BakeConfig
 from so8tqc.services.bake import bake

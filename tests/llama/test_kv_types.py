@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.captured_gguf import token_texts, write_capture, write_model
 
+from captured_gguf import token_texts, write_capture, write_model
 from so8tqc.config import QCConfig
 from so8tqc.errors import ToolError
 from so8tqc.llama.isolated import IsolatedModel

@@ -8,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chat_templates import HEAD, MARKED, PLAIN
 from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.inputs.conversations import encode_conversations, same_rendering
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import Text, concatenated, load_tokenizer, read_texts
 from so8tqc.sources.inputs.windows import overlapping_windows
 
-HEAD = "{% for m in messages %}[{{ m.role }}]\n"
-MARKED = (
-    HEAD + "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}</s>{% endgeneration %}"
-    "{% else %}{{ m.content }}</s>{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
-)
-PLAIN = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 LAST_ALONE = (
     HEAD + "{% if m.role == 'assistant' and not loop.last %}(left out){% else %}"
     "{{ m.content }}{% endif %}</s>\n{% endfor %}"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.sources.test_conversations import PLAIN
 
+from chat_templates import PLAIN
 from so8tqc.config import CaptureConfig, QCConfig
 from so8tqc.errors import DataError
 from so8tqc.record_kinds.qc import QCMetrics

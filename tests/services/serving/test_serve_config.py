@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.services.serving.modelfile import read
+from modelfile import read
 from typer.testing import CliRunner
 
 from so8tqc.cli.app import app

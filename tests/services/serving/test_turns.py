@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.services.serving.modelfile import execute, read
+from modelfile import execute, read
 
 from so8tqc.errors import ModelError
 from so8tqc.services.serving.facts import Serving, Temperature, Token
