@@ -17,6 +17,9 @@ from pathlib import Path
 
 import nox
 
+sys.path.insert(0, "src")
+from so8tqc.llama.kept_wheels import built_here, keep, kept  # needs nothing that nox does not bring
+
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
@@ -43,10 +46,10 @@ LINTERS = ("ruff", *IMPORT_LINTER)
 """What ``lint`` installs by the lock, which names no dependencies."""
 
 
-def install_locked(
+def locked_requirements(
     session: nox.Session, only: Sequence[str] = (), without: Sequence[str] = ()
-) -> None:
-    """Install what the lock names, or only some of it; a file with another digest is refused."""
+) -> Path:
+    """A requirements file of what the lock names, or of some of it."""
     requirements = re.split(r"\n(?=\w)", LOCK.read_text(encoding="utf-8"))
 
     def wanted(requirement: str) -> bool:
@@ -55,26 +58,57 @@ def install_locked(
 
     chosen = Path(session.create_tmp()) / "requirements.txt"
     chosen.write_text("\n".join(filter(wanted, requirements)), encoding="utf-8")
-    session.install("--require-hashes", "--no-deps", "-r", str(chosen), env=BUILD)
+    return chosen
+
+
+def install_locked(
+    session: nox.Session, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> None:
+    """Install what the lock names, or only some of it; a file with another digest is refused."""
+    chosen = locked_requirements(session, only, without)
+    session.install("--require-hashes", "--no-deps", "-r", str(chosen))
     if not only:
         session.install("--no-deps", "-e", ".")
+
+
+def install_llama(session: nox.Session) -> None:
+    """Install llama-cpp-python as it was compiled here before, or compile it and keep the wheel."""
+    built = built_here(BUILD["CMAKE_ARGS"])
+    wheel = kept(built)
+    if wheel is None:
+        if shutil.which("cmake") is None or shutil.which("c++") is None:
+            session.warn("A C++ compiler and cmake are needed to build llama-cpp-python.")
+        session.log(
+            "llama-cpp-python is compiled from source unless pip has its wheel in the cache: "
+            "6 to 9 minutes on two cores, once."
+        )
+        folder = Path(session.create_tmp()) / "wheels"
+        shutil.rmtree(folder, ignore_errors=True)
+        what = ("-c", "constraints.txt", *LLAMA)
+        if LOCKED:
+            what = ("--require-hashes", "-r", str(locked_requirements(session, only=LLAMA)))
+        session.run_install(
+            "python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder), *what,
+            env=BUILD,
+        )  # fmt: skip
+        (wheel,) = folder.glob("*.whl")
+        try:
+            wheel = keep(wheel, built)
+        except OSError as error:
+            session.warn("The wheel is not kept for other environments: %s", error)
+    session.install("--no-deps", str(wheel))
 
 
 def install(session: nox.Session, extras: str) -> None:
     """Install the package with extras, saying beforehand what takes long."""
     session.log("Installing so8tqc[%s] and torch (a few hundred MB of wheels).", extras)
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
-        session.warn("A C++ compiler and cmake are needed to build llama-cpp-python.")
-    session.log(
-        "llama-cpp-python is compiled from source unless pip has its wheel in the cache: "
-        "6 to 9 minutes on two cores, once."
-    )
+    install_llama(session)
     if LOCKED:
-        install_locked(session)
+        install_locked(session, without=LLAMA)
         return
     # torch first and by its pin: resolved on its own it would be a CUDA build
     session.install("-c", "constraints.txt", "torch")
-    session.install("-c", "constraints.txt", "-e", f".[{extras}]", env=BUILD)
+    session.install("-c", "constraints.txt", "-e", f".[{extras}]")
 
 
 @nox.session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from so8tqc.checkpoints.sites import layers_of_text, layers_with_attention
 from so8tqc.errors import InputError, So8tqcError
 from so8tqc.gguf.file import GGUFFile, is_gguf, open_gguf
 from so8tqc.llama.compiled import BUILD_MINUTES, compiled, cpu_words
-from so8tqc.llama.pin import INSTALL_COMMAND, INSTALL_UNFUSED, UNFUSED
+from so8tqc.llama.kept_wheels import offered
+from so8tqc.llama.pin import INSTALL_COMMAND, INSTALL_UNFUSED, PIN, UNFUSED
 from so8tqc.llama.vendor import find_converter, is_vendored
 from so8tqc.rotations.blocks import target_blocks
 from so8tqc.rotations.files.names import looks_like_a_gate
@@ -170,7 +172,8 @@ def _libllama() -> Iterator[Finding]:
     said = done.stdout.splitlines()
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        yield Finding("libllama", reason, False, INSTALL_COMMAND)
+        absent = reason.startswith(ModuleNotFoundError.__name__)
+        yield Finding("libllama", reason, False, _install() if absent else INSTALL_COMMAND)
         return
     yield _compiled(*json.loads(said[0]))
     if said[-1] == "fused":
@@ -183,6 +186,14 @@ def _libllama() -> Iterator[Finding]:
         )
     else:
         yield Finding("quantizers", "round as written: the same files on other machines", True)
+
+
+def _install() -> str:
+    """By the wheel that was compiled here before, if one is kept: in seconds."""
+    for folder in offered():
+        links = f"--no-index --find-links {shlex.quote(str(folder))}"
+        return f"pip install --force-reinstall --no-deps {links} {PIN.name}=={PIN.version}"
+    return INSTALL_COMMAND
 
 
 def _compiled(package: str, system_info: str, folder: str) -> Finding:
