@@ -298,11 +298,12 @@ def test_without_a_converter_the_known_layouts_are_judged_and_others_are_not(
     from so8tqc.checkpoints.safetensors_index import open_checkpoint
     from so8tqc.errors import MissingToolError
     from so8tqc.services.tensors import expected as module
+    from so8tqc.sources.converted import history
 
     def missing(_: object = None) -> None:
         raise MissingToolError("the GGUF converter is not here yet")
 
-    monkeypatch.setattr(module, "find_converter", missing)
+    monkeypatch.setattr(history, "find_converter", missing)
     model = save_model(tmp_path / "llama", "llama", tokenizer_files)
     file = file_of(benches("llama"), "Q4_K")
     expected = module.expected_of(open_checkpoint(model), file)
