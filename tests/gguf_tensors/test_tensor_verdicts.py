@@ -303,9 +303,9 @@ def test_without_a_converter_the_known_layouts_are_judged_and_others_are_not(
     def missing(_: object = None) -> None:
         raise MissingToolError("the GGUF converter is not here yet")
 
-    monkeypatch.setattr(history, "find_converter", missing)
     model = save_model(tmp_path / "llama", "llama", tokenizer_files)
     file = file_of(benches("llama"), "Q4_K")
+    monkeypatch.setattr(history, "find_converter", missing)
     expected = module.expected_of(open_checkpoint(model), file)
     rows = judge_tensors(file, expected)
     assert {r.verdict for r in rows} == {"plain", "exact"}
