@@ -221,23 +221,24 @@ def in_a_process(method: str, base: Path, adapter: Path, out: Path, *, keep: boo
 # --- what a merge costs -------------------------------------------------------------------------
 
 
-def accuracy(base: Path, lora: Path, root: Path, tokens: int = 128) -> None:
+def accuracy(base: Path, lora: Path, root: Path, tokens: int = 1024) -> None:
     """Largest distance from the exact W' in ulps, and KL from the unmerged float64 forward."""
-    import numpy as np
-
     from so8tqc.adapters.plan import plan_adapters
     from so8tqc.checkpoints.safetensors_index import open_checkpoint
+    from so8tqc.config import QUALITY_TEXTS
     from so8tqc.services.weights.adapters import adapter_algebra
     from so8tqc.sources.hf import HFModel
+    from so8tqc.sources.inputs.prepared import prepare
+    from so8tqc.sources.inputs.texts import load_tokenizer
     from so8tqc.sources.unmerged import load_unmerged
 
     plan = plan_adapters(open_checkpoint(base), [lora], None, dtype="keep")
     reference = load_unmerged(base, [lora], dtype="float64")
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, reference.vocab_size, tokens)
+    texts = prepare((QUALITY_TEXTS,), load_tokenizer(base), tokens).texts
 
     def log_probabilities(model: HFModel) -> torch.Tensor:
-        return torch.log_softmax(model.head(model.hidden(ids)).double(), dim=-1).clone()
+        rows = [model.head(model.hidden(text.tokens)).double() for text in texts]
+        return torch.log_softmax(torch.cat(rows), dim=-1)
 
     expected = log_probabilities(reference)
     print(f"{'':26}{'ulp':>9}{'not exact':>12}{'KL, nats':>12}")

@@ -46,6 +46,7 @@ from so8tqc.rotations.files.trained import gate_keys
 from so8tqc.rotations.options import RotationOptions
 from so8tqc.rotations.read import RotationSource, open_raw, source_of
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.threads import one_torch_thread
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ class TrainedBase:
             return None
         checkpoint = open_checkpoint(self.directory)
         require_unquantized(checkpoint)
-        return plan_adapters(
-            checkpoint, self.adapters, self.rotation_set(), dtype=dtype, kept=self.kept
-        )
+        rotations = self.rotation_set()
+        with one_torch_thread():  # hundreds of small tensors: threads would wait for each other
+            return plan_adapters(checkpoint, self.adapters, rotations, dtype=dtype, kept=self.kept)
 
     def rotation_set(self) -> RotationSet | None:
         """The rotations, shared blocks widened to the model; the notices are theirs, too.

@@ -3,6 +3,6 @@
 Read ``service`` first, then ``models`` (what is run, and which are compared), ``reference`` and
 ``capture`` (whom we believe), ``texts`` (which tokens count) and ``compatibility`` (what is
 refused before anything is compared). ``judging`` makes checks of token tables by the limits of
-``profiles``; ``tuning`` says which count; ``pairwise``, ``worst_tokens`` and ``token_file`` are
-what else the record holds.
+``profiles``; ``tuning`` says which count; ``merged_files`` names what a GGUF holds of adapters;
+``pairwise``, ``worst_tokens`` and ``token_file`` are what else the record holds.
 """

@@ -58,6 +58,7 @@ from so8tqc.services.qc.judging import (
     kl_histogram,
     survival_check,
 )
+from so8tqc.services.qc.merged_files import diagnose_merged_file
 from so8tqc.services.qc.misread import diagnose_reading, read_anew, reading_of, with_commands
 from so8tqc.services.qc.models import (
     BASE,
@@ -348,6 +349,10 @@ def _judge_tensors(
         found.checks += metadata_checks(gguf, keys, name)
         folded = _named_already(found.diagnosis, name, planned)
         rest = [row for row in rows if (row.layer, *row.source) not in folded]
+        if reference.plan is not None:
+            told, explained = diagnose_merged_file(rows, gguf, expected, reference.plan, name)
+            found.name(name, told)
+            rest = [row for row in rest if row.name not in explained]
         found.name(name, diagnose_tensors(rest, name))
 
 

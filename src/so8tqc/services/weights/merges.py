@@ -8,7 +8,7 @@ asked for: PEFT merges in the dtype in which the model was loaded, which is simu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,22 +62,36 @@ _NAMED_SCALES = 0.02
 _NOTES = 3
 
 
-class _Guess(NamedTuple):
+class Mistake(NamedTuple):
+    """What may have been done in the place of the right steps.
+
+    Attributes:
+        code: of the diagnosis.
+        note: for people.
+        steps: those that were done.
+    """
+
+    code: str
+    note: str
+    steps: tuple[Step, ...]
+
+
+class Guess(NamedTuple):
     """What may have been stored.
 
     Attributes:
         code: of the diagnosis.
         note: for people.
-        value: rows → W̃ in float64, [rows, in].
+        values: W̃ in float64, some rows of it.
     """
 
     code: str
     note: str
-    value: Callable[[slice], torch.Tensor]
+    values: torch.Tensor
 
 
 @dataclass(frozen=True)
-class _Found:
+class MergeFinding:
     """What one tensor looks like."""
 
     layer: int | None
@@ -101,17 +115,10 @@ class _Case:
         count = max(1, SAMPLE_ELEMENTS // (multiple * max(1, self.base.shape[1]))) * multiple
         return slice(0, min(count, self.base.shape[0]))
 
-    def after(self, steps: Sequence[Step]) -> Callable[[slice], torch.Tensor]:
-        """W̃ of other steps on the stored base."""
-        return self.on(self.base, steps)
-
-    def on(self, base: torch.Tensor, steps: Sequence[Step]) -> Callable[[slice], torch.Tensor]:
-        """W̃ of steps on another base."""
-
-        def value(rows: slice) -> torch.Tensor:
-            return Steps(tuple(steps)).apply(rows, base).value
-
-        return value
+    def after(self, steps: Sequence[Step], base: torch.Tensor | None = None) -> torch.Tensor:
+        """The sample of W̃ of other steps on the stored base, or on another one."""
+        on = self.base if base is None else base
+        return Steps(tuple(steps)).apply(self.rows, on).value
 
 
 def diagnose_merge(
@@ -128,111 +135,144 @@ def diagnose_merge(
     Returns:
         One diagnosis for each code found, with the layers it concerns.
     """
-    others = _steps_by_kind(plan)
-    turned = _other_directions(plan)
-    found: list[_Found] = []
+    mistakes = Mistakes(plan)
+    found: list[MergeFinding] = []
     for result in results:
         comparison, changed = result.comparison, result.changed
         if comparison.non_finite:
             note = f"{comparison.non_finite} NaN or infinite elements"
-            found.append(_Found(changed.layer, "non_finite", note))
+            found.append(MergeFinding(changed.layer, "non_finite", note))
         elif comparison.max_ulp > EXACT_LIMIT_ULP:
             stored = tensor_view(baked.tensors[changed.entry.name])
-            found.append(_examine(changed, stored, others, turned))
+            found.append(_examine(changed, stored, mistakes))
         elif effect_share(comparison) < EFFECT_SHARE:
-            found.append(_Found(changed.layer, "storage_rounding", "the change is below rounding"))
-    return _summary(found, len(results), model)
+            found.append(
+                MergeFinding(changed.layer, "storage_rounding", "the change is below rounding")
+            )
+    return summarise_merges(found, len(results), model)
 
 
-def _examine(
-    changed: Changed,
-    stored: torch.Tensor,
-    others: Mapping[str, Mapping[str, tuple[Step, ...]]],
-    turned: Mapping[str, Sequence[tuple[str, tuple[Step, ...]]]],
-) -> _Found:
+def _examine(changed: Changed, stored: torch.Tensor, mistakes: Mistakes) -> MergeFinding:
     """What was stored instead; the first of a tensor's logical weights that is wrong says it."""
     if not changed.parts:
         return _whole(changed, stored)
-    told: _Found | None = None
+    told: MergeFinding | None = None
     for part in changed.parts:
         base = logical(changed.values(tensor_view(changed.entry)), part)
         case = _Case(changed, part, base, logical(stored, part))
-        guesses = list(_guesses(case, others, turned))
-        found = _nearest(case, guesses)
+        found = _nearest(case, list(_guesses(case, mistakes)))
         if found is not None:
             return found
         told = told or _arithmetic(case)
-    return told or _Found(changed.layer, "foreign_edit", f"{changed.entry.name} was edited")
+    return told or MergeFinding(changed.layer, "foreign_edit", f"{changed.entry.name} was edited")
 
 
-def _whole(changed: Changed, stored: torch.Tensor) -> _Found:
+def _whole(changed: Changed, stored: torch.Tensor) -> MergeFinding:
     """A saved module: the base's own values, or something else."""
     base = tensor_view(changed.entry)
     if bool((stored.double() == base.double()).all()):
         note = f"{changed.entry.name}, which the adapter saves, is the base's"
-        return _Found(changed.layer, "not_baked", note)
-    return _Found(changed.layer, "foreign_edit", f"{changed.entry.name} was edited")
+        return MergeFinding(changed.layer, "not_baked", note)
+    return MergeFinding(changed.layer, "foreign_edit", f"{changed.entry.name} was edited")
 
 
-def _nearest(case: _Case, guesses: Sequence[_Guess]) -> _Found | None:
+def _nearest(case: _Case, guesses: Sequence[Guess]) -> MergeFinding | None:
     """The mistake that explains the sample; None: the right value is as near, or nothing does."""
-    rows = case.rows
-    w = case.stored[rows].double()
-    right = case.after(case.part.steps)(rows)
-    values = [guess.value(rows) for guess in guesses]
-    error = float((w - right).norm())
-    errors = [float((w - value).norm()) for value in values]
-    if not errors:
-        return None
-    nearest = int(np.argmin(errors))
+    w = case.stored[case.rows].double()
+    right = case.after(case.part.steps)
     rounding = float(ulp(right, case.stored.dtype).norm()) / 12**0.5
-    reach = SEPARABLE * max(errors[nearest], rounding) / w.numel() ** 0.5
+    limit = max(3 * rounding, _HALVED * float((w - right).norm()))
+    told = nearest_mistake(w, right, guesses, rounding, lambda _: limit)
+    return None if told is None else MergeFinding(case.changed.layer, *told)
 
-    def alike(value: torch.Tensor) -> bool:
-        return bool(float((value - values[nearest]).norm()) <= reach)
+
+def nearest_mistake(
+    stored: torch.Tensor,
+    right: torch.Tensor,
+    guesses: Sequence[Guess],
+    rounding: float,
+    limit: Callable[[torch.Tensor], float],
+) -> tuple[str, str] | None:
+    """Code and note of the mistake that explains some rows.
+
+    Args:
+        stored: the rows, float64.
+        right: what they should be.
+        guesses: what they may be; what has a free parameter comes last.
+        rounding: norm of the error that right storing makes.
+        limit: what a guess says → norm of the error up to which it explains the rows.
+
+    Returns:
+        None: the right value is as near, or nothing explains them.
+    """
+    if not guesses:
+        return None
+    error = float((stored - right).norm())
+    errors = [float((stored - guess.values).norm()) for guess in guesses]
+    nearest = int(np.argmin(errors))
+    reach = SEPARABLE * max(errors[nearest], rounding) / stored.numel() ** 0.5
+
+    def alike(values: torch.Tensor) -> bool:
+        return bool(float((values - guesses[nearest].values).norm()) <= reach)
 
     if error <= errors[nearest] or alike(right):
         return None
     # what has a free parameter always fits a little better: the first that is as near is told
-    best = next(i for i, value in enumerate(values) if alike(value))
-    if errors[best] > max(3 * rounding, _HALVED * error):
+    near = [(e, guess) for e, guess in zip(errors, guesses, strict=True) if alike(guess.values)]
+    off, best = near[0]
+    if off > limit(best.values):
         return None
-    rivals = [
-        guess.note
-        for guess, value in zip(guesses, values, strict=True)
-        if guess.code != guesses[best].code and alike(value)
-    ]
-    note = guesses[best].note
-    if rivals:
-        note += f"; the storage cannot tell it from: {', '.join(rivals[:_NOTES])}"
-    return _Found(case.changed.layer, guesses[best].code, note)
+    rivals = [guess.note for _, guess in near if guess.code != best.code]
+    if not rivals:
+        return best.code, best.note
+    listed = ", ".join(rivals[:_NOTES])
+    return best.code, f"{best.note}; the storage cannot tell it from: {listed}"
 
 
-def _guesses(
-    case: _Case,
-    others: Mapping[str, Mapping[str, tuple[Step, ...]]],
-    turned: Mapping[str, Sequence[tuple[str, tuple[Step, ...]]]],
-) -> Iterator[_Guess]:
-    steps, name = case.part.steps, case.changed.entry.name
+class Mistakes:
+    """What may have been done instead, of every weight that a plan changes."""
+
+    def __init__(self, plan: AdapterPlan) -> None:
+        self._others = _steps_by_kind(plan)
+        self._turned = _other_directions(plan)
+
+    def of(self, changed: Changed, part: Part, base: torch.Tensor) -> Iterator[Mistake]:
+        """Of one logical weight.
+
+        Args:
+            changed: its tensor.
+            part: the weight in it.
+            base: the weight as stored, [out, in].
+        """
+        steps, name = part.steps, changed.entry.name
+        yield Mistake("double_baked", "the adapter was applied twice", (*steps, *steps))
+        for i, step in enumerate(steps):
+            for code, note, other in _alternatives(step, base):
+                yield Mistake(code, note, (*steps[:i], *other, *steps[i + 1 :]))
+        yield from _partial(steps)
+        for note, other in self._turned.get(name, ()):
+            yield Mistake("wrong_direction", note, other)
+        for other_name, other in self._others.get(_kind(name), {}).items():
+            if other_name != name and _fits(other, steps):
+                note = f"what was trained for {other_name} stands here"
+                yield Mistake("layers_permuted", note, other)
+
+
+def _guesses(case: _Case, mistakes: Mistakes) -> Iterator[Guess]:
     own = case.base
     if case.changed.source is not None:
         own = logical(tensor_view(case.changed.entry), case.part)
-    yield _Guess("not_baked", "the base weight stands here", case.on(own, ()))
-    yield _Guess("double_baked", "the adapter was applied twice", case.after((*steps, *steps)))
-    for i, step in enumerate(steps):
-        for code, note, other in _alternatives(step, case.base):
-            changed = (*steps[:i], *other, *steps[i + 1 :])
-            yield _Guess(code, note, case.after(changed))
-    yield from _partial(case)
-    for note, other in turned.get(name, ()):
-        yield _Guess("wrong_direction", note, case.after(other))
-    for other_name, other in others.get(_kind(name), {}).items():
-        if other_name != name and _fits(other, case):
-            note = f"what was trained for {other_name} stands here"
-            yield _Guess("layers_permuted", note, case.after(other))
+    yield Guess("not_baked", "the base weight stands here", case.after((), own))
+    for code, note, steps in mistakes.of(case.changed, case.part, case.base):
+        yield Guess(code, note, case.after(steps))
     yield from _bases(case)
-    if (scaled := _scaled(case)) is not None:
-        yield scaled
+    at, step = scaled_step(case.part.steps)
+    if step is None:
+        return
+    without = case.after((*case.part.steps[:at], *case.part.steps[at + 1 :]))
+    right = case.after(case.part.steps)
+    if (found := scaled(case.stored[case.rows].double(), right, without, step)) is not None:
+        yield found
 
 
 def _alternatives(step: Step, base: torch.Tensor) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
@@ -283,25 +323,33 @@ def _over_base_norm(step: NormalisedAdd, base: torch.Tensor) -> ScaleRows:
     return ScaleRows(step.magnitude / norms.numpy())
 
 
-def _scaled(case: _Case) -> _Guess | None:
-    """W + c·Δ with the factor c that fits best, for a plain sum."""
-    steps = case.part.steps
-    at = next((i for i, step in enumerate(steps) if isinstance(step, AddLowRank)), None)
-    if at is None:
-        return None
-    step = steps[at]
-    assert isinstance(step, AddLowRank)
-    rows = case.rows
-    without = case.after((*steps[:at], *steps[at + 1 :]))(rows)
-    delta = case.after(steps)(rows) - without
+def scaled_step(steps: Sequence[Step]) -> tuple[int, AddLowRank | None]:
+    """The first s·B·A among steps, and its place; None: there is none."""
+    for at, step in enumerate(steps):
+        if isinstance(step, AddLowRank):
+            return at, step
+    return 0, None
+
+
+def scaled(
+    stored: torch.Tensor, right: torch.Tensor, without: torch.Tensor, step: AddLowRank
+) -> Guess | None:
+    """The strength of s·B·A that fits some rows best, if it is neither 0 nor 1.
+
+    Args:
+        stored: the rows, float64.
+        right: what they should be.
+        without: what they would be without the step.
+        step: s·B·A.
+    """
+    delta = right - without
     square = float(delta.square().sum())
     if not square:
         return None
-    factor = float(((case.stored[rows].double() - without) * delta).sum()) / square
+    factor = float(((stored - without) * delta).sum()) / square
     if abs(factor) < 0.02 or abs(factor - 1) < 0.002:
         return None
-    scaled = (*steps[:at], step.times(factor), *steps[at + 1 :])
-    return _Guess("wrong_scale", _scale_note(step, factor), case.after(scaled))
+    return Guess("wrong_scale", _scale_note(step, factor), without + factor * delta)
 
 
 def _scale_note(step: AddLowRank, factor: float) -> str:
@@ -320,16 +368,15 @@ def _scale_note(step: AddLowRank, factor: float) -> str:
     return f"s·B·A was added {factor:.3g} times as strongly as trained{what}"
 
 
-def _partial(case: _Case) -> Iterator[_Guess]:
+def _partial(steps: tuple[Step, ...]) -> Iterator[Mistake]:
     """Some of several steps, or all in another order."""
-    steps = case.part.steps
     if len(steps) < 2:
         return
     for i, step in enumerate(steps):
         rest = (*steps[:i], *steps[i + 1 :])
         note = f"{_step_name(step)} is missing, the rest is there"
-        yield _Guess("part_missing", note, case.after(rest))
-    yield _Guess("wrong_order", "the steps in the reverse order", case.after(steps[::-1]))
+        yield Mistake("part_missing", note, rest)
+    yield Mistake("wrong_order", "the steps in the reverse order", steps[::-1])
 
 
 def _step_name(step: Step) -> str:
@@ -345,7 +392,7 @@ def _step_name(step: Step) -> str:
     return next((name for kind, name in names if isinstance(step, kind)), "a step")
 
 
-def _bases(case: _Case) -> Iterator[_Guess]:
+def _bases(case: _Case) -> Iterator[Guess]:
     """The right steps on another base: quantized and back, or rounded."""
     import torch
 
@@ -355,32 +402,25 @@ def _bases(case: _Case) -> Iterator[_Guess]:
     part = case.base[rows].float()
     for name, values in dequantized(part):
         note = f"the adapter was merged into a base that had been quantized ({name}) and back"
-        yield _Guess("quantized_base", note, _on_sample(case, values))
+        yield Guess("quantized_base", note, case.after(case.part.steps, values))
     for dtype in ("bfloat16", "float16"):
         coarse = part.to(getattr(torch, dtype)).float()
         if not torch.equal(coarse, part):
             note = f"the base was rounded to {dtype} before the merge"
-            yield _Guess("coarse_merge", note, _on_sample(case, coarse))
+            yield Guess("coarse_merge", note, case.after(case.part.steps, coarse))
 
 
-def _on_sample(case: _Case, values: torch.Tensor) -> Callable[[slice], torch.Tensor]:
-    def value(rows: slice) -> torch.Tensor:
-        return Steps(case.part.steps).apply(rows, values).value
-
-    return value
-
-
-def _arithmetic(case: _Case) -> _Found | None:
+def _arithmetic(case: _Case) -> MergeFinding | None:
     """In which arithmetic the right merge gives these numbers; None: in none."""
     rows = case.rows
     w = case.stored[rows]
     for note, simulated in _simulated(case, rows):
         if float(simulated.eq(w).double().mean()) >= _MATCHING:
-            return _Found(case.changed.layer, "coarse_merge", note)
+            return MergeFinding(case.changed.layer, "coarse_merge", note)
     if not _within_float32(case):
         return None
     note = "the right value, computed in float32"
-    return _Found(case.changed.layer, "storage_rounding", note)
+    return MergeFinding(case.changed.layer, "storage_rounding", note)
 
 
 def _simulated(case: _Case, rows: slice) -> Iterator[tuple[str, torch.Tensor]]:
@@ -437,8 +477,7 @@ def _steps_by_kind(plan: AdapterPlan) -> dict[str, dict[str, tuple[Step, ...]]]:
     return found
 
 
-def _fits(steps: Sequence[Step], case: _Case) -> bool:
-    own = case.part.steps
+def _fits(steps: Sequence[Step], own: Sequence[Step]) -> bool:
     if len(steps) != len(own):
         return False
     return all(type(a) is type(b) for a, b in zip(steps, own, strict=True))
@@ -519,7 +558,7 @@ _TEXTS = {
 }
 
 
-def _summary(found: Sequence[_Found], targets: int, model: str) -> list[Diagnosis]:
+def summarise_merges(found: Sequence[MergeFinding], targets: int, model: str) -> list[Diagnosis]:
     """One diagnosis for each code, the first found first."""
     told = []
     for code in dict.fromkeys(f.code for f in found):
