@@ -1,4 +1,4 @@
-"""Tiny random models that see, of six types, each with a processor and a tokenizer of its own.
+"""Tiny random models that see, of seven types, each with a processor and a tokenizer of its own.
 
 The processors' files are what transformers itself saves; nothing in them is made by hand but sizes.
 """
@@ -182,6 +182,27 @@ KINDS: dict[str, Kind] = {
          "image_mean": _MEAN, "image_std": _STD},
         {"patch_size": 14, "spatial_merge_size": 2},
     ),
+    "llava": Kind(
+        {
+            "text_config": {**_TEXT, "model_type": "llama"},
+            "vision_config": {
+                "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48,
+                "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112,
+                "patch_size": 14, "hidden_act": "silu", "head_dim": 16,
+            },
+            "image_token_index": "[IMG]",
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "tie_word_embeddings": False,
+        },
+        ("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]"),
+        _template("[IMG]", "[INST]"),
+        "LlavaProcessor", "pixtral",
+        {"size": {"longest_edge": 56}, "patch_size": {"height": 14, "width": 14},
+         "image_mean": _MEAN, "image_std": _STD},
+        {"patch_size": 14, "vision_feature_select_strategy": "full", "image_token": "[IMG]"},
+        {"image_token": "[IMG]"},
+    ),
     "idefics3": Kind(
         {
             "text_config": {**_TEXT, "model_type": "llama"},
@@ -202,6 +223,10 @@ KINDS: dict[str, Kind] = {
         {"image_seq_len": 4},
     ),
 }  # fmt: skip
+
+
+SHOWN = tuple(kind for kind in KINDS if kind != "mistral3")
+"""Types whose processor needs no torchvision, so that they can be shown pictures everywhere."""
 
 
 def build(kind: str, directory: Path, tokenizer_files: Path, *, seed: int = 1) -> Path:

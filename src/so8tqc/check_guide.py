@@ -299,6 +299,25 @@ GUIDE: dict[str, Guide] = {
         "greedy text will differ from the trained model's",
         f"{_FILES_FIRST} {_FINER}",
     ),
+    "images.kl": Guide(
+        "KL divergence after pictures",
+        "The mean KL divergence of the tokens that a picture conditions, apart from all others.",
+        "what the model says of pictures differs from what the trained model says",
+        "Read the diagnosis: whether text alone is right tells the text model from what it is "
+        "shown.",
+    ),
+    "images.top1": Guide(
+        "Same top token after pictures",
+        "How often both models hold the same token to be the most likely one after a picture.",
+        "greedy text about pictures will differ from the trained model's",
+        f"{_FILES_FIRST} {_FINER}",
+    ),
+    "images.rope_sections": Guide(
+        "Sections of the rope",
+        "A GGUF file must share its rotary pairs among time, height and width as the model does.",
+        "every picture's rows and columns would be exchanged; text shows nothing of it",
+        _EXPORT,
+    ),
     "effect.kl": Guide(
         "Effect of the gates",
         "What the gates change in the base model. If that is no more than rounding, nothing can "
@@ -776,6 +795,24 @@ DIAGNOSES: dict[str, Fault] = {
         "A file whose types only round has lost far more than rounding does: a tensor is not what "
         "the converter makes of its source, or the keys belong to another model.",
         _EXPORT,
+    ),
+    "wrong_on_images": Fault(
+        "Right on text, and wrong on what follows a picture",
+        "The text model gives the trained one's logits before any picture, and others after one: "
+        "positions, attention inside pictures, or what is put in their place.",
+        _EXPORT,
+    ),
+    "rope_sections": Fault(
+        "The rope is shared out among other sections",
+        "Time, height and width of a picture's positions turn other pairs of features than in the "
+        "trained model. On text all three are equal, so that it shows nothing.",
+        _EXPORT,
+    ),
+    "gates_off_images": Fault(
+        "The recorded model applied its gates to text alone",
+        "Base and gates agree with the capture before pictures; after them they do when the gates "
+        "leave the positions of pictures as they are. A fold acts on every position.",
+        "Train with the gates at all positions: no fold can tell a picture's from a text's.",
     ),
     "storage_rounding": Fault(
         "The right rotation, with more rounding than it bears",

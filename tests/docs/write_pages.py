@@ -43,6 +43,7 @@ _GROUPS = {
     "algebra": "The fold, from the files alone",
     "logits": "Logits",
     "kl": "Divergence",
+    "images": "After pictures",
     "effect": "What the gate does",
     "floor": "The noise floor",
     "chat": "Conversations",

@@ -56,7 +56,7 @@ def test_both_ways_mark_the_same_tokens(tokenizer) -> None:
     assert said == "Behindtheoldmill.\n\nItiscold.</s>Verydeep.</s>"
     assert "the template marks them" in told[0]
     assert "with and without" in told_too[0]
-    assert plain.scored.sum() == plain.answers.sum()
+    assert plain.scored.size == plain.answers.sum()
 
 
 def test_an_answer_that_is_written_otherwise_later_is_not_scored(tokenizer) -> None:
@@ -143,7 +143,7 @@ def test_windows_keep_their_answers(tokenizer) -> None:
     windows = overlapping_windows([whole], 16, 8, None)
     scored = np.zeros(whole.tokens.size, dtype=int)
     for window in windows:
-        rows = np.flatnonzero(window.scored) + window.first + 1 + window.start
+        rows = window.scored + 1 + window.start
         scored[rows] += 1
     np.testing.assert_array_equal(scored, whole.answers.astype(int))
 

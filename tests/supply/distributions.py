@@ -36,6 +36,7 @@ SPDX = {
 ALLOWED = frozenset(
     {
         "MIT",
+        "MIT-CMU",
         "Apache-2.0",
         "BSD-2-Clause",
         "BSD-3-Clause",

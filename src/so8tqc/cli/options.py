@@ -111,6 +111,10 @@ StrideOption = Annotated[
         help="Tokens from one window to the next; half of --ctx if left out.", show_default=False
     ),
 ]
+ImagesOption = Annotated[
+    int | None,
+    typer.Option(help="Pictures used of the data at most.", show_default=False),
+]
 MaxTokensOption = Annotated[
     int | None,
     typer.Option(

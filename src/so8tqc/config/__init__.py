@@ -10,6 +10,7 @@ each combination) and ``schema``. ``from so8tqc.config import QCConfig`` is all 
 from __future__ import annotations
 
 from so8tqc.config.evaluation import (
+    PICTURES,
     QUALITY_TEXTS,
     QUICK_TEXTS,
     EvaluationOptions,
@@ -60,6 +61,7 @@ __all__ = [
     "CALIBRATION_TEXTS",
     "COMMAND_CONFIGS",
     "LONG_TEXTS",
+    "PICTURES",
     "QUALITY_TEXTS",
     "QUICK_LONG_TEXTS",
     "QUICK_TEXTS",

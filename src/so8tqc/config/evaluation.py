@@ -11,7 +11,12 @@ from so8tqc.options import Options
 from so8tqc.rotations.options import RotationOptions
 
 QUALITY_TEXTS = "builtin:validation"
+PICTURES = "builtin:images"
+"""Pictures drawn by a script of this project, with passages about them."""
+
 QUICK_TEXTS = "builtin:validation-quick"
+
+IMAGES_HELP = "Pictures used of the data at most; of the texts with pictures the first ones."
 
 
 class EvaluationOptions(Options):
@@ -31,6 +36,7 @@ class EvaluationOptions(Options):
         description="The data are conversations: rendered through the tokenizer's chat template, "
         "and scored on the answers alone.",
     )
+    images: int | None = Field(None, ge=0, description=IMAGES_HELP)
     threads: int | None = Field(None, ge=1)
     compute_dtype: Literal["float32", "float64", "bfloat16"] | None = Field(
         None, description="What transformers computes in; default float32, on a GPU bfloat16."

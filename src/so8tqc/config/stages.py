@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from so8tqc.config.evaluation import (
+    IMAGES_HELP,
     QUALITY_TEXTS,
     QUICK_TEXTS,
     EvaluationOptions,
@@ -299,6 +300,7 @@ class CalibrateOptions(StreamOptions):
         description="The data are conversations: rendered through the tokenizer's chat template, "
         "and scored on the answers alone.",
     )
+    images: int | None = Field(None, ge=0, description=IMAGES_HELP)
     allow_small: bool = Field(False, description="Accept fewer than 500 held-out tokens.")
     classes: Annotated[int, Field(ge=1)] = Field(
         20, description="Classwise ECE is over so many of the most frequent next tokens."
@@ -350,6 +352,7 @@ class CaptureOptions(StreamOptions):
         description="The data are conversations: rendered through the tokenizer's chat template, "
         "and scored on the answers alone.",
     )
+    images: int | None = Field(None, ge=0, description=IMAGES_HELP)
     threads: int | None = Field(None, ge=1)
 
 
@@ -450,6 +453,9 @@ class QCConfig(QCOptions, ReferenceOptions):
     reference: Path
     candidates: tuple[Path, ...] = Field(min_length=1)
     out: Path
+    mmproj: Path | None = Field(
+        None, description="File of the vision tower beside the GGUF candidates, to be judged."
+    )
     save_recovered: Path | None = Field(
         None, description="Write the rotations recovered from the candidate as a gate file."
     )
@@ -459,6 +465,7 @@ class LongTextOptions(Options):
     """Behaviour over long text: attention entropy, oscillation, PET."""
 
     min_tokens: Annotated[int, Field(ge=64)] = Field(2048, description="Teacher-forced tokens.")
+    images: int | None = Field(None, ge=0, description=IMAGES_HELP)
     max_new_tokens: Annotated[int, Field(ge=0)] = Field(512, description="Generated tokens.")
     seed: int = 0
     resamples: Annotated[int, Field(ge=100)] = 2000

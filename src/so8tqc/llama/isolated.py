@@ -166,6 +166,38 @@ class IsolatedModel:
         self._worker.ask("decode", tokens=tokens.tolist(), position=position, first=first)
         return self._logits[:wanted]
 
+    def see(
+        self,
+        rows: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int64],
+        first: int = 0,
+        *,
+        both_ways: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """Feed embeddings in the place of tokens: see ``LlamaModel.see``.
+
+        Returns:
+            [n − first, V] float32, valid until the next call.
+
+        Raises:
+            ModelError: the model takes embeddings of another width.
+            ToolError: libllama reports an error, or dies.
+        """
+        wanted = int(rows.shape[0]) - first
+        if wanted > self._logits.shape[0]:
+            self._logits = self._share(wanted)
+        with tempfile.NamedTemporaryFile(prefix="so8tqc-rows-", suffix=".npy") as file:
+            np.save(file, rows, allow_pickle=False)
+            file.flush()
+            self._worker.ask(
+                "see",
+                file=file.name,
+                positions=positions.tolist(),
+                first=first,
+                both_ways=both_ways,
+            )
+        return self._logits[:wanted]
+
     def time(self, tokens: npt.NDArray[np.int64], position: int) -> float:
         """Feed tokens as :meth:`decode` does; seconds that libllama takes, without the transport.
 

@@ -254,6 +254,87 @@ class LlamaModel:
         pointer = self._lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(count - first, self.vocab_size))
 
+    def see(
+        self,
+        rows: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int64],
+        first: int = 0,
+        *,
+        both_ways: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """Feed embeddings in the place of tokens; logits of them from ``first`` on.
+
+        Args:
+            rows: [n, D] embeddings.
+            positions: [n], or [3, n] of a multi-axis RoPE: time, height, width.
+            first: as of :meth:`decode`.
+            both_ways: each of them attends to all of them.
+
+        Returns:
+            [n − first, V] float32, a view of libllama's memory, valid until the next call.
+
+        Raises:
+            ModelError: the model takes embeddings of another width.
+            ToolError: libllama reports an error.
+        """
+        width = int(self._lib.llama_model_n_embd_inp(self._model))
+        if rows.shape[1] != width:
+            raise ModelError(
+                f"it takes embeddings of {width} features, the pictures' have {rows.shape[1]}",
+                where=str(self.path),
+                remedy="Give the vision tower and the text model of one checkpoint.",
+            )
+        count = int(rows.shape[0])
+        axes = self._axes()
+        if positions.ndim == 1:
+            positions = np.tile(positions, (3, 1))
+        planes = np.zeros((axes, count), dtype=np.int32)
+        planes[: min(3, axes)] = positions[: min(3, axes)]
+        if both_ways:
+            self._lib.llama_set_causal_attn(self._context, False)
+        try:
+            with self._embedding_batch(rows, planes, first) as batch:
+                code = self._lib.llama_decode(self._context, batch)
+        finally:
+            if both_ways:
+                self._lib.llama_set_causal_attn(self._context, True)
+        if code != 0:
+            raise ToolError(
+                f"libllama cannot decode embeddings (code {code}): {last_words()}",
+                where=str(self.path),
+            )
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(count - first, self.vocab_size))
+
+    def _axes(self) -> int:
+        """Positions of one embedding: four (time, height, width, unused) of a multi-axis RoPE."""
+        kinds = (self._lib.LLAMA_ROPE_TYPE_MROPE, self._lib.LLAMA_ROPE_TYPE_IMROPE)
+        return 4 if self._lib.llama_model_rope_type(self._model) in kinds else 1
+
+    @contextmanager
+    def _embedding_batch(
+        self, rows: npt.NDArray[np.float32], planes: npt.NDArray[np.int32], first: int
+    ) -> Iterator[Any]:
+        """A batch whose positions are planes one after another, for which libllama's own allocation
+        has no room."""
+        count = rows.shape[0]
+        batch = self._lib.llama_batch_init(count, rows.shape[1], 1)
+        kind = type(batch.pos)
+        own = ctypes.cast(batch.pos, ctypes.c_void_p).value or 0  # batch.pos is a view, no copy
+        places = np.ascontiguousarray(planes.reshape(-1), dtype=np.int32)
+        try:
+            batch.n_tokens = count
+            ctypes.memmove(batch.embd, np.ascontiguousarray(rows).ctypes.data, rows.nbytes)
+            batch.pos = places.ctypes.data_as(kind)
+            for i in range(count):
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = i >= first
+            yield batch
+        finally:
+            batch.pos = ctypes.cast(own, kind)
+            self._lib.llama_batch_free(batch)
+
     @contextmanager
     def _batch(self, tokens: npt.NDArray[np.int64], position: int, first: int) -> Iterator[Any]:
         count = int(tokens.size)

@@ -54,6 +54,15 @@ class Worker:
             raise RuntimeError("nothing is shared yet")
         self._shared[: logits.shape[0]] = logits
 
+    def see(self, file: str, positions: list[Any], first: int, both_ways: bool) -> None:
+        """See ``LlamaModel.see``; the rows come in a file, the logits lie in the shared memory."""
+        rows = np.load(file, allow_pickle=False)
+        places = np.array(positions, dtype=np.int64)
+        logits = self.model.see(rows, places, first, both_ways=both_ways)
+        if self._shared is None:
+            raise RuntimeError("nothing is shared yet")
+        self._shared[: logits.shape[0]] = logits
+
     def time(self, tokens: list[int], position: int) -> float:
         """Seconds that ``LlamaModel.decode`` takes to the logits of the last token."""
         fed = np.array(tokens, dtype=np.int64)
@@ -88,6 +97,7 @@ class Worker:
             "share": self.share,
             "begin": self.begin,
             "decode": self.decode,
+            "see": self.see,
             "time": self.time,
             "ends": self.ends,
             "tokenize": self.tokenize,

@@ -71,6 +71,8 @@ class TokenTable:
         position: [n] position of the *predicting* token in its text.
         vocab_size: V.
         texts: ids of the texts.
+        image: [n] positions of pictures in front of each predicting token, 0 where only text is;
+            None in a table without pictures. Positions that are pictures are in no row.
     """
 
     columns: Mapping[str, FloatArray]
@@ -78,9 +80,31 @@ class TokenTable:
     position: npt.NDArray[np.int32]
     vocab_size: int
     texts: tuple[str, ...]
+    image: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return int(self.text.shape[0])
+
+    @property
+    def sees(self) -> npt.NDArray[np.bool_]:
+        """[n] whether a picture stands in front of the token."""
+        return np.zeros(len(self), dtype=bool) if self.image is None else self.image > 0
+
+    def where(self, rows: npt.NDArray[np.bool_]) -> TokenTable:
+        """Some of the rows, and the texts that these are of.
+
+        Args:
+            rows: [n] which.
+        """
+        kept, text = np.unique(self.text[rows], return_inverse=True)
+        return TokenTable(
+            {name: values[rows] for name, values in self.columns.items()},
+            text.astype(np.int32),
+            self.position[rows],
+            self.vocab_size,
+            tuple(self.texts[i] for i in kept),
+            None if self.image is None else self.image[rows],
+        )
 
     def per_text(self, *names: str) -> FloatArray:
         """Sums of the named columns over each text, then the token counts: [texts, k + 1]."""

@@ -69,6 +69,13 @@ class WorstToken(TypedDict):
     same_top: bool
 
 
+class Apart(Entry):
+    """Statistics of tokens that no picture conditions (None if there are none), and of others."""
+
+    text: Statistics | None
+    images: Statistics
+
+
 class Bucket(Entry):
     """Tokens by the reference's largest probability, from ``low`` up to ``high``."""
 
@@ -85,8 +92,10 @@ class Bucket(Entry):
 class Candidate(Statistics):
     """A candidate's statistics, calibration, and the tokens where it is furthest away.
 
-    ``confidence``: where the reference is sure, and where it is not; ``kv_type``: what its cache is
-    stored as, where that was asked for.
+    Attributes:
+        apart: where texts have pictures, the statistics of the two kinds of tokens.
+        confidence: where the reference is sure, and where it is not.
+        kv_type: what its cache is stored as, where that was asked for.
     """
 
     ece_reference: float | None
@@ -97,6 +106,7 @@ class Candidate(Statistics):
     worst_tokens: list[WorstToken]
     confidence: list[Bucket] = Field(default=[])
     kv_type: str | None = None
+    apart: Apart | None = None
 
 
 class Look(TypedDict):

@@ -24,7 +24,9 @@ from so8tqc.sources.capture import (
     vocabulary_digest,
 )
 from so8tqc.sources.capture_writer import capture_bytes, write_capture
+from so8tqc.sources.embedding import with_embedded
 from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.hf import HFModel
 from so8tqc.sources.inputs.hub import with_local_paths
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import load_tokenizer
@@ -60,8 +62,10 @@ def _capture(
     config: CaptureConfig, trained: TrainedBase, watch: Stopwatch, progress: Progress
 ) -> Record:
     rotations = trained.rotation_set()
-    tokenizer = load_tokenizer(config.tokenizer or trained.directory)
-    texts, notices = prepare(config.data, tokenizer, config.max_tokens, chat=config.chat)
+    tokenizer = load_tokenizer(_directory(config, trained))
+    texts, notices = prepare(
+        config.data, tokenizer, config.max_tokens, images=config.images, chat=config.chat
+    )
     inputs = _inputs(config)
     loader = _loader(config, trained)
     source = loader.built(
@@ -76,6 +80,7 @@ def _capture(
             VOCABULARY_KEY: vocabulary_digest(tokenizer),
             SOURCE_KEY: json.dumps({k: [Path(v.path).name, v.sha256] for k, v in inputs.items()}),
         }
+        texts = with_embedded(texts, [source], lambda: HFModel.load(_directory(config, trained)))
         rounding = write_capture(config.out, source, texts, stored, metadata, progress)
     finally:
         source.close()
@@ -112,6 +117,11 @@ def _loader(config: CaptureConfig, trained: TrainedBase) -> ModelLoader:
             "Adapters are run by PEFT, which needs the whole model: it is held in memory."
         )
     return loader
+
+
+def _directory(config: CaptureConfig, trained: TrainedBase) -> Path:
+    """Whose tokenizer and processor make input of the texts."""
+    return config.tokenizer or trained.directory
 
 
 def _source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -84,7 +85,9 @@ def examine() -> list[Finding]:
         Finding("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here"),
         _gpu(),
         *_libllama(),
+        _mtmd(),
         _converter(),
+        _pictures(),
         _png(),
         _demo_model(),
     ]
@@ -212,6 +215,26 @@ def _compiled(package: str, system_info: str, folder: str) -> Finding:
 
 _WITHOUT_AMX = INSTALL_UNFUSED.replace(UNFUSED, f'"{UNFUSED} -mno-amx-int8"')
 """Compiled here, for this CPU; see the noxfile."""
+
+
+def _mtmd() -> Finding:
+    """Whether the bindings bring llama.cpp's own image code, which nothing here depends on."""
+    found = importlib.util.find_spec("llama_cpp")
+    places = found.submodule_search_locations if found else None
+    folders = [Path(folder) / "lib" for folder in places or ()]
+    built = [path.name for folder in folders for path in folder.glob("*mtmd*")]
+    if built:
+        return Finding("mtmd", f"built in ({', '.join(built)})", True)
+    return Finding("mtmd", "not built in: pictures are shown as a vision tower's embeddings")
+
+
+def _pictures() -> Finding:
+    if _version("pillow") == "absent":
+        return Finding("pictures", "Pillow is not installed", False, "pip install 'so8tqc[vision]'")
+    vision = _version("torchvision")
+    absent = vision == "absent"
+    rest = "no torchvision, which some processors need" if absent else f"torchvision {vision}"
+    return Finding("pictures", f"Pillow {_version('pillow')}, {rest}", True)
 
 
 def _converter() -> Finding:

@@ -34,6 +34,7 @@ from so8tqc.checkpoints.safetensors_index import (
 from so8tqc.disk.digests import sha256_json
 from so8tqc.errors import DataError
 from so8tqc.sources.protocol import EncodedText, LogitSource, TokenIds
+from so8tqc.sources.seen import beginning, images_of
 
 if TYPE_CHECKING:
     import torch
@@ -170,6 +171,21 @@ def answer_ranges(text: EncodedText) -> tuple[tuple[int, int], ...] | None:
 def cut(texts: Sequence[EncodedText], max_tokens: int | None) -> tuple[EncodedText, ...]:
     """The first ``max_tokens`` tokens of each text; a capture yields the logits of those too."""
     return tuple(text.upto(max_tokens) for text in texts)
+
+
+def with_pictures(capture: Capture, data: Sequence[EncodedText]) -> Capture:
+    """A capture whose texts have the pictures that they were recorded with.
+
+    Args:
+        capture: the capture; it holds token ids alone.
+        data: the texts that it was recorded on, uncut, as :func:`check_same_tokens` found them.
+    """
+    texts = []
+    for recorded, given in zip(capture.texts, data, strict=True):
+        tokens = beginning(given.tokens, recorded.tokens.size)
+        same = images_of(tokens) is not None and tokens.size == recorded.tokens.size
+        texts.append(replace(recorded, tokens=tokens) if same else recorded)
+    return replace(capture, texts=tuple(texts))
 
 
 def check_same_tokens(capture: Capture, data: Sequence[EncodedText]) -> None:

@@ -33,6 +33,7 @@ from so8tqc.sources.placement import (
     sent,
 )
 from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.seen import conditioned
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ def compare(
     Where several processes work together (see ``ranks``), each walks its share of the texts, and
     all of them return the same whole tables. Each source's logits are computed once, however many
     pairs it is part of. Every position from a text's ``first`` on but its last is scored, on the
-    token that follows it.
+    token that follows it; none where a picture is or follows.
 
     Args:
         sources: all models, with distinct names; each name in ``pairs`` is one of them.
@@ -324,12 +325,10 @@ def _not_finite(name: str, text: EncodedText, row: int, token: int) -> DataError
 
 
 def _table(parts: list[Rows], texts: Sequence[EncodedText], vocab_size: int) -> TokenTable:
-    kept = [text.scored for text in texts]
-    values = np.concatenate([rows[keep] for rows, keep in zip(parts, kept, strict=True)])
-    scored = [
-        np.arange(text.first, text.tokens.size - 1, dtype=np.int32)[keep]
-        for text, keep in zip(texts, kept, strict=True)
-    ]
+    scored = [text.scored for text in texts]
+    values = np.concatenate(
+        [rows[at - text.first] for rows, at, text in zip(parts, scored, texts, strict=True)]
+    )
     index = {name: i for i, name in enumerate(dict.fromkeys(text.id for text in texts))}
     return TokenTable(
         columns={name: np.ascontiguousarray(values[:, i]) for i, name in enumerate(COLUMNS)},
@@ -342,6 +341,9 @@ def _table(parts: list[Rows], texts: Sequence[EncodedText], vocab_size: int) -> 
         ),
         vocab_size=vocab_size,
         texts=tuple(index),
+        image=np.concatenate(
+            [conditioned(text.tokens, at) for text, at in zip(texts, scored, strict=True)]
+        ),
     )
 
 

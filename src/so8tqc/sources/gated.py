@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from so8tqc.decoder import attention_output_of, decoder_stack, is_conv1d
 from so8tqc.errors import RotationError, ShapeError
 from so8tqc.rotations.enums import Site
@@ -14,6 +17,7 @@ from so8tqc.rotations.rotation_set import RotationSet, Target
 from so8tqc.sources.hf import HFModel, head_blocks
 from so8tqc.sources.placement import execution_device
 from so8tqc.sources.protocol import TokenIds
+from so8tqc.sources.seen import images_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +46,14 @@ class GatedSource:
             while the backbone runs.
         rotations: one rotation for every target they name.
         name: label for reports.
+        spare_pictures: the gates act on positions of text alone. No training is known to be meant
+            so; one that does it by mistake is found by this.
     """
 
-    def __init__(self, model: HFModel, rotations: RotationSet, name: str) -> None:
+    def __init__(
+        self, model: HFModel, rotations: RotationSet, name: str, *, spare_pictures: bool = False
+    ) -> None:
+        self._spare = spare_pictures
         self.model = model
         self.rotations = rotations
         self.name = name
@@ -54,7 +63,9 @@ class GatedSource:
     def logits(self, tokens: TokenIds, rows: int, first: int = 0) -> Iterator[torch.Tensor]:
         """See :class:`so8tqc.sources.protocol.LogitSource`."""
         before_head = self.rotations.site is Site.HEAD
-        with installed([] if before_head else self._gates, self.rotations.site):
+        images = images_of(tokens) if self._spare else None
+        spared = None if images is None else images.mask
+        with installed([] if before_head else self._gates, self.rotations.site, spared):
             hidden = self.model.hidden(tokens)
         if before_head:
             hidden = gated_states(hidden, self._gates)
@@ -101,15 +112,20 @@ def gates_of(
 
 
 @contextmanager
-def installed(gates: Sequence[_Gate], site: Site) -> Iterator[None]:
-    """Gates at a site of their modules for the duration of a ``with``."""
+def installed(
+    gates: Sequence[_Gate], site: Site, spared: npt.NDArray[np.bool_] | None = None
+) -> Iterator[None]:
+    """Gates at a site of their modules for the duration of a ``with``.
+
+    Positions that are ``spared`` pass as they are.
+    """
     handles = []
     try:
         for module, blocks in gates:
             if site.is_before:
-                handles.append(module.register_forward_pre_hook(_input_hook(blocks)))
+                handles.append(module.register_forward_pre_hook(_input_hook(blocks, spared)))
             else:
-                handles.append(module.register_forward_hook(_output_hook(blocks)))
+                handles.append(module.register_forward_hook(_output_hook(blocks, spared)))
         yield
     finally:
         for handle in handles:
@@ -184,15 +200,27 @@ def _device_blocks(rotations: RotationSet, target: Target, module: Any) -> torch
     return torch.from_numpy(blocks).to(execution_device(module), dtype)
 
 
-def _input_hook(blocks: torch.Tensor) -> Any:
+def _gated(
+    x: torch.Tensor, blocks: torch.Tensor, spared: npt.NDArray[np.bool_] | None
+) -> torch.Tensor:
+    """The gate's result; at spared positions of [..., T, D] what came in."""
+    import torch
+
+    if spared is None:
+        return apply_blocks(x, blocks)
+    keep = torch.from_numpy(spared).to(x.device)[:, None]
+    return torch.where(keep, x, apply_blocks(x, blocks))
+
+
+def _input_hook(blocks: torch.Tensor, spared: npt.NDArray[np.bool_] | None) -> Any:
     def hook(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (apply_blocks(args[0], blocks), *args[1:])
+        return (_gated(args[0], blocks, spared), *args[1:])
 
     return hook
 
 
-def _output_hook(blocks: torch.Tensor) -> Any:
+def _output_hook(blocks: torch.Tensor, spared: npt.NDArray[np.bool_] | None) -> Any:
     def hook(_module: Any, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return apply_blocks(output, blocks)
+        return _gated(output, blocks, spared)
 
     return hook

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from so8tqc.errors import MissingToolError, ModelError, ToolError
+from so8tqc.errors import DataError, MissingToolError, ModelError, ToolError
 from so8tqc.llama.isolated import IsolatedModel
 from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 from so8tqc.sources.protocol import TokenIds
+from so8tqc.sources.seen import Images, images_of
 from so8tqc.threads import WORKERS
+
+SEEN_AT_ONCE = 128
+"""Tokens of text between pictures that are decoded in one call: their logits are held together."""
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +68,39 @@ class GGUFSource:
         import torch
 
         self._model.begin(tokens.size)
+        images = images_of(tokens)
+        if images is not None:
+            for block in _in_blocks(self._seen(tokens, images), rows, first):
+                yield torch.from_numpy(block)
+            return
         start = 0
         for stop in range(min(first + rows, tokens.size), tokens.size + rows, rows):
             part = tokens[start:stop]
             yield torch.from_numpy(self._model.decode(part, start, max(0, first - start)))
             start += part.size
+
+    def _seen(self, tokens: TokenIds, images: Images) -> Iterator[npt.NDArray[np.float32]]:
+        """The logits of a text with pictures, [n, V] for n positions at a time, in order."""
+        given = images.embedded
+        if given is None:
+            raise DataError(
+                "a GGUF file is shown pictures as a vision tower's embeddings, and no model "
+                "directory is there to make them",
+                where=str(self.path),
+                remedy="Give --tokenizer MODEL_DIRECTORY, with its weights.",
+            )
+        plain = np.asarray(tokens)
+        places = np.arange(plain.size) if given.positions is None else given.positions
+        done, row = 0, 0
+        for start, stop in (*images.spans(), (plain.size, plain.size)):
+            for at in range(done, start, SEEN_AT_ONCE):
+                part = plain[at : min(at + SEEN_AT_ONCE, start)]
+                yield self._model.decode(part, int(places[..., at].max()))
+            if stop > start:
+                rows = given.rows[row : row + stop - start]
+                yield self._model.see(rows, places[..., start:stop], both_ways=given.both_ways)
+                row += stop - start
+            done = stop
 
     def steps(
         self, tokens: TokenIds, max_new_tokens: int, pick: Callable[[torch.Tensor], int]
@@ -100,6 +133,25 @@ class GGUFSource:
     def close(self) -> None:
         """Free the model."""
         self._model.close()
+
+
+def _in_blocks(
+    parts: Iterable[npt.NDArray[np.float32]], rows: int, first: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Blocks of ``rows`` rows of consecutive parts, without the ``first`` ones; copies."""
+    waiting: list[npt.NDArray[np.float32]] = []
+    held = 0
+    for part in parts:
+        skipped = min(first, part.shape[0])
+        first -= skipped
+        waiting.append(part[skipped:].copy())
+        held += waiting[-1].shape[0]
+        while held >= rows:
+            whole = np.concatenate(waiting)
+            yield whole[:rows]
+            waiting, held = [whole[rows:]], held - rows
+    if held:
+        yield np.concatenate(waiting)
 
 
 class Opened(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,9 +24,14 @@ from so8tqc.sources.placement import (
 from so8tqc.sources.protocol import TokenIds
 from so8tqc.sources.quiet import quiet_transformers
 from so8tqc.sources.ranks import local_rank
+from so8tqc.sources.seen import Embedded, Images, embedded_of, images_of
 
 if TYPE_CHECKING:
     import torch
+
+
+_PICTURE_IDS = ("image_token_id", "image_token_index")
+"""Keys of configurations that name the id at a picture's positions."""
 
 
 class OutputHead:
@@ -180,17 +186,73 @@ class HFModel:
             )
 
     def hidden(self, tokens: TokenIds) -> torch.Tensor:
-        """[T] ids → [T, D] hidden states, the backbone's output, in the compute dtype."""
+        """[T] ids → [T, D] hidden states, the backbone's output, in the compute dtype.
+
+        Ids with pictures (``sources.seen``) go through the model's own vision tower.
+
+        Raises:
+            DataError: longer than the context, or pictures that do not fit their positions.
+        """
         import torch
 
         self.check_length(tokens)
+        images = self._pictures(tokens)
         with (
             torch.inference_mode(),
             enough_gpu_memory(f"a text of {tokens.size} tokens", str(self.path)),
             passing(self.device),
         ):
-            hidden = self._forward.hidden(ids_on(tokens, self.device)[None])
-        return followed(hidden)
+            ids = ids_on(tokens, self.device)[None]
+            if images is None:
+                return followed(self._forward.hidden(ids))
+            with self._fitting(images):
+                return followed(self._forward.hidden(ids, images.inputs))
+        raise AssertionError("either they are returned, or something is raised")
+
+    def embedded(self, tokens: TokenIds) -> Embedded:
+        """What the model's vision tower and projector make of a text's pictures.
+
+        Args:
+            tokens: [T] ids with pictures.
+
+        Raises:
+            DataError: pictures that do not fit their positions.
+        """
+        import torch
+
+        images = images_of(tokens)
+        assert images is not None  # the caller's condition
+        with torch.inference_mode(), self._fitting(images):
+            ids = ids_on(tokens, self.device)[None]
+            return embedded_of(self._forward.embedded(ids, images.inputs), images)
+        raise AssertionError("either they are returned, or something is raised")
+
+    def _pictures(self, tokens: TokenIds) -> Images | None:
+        """A text's pictures; a text that lacks those that its ids stand for is refused."""
+        images = images_of(tokens)
+        signs = [getattr(self.module.config, name, None) for name in _PICTURE_IDS]
+        if images is None and any(i is not None and bool((tokens == i).any()) for i in signs):
+            raise DataError(
+                "the text's ids stand for pictures, and no picture is there",
+                where=str(self.path),
+                remedy="Give the --data with its pictures; a capture of them needs it, too.",
+            )
+        return images
+
+    @contextmanager
+    def _fitting(self, images: Images) -> Iterator[None]:
+        """What a forward refuses of pictures is said of them: each class checks its own way."""
+        try:
+            yield
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"the model does not take {images.count} picture(s) at {int(images.mask.sum())} "
+                f"positions: {told}",
+                where=str(self.path),
+                remedy="The processor's files and the model must be of one checkpoint: how many "
+                "positions a picture takes is said in both.",
+            ) from None
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """See :meth:`OutputHead.logits`."""

@@ -10,8 +10,9 @@ of every model that is loaded.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from so8tqc.decoder import decoder_stack
@@ -29,6 +30,10 @@ _TINY = 1e-30
 
 _SCALES = (1.0, 1e3)
 """Hidden states are also tried enlarged: a soft cap does nothing to small logits."""
+
+
+class _EnoughError(Exception):
+    """The text model was about to run: what it is given is known."""
 
 
 class OwnForward:
@@ -77,8 +82,15 @@ class OwnForward:
     def _backbone(self) -> Any:
         return self._module.get_submodule(self._name)
 
-    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """[1, T] ids → [T, D], the backbone's output inside the model's own forward."""
+    def hidden(
+        self, ids: torch.Tensor, pictures: Mapping[str, torch.Tensor] = MappingProxyType({})
+    ) -> torch.Tensor:
+        """[1, T] ids → [T, D], the backbone's output inside the model's own forward.
+
+        Args:
+            ids: of a text.
+            pictures: further arguments of the forward; those that it does not take are left out.
+        """
         kept: list[Any] = []
         handles = [
             self._backbone.register_forward_hook(lambda _m, _a, output: kept.append(output)),
@@ -88,7 +100,7 @@ class OwnForward:
             ),
         ]
         try:
-            self._run(ids)
+            self._run(ids, pictures)
         finally:
             for handle in handles:
                 handle.remove()
@@ -125,8 +137,35 @@ class OwnForward:
             else:
                 backbone.forward = own
 
-    def _run(self, ids: torch.Tensor) -> Any:
-        return self._module(input_ids=ids, **plain_options(self._module))
+    def embedded(self, ids: torch.Tensor, pictures: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What the model's forward hands to its text model: keyword → value; that is not run."""
+        stack = decoder_stack(self._module)[0]
+        text_model = self._module.get_submodule(stack.rpartition(".")[0])
+        given: dict[str, Any] = {}
+
+        def stop(_module: Any, _args: Any, options: dict[str, Any]) -> None:
+            given.update(options)
+            raise _EnoughError
+
+        handle = text_model.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self._run(ids, pictures)
+        except _EnoughError:
+            return given
+        finally:
+            handle.remove()
+        raise AssertionError("the forward did not come by its text model")
+
+    def _run(
+        self, ids: torch.Tensor, pictures: Mapping[str, torch.Tensor] = MappingProxyType({})
+    ) -> Any:
+        options: dict[str, Any] = dict(plain_options(self._module))
+        accepted = inspect.signature(type(self._module).forward).parameters
+        for name, value in pictures.items():
+            if name in accepted:
+                floating = value.is_floating_point()
+                options[name] = value.to(ids.device, self._module.dtype if floating else None)
+        return self._module(input_ids=ids, **options)
 
     def _called(self, ids: torch.Tensor) -> tuple[str, torch.Tensor]:
         """The outermost of these parts that the forward calls, and the whole model's logits."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from so8tqc.sources.seen import beginning, scored_positions
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,7 +23,8 @@ class EncodedText:
 
     Attributes:
         id: of the text, unique within a run, e.g. ``en/ethics``; its windows share it.
-        tokens: [T] ids, T ≥ 2; a BOS token is included only if the tokenizer adds one.
+        tokens: [T] ids, T ≥ 2; a BOS token is included only if the tokenizer adds one. Pictures,
+            if there are any, travel with them (``sources.seen``).
         language: ISO 639-1 code, "" if unknown.
         category: domain of the text, "" if unknown.
         first: row of the window's first prediction that is scored; the rows before it
@@ -39,16 +42,16 @@ class EncodedText:
     answers: npt.NDArray[np.bool_] | None = None
 
     @property
-    def scored(self) -> npt.NDArray[np.bool_]:
-        """[T − 1 − first] of the predictions from ``first`` on, whether its token is scored."""
-        if self.answers is None:
-            return np.ones(max(0, self.tokens.size - 1 - self.first), dtype=bool)
-        return self.answers[self.first + 1 :]
+    def scored(self) -> npt.NDArray[np.int32]:
+        """[n] positions in the window whose next token is scored: an answer's, and no picture."""
+        positions = scored_positions(self.tokens, self.first)
+        return positions if self.answers is None else positions[self.answers[positions + 1]]
 
     def upto(self, count: int | None) -> EncodedText:
-        """The first ``count`` tokens."""
-        answers = None if self.answers is None else self.answers[:count]
-        return replace(self, tokens=self.tokens[:count], answers=answers)
+        """The first ``count`` tokens; positions of pictures do not count."""
+        tokens = beginning(self.tokens, count)
+        answers = None if self.answers is None else self.answers[: tokens.size]
+        return replace(self, tokens=tokens, answers=answers)
 
 
 @runtime_checkable

@@ -34,7 +34,8 @@ BLOCK_BYTES = 64 << 20
 
 def frequent_tokens(texts: Sequence[EncodedText], most: int) -> IntArray:
     """Ids of the at most ``most`` tokens that follow most often; of equal ones the lower."""
-    ids, counts = np.unique(np.concatenate([text.tokens[1:] for text in texts]), return_counts=True)
+    following = [np.asarray(text.tokens)[text.scored + 1] for text in texts]
+    ids, counts = np.unique(np.concatenate(following), return_counts=True)
     order = np.lexsort((ids, -counts))[:most]
     return ids[order].astype(np.intp)
 
@@ -76,21 +77,21 @@ def walk_temperatures(
     ):
         for text in texts:
             _check_ids(text, source)
-            for start, logits in _blocks(source, text):
-                following = text.tokens[start + 1 : start + 1 + logits.shape[0]]
-                keep = text.scored[start : start + logits.shape[0]]
+            for positions, logits in _blocks(source, text):
+                start = int(positions[0])
+                following = np.asarray(text.tokens)[positions + 1]
                 part = _partition(logits, betas, pool, threads)
                 _check_finite(part, text, start, source)
                 top = logits.argmax(axis=1)
                 each = np.arange(following.size)
-                rows.append(part[keep])
+                rows.append(part)
                 gap = logits[each, following].astype(np.float64) - logits[each, top]
-                targets.append(gap[keep])
-                correct.append((top == following)[keep])
+                targets.append(gap)
+                correct.append(top == following)
                 if classes is not None:
-                    chosen.append(_class_logits(logits[keep], top[keep], following[keep], classes))
+                    chosen.append(_class_logits(logits, top, following, classes))
             task.advance(text.tokens.size, item=text.id)
-    lengths = [int(text.scored.sum()) for text in texts]
+    lengths = [text.scored.size for text in texts]
     return temperature_table(
         np.concatenate(rows),
         np.concatenate(targets),
@@ -129,15 +130,18 @@ def _joined(parts: Sequence[ClassLogits]) -> ClassLogits:
 
 def _blocks(
     source: LogitSource, text: EncodedText
-) -> Iterator[tuple[int, npt.NDArray[np.floating]]]:
-    """(first position, logits) of each block, without the last position: nothing follows it."""
+) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.floating]]]:
+    """(positions, logits) of the scored positions of each block."""
     rows = max(1, min(MOST_ROWS, BLOCK_BYTES // (4 * source.vocab_size)))
-    start = 0
+    start, scored = 0, text.scored
     for block in source.logits(text.tokens, rows):
-        scored = min(block.shape[0], text.tokens.size - 1 - start)
-        if scored > 0:
-            yield start, on_cpu(block[:scored]).numpy()
-        start += block.shape[0]
+        stop = start + block.shape[0]
+        here = scored[(scored >= start) & (scored < stop)]
+        if here.size:
+            whole = here.size == here[-1] - here[0] + 1  # a view, not a copy
+            rows_here = slice(here[0] - start, here[-1] - start + 1) if whole else here - start
+            yield here, on_cpu(block).numpy()[rows_here]
+        start = stop
 
 
 def _check_ids(text: EncodedText, source: LogitSource) -> None:

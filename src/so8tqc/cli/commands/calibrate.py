@@ -10,6 +10,7 @@ import typer
 from so8tqc.cli.options import (
     ChatOption,
     ConfigOption,
+    ImagesOption,
     JsonOption,
     QuietOption,
     SetOption,
@@ -31,6 +32,7 @@ def calibrate(
         ),
     ] = None,
     chat: ChatOption = None,
+    images: ImagesOption = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +90,7 @@ def calibrate(
         out=out,
         data=data,
         chat=chat,
+        images=images,
         objective=objective,
         reference=reference,
         apply=apply,

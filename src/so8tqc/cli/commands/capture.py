@@ -12,6 +12,7 @@ from so8tqc.cli.options import (
     NOTHING,
     ChatOption,
     ConfigOption,
+    ImagesOption,
     JsonOption,
     QuietOption,
     SetOption,
@@ -51,6 +52,7 @@ def capture(
         int | None,
         typer.Option(help="Tokens recorded of each text.", show_default=False),
     ] = None,
+    images: ImagesOption = None,
     threads: ThreadsOption = None,
     stream: StreamOption = None,
     config: ConfigOption = None,
@@ -79,6 +81,7 @@ def capture(
         tokenizer=tokenizer,
         dtype=dtype,
         max_tokens=max_tokens,
+        images=images,
         threads=threads,
         stream=stream,
     )

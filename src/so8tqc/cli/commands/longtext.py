@@ -11,6 +11,7 @@ import typer
 from so8tqc.cli.options import (
     NOTHING,
     ConfigOption,
+    ImagesOption,
     JsonOption,
     QuietOption,
     RotationsOption,
@@ -54,6 +55,7 @@ def longtext(
         bool | None,
         typer.Option("--png/--no-png", help="Also draw PNG images.", show_default=False),
     ] = None,
+    images: ImagesOption = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -80,6 +82,7 @@ def longtext(
         data=data,
         tokenizer=tokenizer,
         min_tokens=min_tokens,
+        images=images,
         max_new_tokens=max_new_tokens,
         png=png,
         threads=threads,

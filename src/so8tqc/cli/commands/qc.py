@@ -17,6 +17,7 @@ from so8tqc.cli.options import (
     CtxOption,
     DataOption,
     DeviceMapOption,
+    ImagesOption,
     JsonOption,
     MaxTokensOption,
     QuietOption,
@@ -64,6 +65,7 @@ def qc(
     ctx: CtxOption = None,
     stride: StrideOption = None,
     max_tokens: MaxTokensOption = None,
+    images: ImagesOption = None,
     compute_dtype: ComputeDtypeOption = None,
     device_map: DeviceMapOption = None,
     fail_on: Annotated[
@@ -81,6 +83,10 @@ def qc(
             show_default=False,
             help="These checks do not count for the verdict; repeatable.",
         ),
+    ] = None,
+    mmproj: Annotated[
+        Path | None,
+        typer.Option(help="File of the vision tower beside the GGUF candidates, judged, too."),
     ] = None,
     save_recovered: Annotated[
         Path | None,
@@ -170,6 +176,8 @@ def qc(
         ctx=ctx,
         stride=stride,
         max_tokens=max_tokens,
+        images=images,
+        mmproj=mmproj,
         threads=threads,
         fail_on=fail_on,
         allow=allow,

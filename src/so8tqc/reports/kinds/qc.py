@@ -70,6 +70,25 @@ def candidate_table(record: Record) -> Table | None:
     return tabulate(say("Candidates"), say("candidate"), columns, rows)
 
 
+def apart_table(record: Record) -> Table | None:
+    """Tokens that no picture conditions beside those that one does, candidate by candidate."""
+    columns: list[Column[Statistics]] = [
+        (say("tokens"), number_of(lambda row: row.tokens)),
+        (say("KL mean"), number_of(lambda row: row.kl_mean)),
+        (say("KL max"), number_of(lambda row: row.kl_max)),
+        (say("same top"), percent_of(lambda row: row.top1)),
+        (say("max |Δz|"), number_of(lambda row: row.max_abs)),
+    ]
+    rows: dict[str, Statistics] = {}
+    for name, row in QCMetrics.of(record).candidates.items():
+        if row.apart is None:
+            continue
+        if row.apart.text is not None:
+            rows[say("{name}, text alone", name=name)] = row.apart.text
+        rows[say("{name}, after pictures", name=name)] = row.apart.images
+    return tabulate(say("Pictures"), say("candidate"), columns, rows)
+
+
 def confidence_table(record: Record) -> Table | None:
     """KL and kept top tokens where the reference is sure of its next token, and where it is not."""
     rows = []
@@ -354,6 +373,7 @@ def tables(record: Record) -> list[Table | None]:
     """Candidates, pairs of them, what the error is made of, the gates' survival."""
     return [
         candidate_table(record),
+        apart_table(record),
         pair_table(record),
         confidence_table(record),
         split_table(record),

@@ -20,7 +20,8 @@ from so8tqc.progress import Progress
 from so8tqc.records import Check, judge
 from so8tqc.services.calibrate.verdict import Calibration, chosen_classes
 from so8tqc.sources.placement import on_cpu
-from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.protocol import EncodedText, LogitSource, TokenIds
+from so8tqc.sources.seen import images_of
 from so8tqc.sources.temperatures import BLOCK_BYTES, frequent_tokens, walk_temperatures
 
 PROOF_TEXTS = 8
@@ -72,17 +73,22 @@ def proof_logits(source: LogitSource, texts: Sequence[EncodedText]) -> list[Floa
         source: the model.
         texts: the held-out texts.
     """
-    chosen = texts[:PROOF_TEXTS]
+    chosen = [text.tokens for text in texts[:PROOF_TEXTS]]
     rows = max(1, BLOCK_BYTES // (4 * source.vocab_size * len(chosen)))
     return [
         np.concatenate(
             [
                 on_cpu(block).numpy().astype(np.float32)
-                for block in source.logits(text.tokens[:rows], min(rows, text.tokens.size))
+                for block in source.logits(_beginning(tokens, rows), min(rows, tokens.size))
             ]
         )
-        for text in chosen
+        for tokens in chosen
     ]
+
+
+def _beginning(tokens: TokenIds, rows: int) -> TokenIds:
+    """The first tokens of a text; of one with pictures all, since a part would lack them."""
+    return tokens[:rows] if images_of(tokens) is None else tokens
 
 
 def write_applied(config: CalibrateConfig, temperature: float, progress: Progress) -> Path:

@@ -41,7 +41,9 @@ from so8tqc.services.calibrate.verdict import (
 )
 from so8tqc.services.chat_template import template_checks
 from so8tqc.services.halves import with_halves
+from so8tqc.sources.embedding import with_embedded
 from so8tqc.sources.gguf import GGUFSource
+from so8tqc.sources.hf import HFModel
 from so8tqc.sources.inputs.hub import with_local_paths
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import load_tokenizer
@@ -71,7 +73,9 @@ def calibrate(config: CalibrateConfig, progress: Progress = SILENT) -> Record:
     config = with_local_paths(config, progress)
     _preflight(config)
     tokenizer = load_tokenizer(config.tokenizer)
-    texts, notices = prepare(config.data, tokenizer, config.max_tokens, chat=config.chat)
+    texts, notices = prepare(
+        config.data, tokenizer, config.max_tokens, images=config.images, chat=config.chat
+    )
     told = list(notices)
     split = split_texts(texts, config.holdout, config.seed)
     _refuse_small(texts, split, config)
@@ -121,10 +125,12 @@ def _measure(
         config, texts, split, progress: as of :func:`calibrate`.
         told: what is to be said of the reference is added.
     """
-    held_out = [texts[i] for i in split.holdout]
     with ExitStack() as stack:
         source = stack.enter_context(closing(_open(config.gguf, config)))
         reference = stack.enter_context(_reference(config, texts, told, progress))
+        sources = [source, *([reference] if reference is not None else [])]
+        texts = with_embedded(texts, sources, lambda: HFModel.load(config.tokenizer))
+        held_out = [texts[i] for i in split.holdout]
         calibration = calibrate_source(
             source, texts, split, config, reference=reference, progress=progress
         )
@@ -167,8 +173,8 @@ def _preflight(config: CalibrateConfig) -> None:
 
 
 def _tokens(texts: Sequence[EncodedText], indices: Sequence[int]) -> int:
-    """Scored tokens: all but the first of each text, or those of its answers."""
-    return sum(int(texts[i].scored.sum()) for i in indices)
+    """Scored tokens: all but the first of each text and pictures, or those of its answers."""
+    return sum(texts[i].scored.size for i in indices)
 
 
 def _refuse_small(texts: Sequence[EncodedText], split: Split, config: CalibrateConfig) -> None:

@@ -15,12 +15,15 @@ from so8tqc.progress import Progress
 from so8tqc.services.qc.models import (
     BASE,
     REFERENCE,
+    input_directory,
+    load_model,
     opened_reference,
     prepared_of,
     reference_sources,
 )
 from so8tqc.sources.capture import capture_if_one
 from so8tqc.sources.compare import compare
+from so8tqc.sources.embedding import with_embedded
 from so8tqc.sources.gguf import open_together
 from so8tqc.sources.protocol import LogitSource, TokenIds
 
@@ -65,6 +68,12 @@ class Evaluation:
             self.texts, self.notices = prepared_of(opened.config, capture)
             self._reference: list[LogitSource] = reference_sources(
                 opened.config, capture, opened.rotations, opened.adapters
+            )
+            self.texts = with_embedded(
+                self.texts,
+                self._reference,
+                lambda: load_model(opened.config, input_directory(opened.config)),
+                files_follow=True,
             )
             self.has_base = len(self._reference) > 1
             self._open = stack.pop_all()

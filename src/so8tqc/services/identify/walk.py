@@ -18,6 +18,7 @@ from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.texts import encode, load_texts
 from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.seen import beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ def training_windows(
 
 def recorded_texts(capture: Capture, length: int, most: int) -> tuple[EncodedText, ...]:
     """The beginnings of the texts that were recorded, evenly spread ones of many."""
-    return spread([replace(t, tokens=t.tokens[:length]) for t in capture.texts], most)
+    return spread([replace(t, tokens=beginning(t.tokens, length)) for t in capture.texts], most)
 
 
 def spread(texts: Sequence[EncodedText], most: int) -> tuple[EncodedText, ...]:

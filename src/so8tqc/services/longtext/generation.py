@@ -18,6 +18,7 @@ from so8tqc.sources.gated import gated
 from so8tqc.sources.generate import greedy, hf_steps, sampled
 from so8tqc.sources.gguf import GGUFSource
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.seen import images_of
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ def generate(
             models write equal texts.
         progress: of the tokens.
     """
-    if count == 0:
+    if count == 0 or images_of(case.encoded.tokens) is not None:  # a prompt alone, without pixels
         return
     with progress.task(
         f"{case.encoded.id}: generating", total=2 * len(models) * count, unit="tokens"

@@ -45,13 +45,15 @@ from so8tqc.services.longtext.series import (
 )
 from so8tqc.services.trained_base import TrainedBase, trained_base
 from so8tqc.sources.compare import compare
+from so8tqc.sources.embedding import with_embedded
 from so8tqc.sources.gguf import GGUFSource
-from so8tqc.sources.hf import HFModel
+from so8tqc.sources.hf import HFModel, HFSource
 from so8tqc.sources.inputs.hub import with_local_paths
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import load_tokenizer
 from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
+from so8tqc.sources.seen import images_of
 from so8tqc.sources.unmerged import load_unmerged
 
 
@@ -160,7 +162,8 @@ def _encode(config: LongTextConfig) -> tuple[list[Case], list[str]]:
     directory = config.tokenizer or (config.reference if is_gguf(config.model) else config.model)
     if directory is None or is_gguf(directory):
         raise InputError("a GGUF file gives no tokenizer", remedy="Give --tokenizer MODEL_DIR.")
-    encoded, notices = prepare(config.data, load_tokenizer(directory), config.min_tokens)
+    tokenizer = load_tokenizer(directory)
+    encoded, notices = prepare(config.data, tokenizer, config.min_tokens, images=config.images)
     for item in encoded:
         if item.tokens.size < config.min_tokens:
             raise DataError(
@@ -168,7 +171,10 @@ def _encode(config: LongTextConfig) -> tuple[list[Case], list[str]]:
                 where=item.id,
                 remedy="Give longer text, or a smaller --min-tokens.",
             )
-    return [Case(item) for item in encoded], list(notices)
+    told = list(notices)
+    if any(images_of(item.tokens) is not None for item in encoded):
+        told.append("Texts with pictures are scored, and not continued freely.")
+    return [Case(item) for item in encoded], told
 
 
 def _load(config: LongTextConfig, trained: TrainedBase | None) -> _Models:
@@ -257,9 +263,8 @@ def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Prog
             source.hidden = case.reference.hidden
             sources.append(source)
     pair = (REFERENCE if len(sources) > 1 else CANDIDATE, CANDIDATE)
-    case.table = compare(sources, [pair], [case.encoded], progress, f"{case.encoded.id}: logits")[
-        pair
-    ]
+    texts = with_embedded([case.encoded], [*_seeing(models), *sources], _no_tower)
+    case.table = compare(sources, [pair], texts, progress, f"{case.encoded.id}: logits")[pair]
     for name, run in ((CANDIDATE, case.candidate), (REFERENCE, case.reference)):
         if run is not None and run.entropy is not None:
             case.spectra[name] = spectrum(run.entropy.mean(axis=(0, 1)), seed=config.seed)
@@ -267,6 +272,20 @@ def _measure(case: Case, models: _Models, config: LongTextConfig, progress: Prog
     shown = case.candidate if case.candidate is not None else case.reference
     if case.base is not None and shown is not None:
         case.from_base = changes_from_base(case.base, shown, config)
+
+
+def _seeing(models: _Models) -> list[LogitSource]:
+    """The transformers models, whose vision tower embeds pictures for a GGUF file."""
+    found = [m for m in (models.candidate, models.base) if isinstance(m, HFModel)]
+    return [HFSource(model, "seeing") for model in found]
+
+
+def _no_tower() -> HFModel:
+    raise InputError(
+        "a GGUF file is shown pictures as a vision tower's embeddings, and no model directory is "
+        "there to make them",
+        remedy="Give --reference MODEL_DIRECTORY.",
+    )
 
 
 def _wavelengths(models: _Models) -> npt.NDArray[np.float64]:

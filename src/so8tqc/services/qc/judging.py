@@ -120,6 +120,59 @@ def fidelity_checks(
     return checks
 
 
+def image_checks(
+    table: TokenTable,
+    limits: Mapping[str, Limit],
+    subject: str,
+    bootstrap: Bootstrap,
+    floor: TokenTable | None,
+) -> list[Check]:
+    """``images.*``: the profile's limits of ``kl.mean`` and ``kl.top1``, after pictures alone.
+
+    Tokens of text alone are many, and would hide what is wrong with the others.
+
+    Args: as of :func:`fidelity_checks`.
+    """
+    if not table.sees.any():
+        return []
+    seen = table.where(table.sees)
+    floors = {} if floor is None else _values(floor.where(floor.sees))
+    values = _values(seen)
+    checks = []
+    if (limit := limits.get("kl.mean")) is not None:
+        floor_kl = floors.get("kl.mean")
+        checks.append(
+            judge(
+                "images.kl",
+                values["kl.mean"],
+                _limit(limit, floor_kl, False, len(seen)),
+                subject=subject,
+                unit="nats",
+                ci95=_mean_interval(seen, "kl", bootstrap),
+                target=limit.target,
+                noise_floor=floor_kl,
+                detail=f"Mean KL divergence over the {len(seen)} tokens after a picture.",
+            )
+        )
+    if (limit := limits.get("kl.top1")) is not None:
+        floor_top = floors.get("kl.top1")
+        checks.append(
+            judge(
+                "images.top1",
+                values["kl.top1"],
+                _limit(limit, floor_top, True, len(seen)),
+                comparison=">=",
+                subject=subject,
+                ci95=_mean_interval(seen, "same_top", bootstrap),
+                target=limit.target,
+                noise_floor=floor_top,
+                detail="Share of tokens after a picture with the reference's most likely next "
+                "token.",
+            )
+        )
+    return checks
+
+
 def effect_check(base: TokenTable, floor: TokenTable | None, bootstrap: Bootstrap) -> Check:
     """``effect.kl``: what the gate changes at all, base against gated model.
 

@@ -37,8 +37,10 @@ from so8tqc.sources.capture import (
     check_same_tokens,
     cut,
     is_capture,
+    with_pictures,
 )
 from so8tqc.sources.compare import Pair, compare
+from so8tqc.sources.embedding import with_embedded
 from so8tqc.sources.gated import GatedSource
 from so8tqc.sources.gguf import GGUFSource, open_each
 from so8tqc.sources.hf import HFModel, HFSource
@@ -153,6 +155,9 @@ def run_models(
         ran = loader.built(build, lambda made: made.sources, texts, progress)
         sources, pairs = ran.sources, ran.pairs
         try:
+            texts = with_embedded(
+                texts, sources, lambda: load_model(config, input_directory(config))
+            )
             tables, texts, sequential = _compared(config, sources, pairs, texts, names, progress)
         finally:
             for source in sources:
@@ -283,10 +288,21 @@ def prepared_of(config: QCConfig, capture: Capture | None) -> Prepared:
             where="protocol, ctx",
             remedy="Leave --protocol and --ctx out, or give the model itself as reference.",
         )
-    if "data" in config.model_fields_set:
-        texts = prepare(config.data, _tokenizer(config), None, chat=config.chat).texts
-        check_same_tokens(capture, texts)
     return Prepared(cut(capture.texts, config.max_tokens), ())
+
+
+def recorded_pictures(config: QCConfig, capture: Capture | None) -> Capture | None:
+    """The capture; where data are given, held against them, with their pictures.
+
+    Raises:
+        DataError: the data are not what was recorded.
+    """
+    if capture is None or "data" not in config.model_fields_set:
+        return capture
+    tokenizer = _tokenizer(config)
+    data = prepare(config.data, tokenizer, None, images=config.images, chat=config.chat).texts
+    check_same_tokens(capture, data)
+    return with_pictures(capture, data)
 
 
 def _sources(
@@ -542,7 +558,12 @@ def chat_checks(
 
 
 def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:
-    return load_tokenizer(config.tokenizer or _tokenizer_directory(config))
+    return load_tokenizer(input_directory(config))
+
+
+def input_directory(config: QCConfig) -> Path:
+    """The model directory whose tokenizer and processor make input of the texts."""
+    return config.tokenizer or _tokenizer_directory(config)
 
 
 def _tokenizer_directory(config: QCConfig) -> Path:

@@ -55,6 +55,7 @@ from so8tqc.services.qc.judging import (
     effect_check,
     fidelity_checks,
     floor_check,
+    image_checks,
     kl_histogram,
     survival_check,
 )
@@ -71,10 +72,18 @@ from so8tqc.services.qc.models import (
     decoder,
     names_of,
     opened_reference,
+    recorded_pictures,
     run_models,
     with_kv_types,
 )
 from so8tqc.services.qc.pairwise import compare_candidates
+from so8tqc.services.qc.pictures import (
+    apart,
+    diagnose_images,
+    gates_off_images,
+    mmproj_checks,
+    sections_checks,
+)
 from so8tqc.services.qc.profiles import Profile, load_profile
 from so8tqc.services.qc.readings import reading_metrics
 from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
@@ -101,7 +110,7 @@ from so8tqc.sources import ranks
 from so8tqc.sources.capture import Capture, capture_if_one
 from so8tqc.sources.compare import Pair
 from so8tqc.sources.inputs.hub import with_local_paths
-from so8tqc.sources.inputs.texts import data_paths
+from so8tqc.sources.inputs.texts import input_paths
 
 FIDELITY = ("kl.mean", "kl.top1", "logits.max_abs", "logits.mean_abs", "logits.rms")
 """Checks of a candidate's logits against the reference's."""
@@ -191,7 +200,7 @@ def qc(config: QCConfig, progress: Progress = SILENT) -> Record:
     watch = Stopwatch()
     config = with_local_paths(config, progress)
     profile = load_profile(config.profile)
-    capture = capture_if_one(config.reference)
+    capture = recorded_pictures(config, capture_if_one(config.reference))
     with opened_reference(config, capture) as reference:
         config = config.model_copy(update={"rotations": reference.config.rotations})
         found = _judged(reference, capture, profile, progress)
@@ -238,6 +247,9 @@ def _judged(
     elif rotations is not None:
         dtypes = _judge_files(reference, names, rotations, found, progress)
     _judge_tensors(reference, names, found, progress)
+    found.checks += sections_checks(base_of(config), names)
+    if config.mmproj is not None:
+        found.checks += mmproj_checks(config.mmproj, base_of(config), names, progress)
     if config.save_recovered is not None:
         _save_recovered(config, names, rotations, found)
     if config.level == "full":
@@ -504,10 +516,8 @@ def _judge_logits(
     for table in list(tables.values())[:1]:  # all are of the same tokens
         found.checks[before:] = with_halves(found.checks[before:], len(table.texts), len(table))
     if capture is not None:
-        to_gated, floor = ran.tables.get((REFERENCE, GATED)), ran.worst_floor
-        found.notices += capture_notices(to_gated, floor)
-    if capture is not None and reference.plan is None:
-        found.answer = read_anew(reference, capture, to_gated, floor, progress)
+        _look_into_the_capture(reference, capture, ran, found, progress)
+    found.diagnosis += diagnose_images(found.checks, tables)
     found.diagnosis += diagnose_logits(
         [check for check in found.checks if check.subject not in ran.kv_types],
         found.named,
@@ -515,6 +525,27 @@ def _judge_logits(
     )
     if ranks.is_first():
         write_tokens(config.out / TOKENS_FILE, tables)
+
+
+def _look_into_the_capture(
+    reference: Reference,
+    capture: Capture,
+    ran: Comparison,
+    found: _Findings,
+    progress: Progress,
+) -> None:
+    """What the recorded logits say of the rotations' readings, and of where gates acted."""
+    to_gated, floor = ran.tables.get((REFERENCE, GATED)), ran.worst_floor
+    found.notices += capture_notices(to_gated, floor)
+    if reference.plan is not None:
+        return
+    if reference.rotations is not None:
+        base = base_of(reference.config)
+        told = gates_off_images(base, reference.rotations, capture, to_gated)
+        found.diagnosis += told
+        if told:  # the readings are told apart by the same distance, which has its reason now
+            return
+    found.answer = read_anew(reference, capture, to_gated, floor, progress)
 
 
 def _wrongly_converted(
@@ -591,9 +622,13 @@ def _candidate_checks(
     table = ran.tables[(REFERENCE, name)]
     if name not in ran.file_types:
         floor = None if no_floor else ran.floor(name)
-        return fidelity_checks(table, profile.models, name, bootstrap, floor)
+        return [
+            *fidelity_checks(table, profile.models, name, bootstrap, floor),
+            *image_checks(table, profile.models, name, bootstrap, floor),
+        ]
     limits = profile.for_gguf(ran.file_types[name])
     checks = fidelity_checks(table, limits, name, bootstrap, None)
+    checks += image_checks(table, limits, name, bootstrap, None)
     if (to_base := ran.tables.get((BASE, name))) is not None:
         checks.append(survival_check(table, to_base, name, bootstrap))
     return checks
@@ -638,6 +673,7 @@ def _candidates(
                 "worst_tokens": worst_tokens(table, ran.texts, decode),
                 "confidence": confidence_buckets(table, bootstrap),
                 "kv_type": ran.kv_types.get(name),
+                "apart": apart(table),
             }
         )
         for name, table in tables.items()
@@ -664,10 +700,12 @@ def _inputs(config: QCConfig, capture: Capture | None) -> dict[str, FileRef]:
         inputs["base"] = file_ref(config.base)
     if config.rotations is not None:
         inputs["rotations"] = file_ref(config.rotations)
+    if config.mmproj is not None:
+        inputs["mmproj"] = file_ref(config.mmproj)
     for i, path in enumerate(config.rotation_options.adapters):
         inputs[f"adapter_{i + 1}"] = file_ref(path)
     for i, path in enumerate(config.candidates):
         inputs[f"candidate_{i + 1}"] = file_ref(path)
     if config.level == "full" and capture is None:
-        inputs |= {f"data: {path.name}": file_ref(path) for path in data_paths(config.data)}
+        inputs |= {f"data: {path.name}": file_ref(path) for path in input_paths(config.data)}
     return inputs

@@ -47,13 +47,11 @@ def prepared_texts(
         return _of_llama_perplexity(config, load_tokenizer)
     tokenizer = load_tokenizer()
     if config.ctx is None:
-        return prepare(
-            config.data,
-            tokenizer,
-            config.max_tokens or TOKENS_OF_A_TEXT,
-            chat=config.chat,
-        )
-    found = prepare(config.data, tokenizer, config.max_tokens, chat=config.chat)
+        limit = config.max_tokens or TOKENS_OF_A_TEXT
+        return prepare(config.data, tokenizer, limit, images=config.images, chat=config.chat)
+    found = prepare(
+        config.data, tokenizer, config.max_tokens, images=config.images, chat=config.chat
+    )
     stride = config.stride or config.ctx // 2
     windows = overlapping_windows(found.texts, config.ctx, stride, tokenizer.bos_token_id)
     return found._replace(texts=windows)

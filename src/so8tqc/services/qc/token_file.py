@@ -22,10 +22,15 @@ _MAX_BYTES = 512 << 20
 
 
 def write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
-    """One npz: ``NAME/COLUMN`` of every candidate, ``text``, ``position``, ``texts``, ``vocab``."""
+    """One npz: ``NAME/COLUMN`` of every candidate; ``text``, ``position``, ``texts``, ``vocab``.
+
+    Where texts have pictures it has ``image``, too.
+    """
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for name, table in tables.items():
         arrays |= {"text": table.text, "position": table.position}
+        if table.sees.any():
+            arrays["image"] = np.asarray(table.image)
         arrays |= {"texts": np.array(table.texts), "vocab": np.array(table.vocab_size)}
         arrays |= {f"{name}/{column}": values for column, values in table.columns.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
@@ -39,7 +44,7 @@ def _require_small(archive: zipfile.ZipFile) -> None:
 
 def _require_rows(table: TokenTable) -> None:
     """See that every column has a number for every token, and every token a text."""
-    indices = (table.text, table.position)
+    indices = (table.text, table.position, *(() if table.image is None else (table.image,)))
     shapes = {values.shape for values in indices} | {c.shape for c in table.columns.values()}
     if len(shapes) != 1 or len(shapes.pop()) != 1 or not table.text.size:
         raise ValueError("columns of different lengths")
@@ -65,6 +70,7 @@ def read_tokens(path: Path) -> dict[str, TokenTable]:
             names = dict.fromkeys(key.rpartition("/")[0] for key in stored if "/" in key)
             text, position, vocab = stored["text"], stored["position"], int(stored["vocab"])
             texts = tuple(map(str, stored["texts"]))
+            image = stored.get("image", None)
             tables = {
                 name: TokenTable(
                     {column: stored[f"{name}/{column}"] for column in COLUMNS},
@@ -72,6 +78,7 @@ def read_tokens(path: Path) -> dict[str, TokenTable]:
                     position,
                     vocab,
                     texts,
+                    image,
                 )
                 for name in names
             }

@@ -49,7 +49,7 @@ from so8tqc.services.run.directory import RunDirectory
 from so8tqc.services.trained_base import is_trained_directory
 from so8tqc.sources.inputs.builtin import resolve_model, resolve_rotations
 from so8tqc.sources.inputs.hub import with_local_paths
-from so8tqc.sources.inputs.texts import data_paths
+from so8tqc.sources.inputs.texts import data_paths, input_paths
 
 _log = logging.getLogger(__name__)
 
@@ -195,8 +195,8 @@ def _stages(
     exported = out / "export" / f"{config.name}-{config.export.type.upper()}.gguf"
     folder = out / "quantize"
     quantized = {t: folder / f"{config.name}-{t.upper()}.gguf" for t in config.quantize.types}
-    data = data_paths(config.data)
-    long_data = data_paths(config.long_data)
+    data = input_paths(config.data)
+    long_data = input_paths(config.long_data)
     profile = profile_file(config.qc.profile)
     # The reference is the model that was trained: what the rotations are stated to be, never what
     # the bake was told. Else a wrong choice in the bake would be wrong on both sides, and pass.

@@ -122,7 +122,7 @@ def encode_conversations(
         found, whole = found + one.found, whole + one.all
         item = EncodedText(text.id, one.tokens, text.language, text.category, answers=one.answers)
         item = item.upto(max_tokens)
-        if item.scored.any():
+        if item.scored.size:
             encoded.append(item)
         else:
             unscored += 1
@@ -145,7 +145,7 @@ def _notices(
     whole: int,
     unscored: int,
 ) -> tuple[str, ...]:
-    scored = sum(int(text.scored.sum()) for text in encoded)
+    scored = sum(text.scored.size for text in encoded)
     how = "the template marks them" if marked else "by renderings with and without each of them"
     notices = [f"{scored:,} tokens of answers are scored, found {how}."]
     if lost:

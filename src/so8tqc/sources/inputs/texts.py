@@ -15,6 +15,7 @@ import numpy as np
 from so8tqc.config import (
     CALIBRATION_TEXTS,
     LONG_TEXTS,
+    PICTURES,
     QUALITY_TEXTS,
     QUICK_LONG_TEXTS,
     QUICK_TEXTS,
@@ -23,6 +24,7 @@ from so8tqc.corpus.store import calibration_file
 from so8tqc.disk.foreign import MAX_JSON_BYTES, read_whole
 from so8tqc.errors import DataError, ModelError
 from so8tqc.resources import data_file
+from so8tqc.sources.inputs import drawn
 from so8tqc.sources.inputs.dataset_texts import PREFIX, dataset_file
 from so8tqc.sources.protocol import EncodedText, TokenIds
 
@@ -62,6 +64,9 @@ class Text:
         description: one sentence for reports.
         messages: of a conversation, in place of a passage: ``role``, ``content`` and what else its
             chat template knows.
+        images: files, or names of the built-in set: where each ``<image>`` of prompt and passage
+            stands, or in front of both.
+        where: file and line, of a text with pictures.
     """
 
     id: str
@@ -71,6 +76,8 @@ class Text:
     category: str = ""
     description: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
+    images: tuple[str, ...] = ()
+    where: str = ""
 
     @property
     def full(self) -> str:
@@ -105,7 +112,9 @@ def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
     """
     paths: list[Path] = []
     for spec in specs:
-        if spec == CALIBRATION_TEXTS:
+        if spec == PICTURES:
+            paths.append(Path(drawn.__file__))  # which draws them, and says what they show
+        elif spec == CALIBRATION_TEXTS:
             paths.append(calibration_file())
         elif spec.startswith(PREFIX):
             paths.append(dataset_file(spec))
@@ -113,7 +122,7 @@ def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
             if spec not in BUILTIN_FILES:
                 raise DataError(
                     f"no built-in data set {spec!r}",
-                    remedy=f"There are {', '.join((*BUILTIN_FILES, CALIBRATION_TEXTS))}.",
+                    remedy=f"There are {', '.join((*BUILTIN_FILES, CALIBRATION_TEXTS, PICTURES))}.",
                 )
             paths += [data_file(name) for name in BUILTIN_FILES[spec]]
         else:
@@ -122,6 +131,18 @@ def data_paths(specs: Sequence[str]) -> tuple[Path, ...]:
                 raise DataError("no such data file", where=spec)
             paths.append(path)
     return tuple(paths)
+
+
+def input_paths(specs: Sequence[str]) -> tuple[Path, ...]:
+    """All files that the data depend on: those of :func:`data_paths`, and pictures that they name.
+
+    Raises:
+        DataError, MissingToolError, ToolError: as there.
+    """
+    paths = data_paths(specs)
+    lines = [path for path in paths if path.suffix.lower() == ".jsonl"]
+    named = [Path(name) for path in lines for text in _read(path) for name in text.images]
+    return (*paths, *dict.fromkeys(path for path in named if path.is_file()))
 
 
 def load_texts(specs: Sequence[str]) -> tuple[Text, ...]:
@@ -149,7 +170,7 @@ def read_texts(specs: Sequence[str]) -> TextsRead:
     notices: list[str] = []
     for spec in specs:
         for path in data_paths((spec,)):
-            rows = _read(path)[: _TAKEN.get(spec)]
+            rows = _pictures() if spec == PICTURES else _read(path)[: _TAKEN.get(spec)]
             used = [text for text in rows if text.text.strip() or text.messages]
             if blank := len(rows) - len(used):
                 were = "row was" if blank == 1 else "rows were"
@@ -166,6 +187,22 @@ def read_texts(specs: Sequence[str]) -> TextsRead:
             remedy=" ".join((*notices, "Give a file that holds text.")),
         )
     return TextsRead(_with_names_of_their_own(texts), tuple(notices))
+
+
+def _pictures() -> list[Text]:
+    """The built-in pictures with their passages."""
+    return [
+        Text(
+            f"images/{one.name}",
+            one.text,
+            prompt=one.prompt,
+            language=one.language,
+            category=one.category,
+            images=(drawn.PREFIX + one.name,),
+            where=f"{PICTURES}, {one.name}",
+        )
+        for one in drawn.drawings()
+    ]
 
 
 def _with_names_of_their_own(texts: Iterable[Text]) -> tuple[Text, ...]:
@@ -281,7 +318,23 @@ def _from_jsonl(content: str, path: Path) -> list[Text]:
         if len(texts) == _MAX_TEXTS:
             raise DataError(f"more than {_MAX_TEXTS:,} texts", where=where)
         name = str(item.get("id") or f"{path.stem}-{number}")
-        texts.append(Text(name, text or "", **fields, messages=messages))
+        images = _images(item, path.parent, where)
+        if images and messages:
+            raise DataError(
+                "a conversation with pictures",
+                where=where,
+                remedy="Give its question as 'prompt' and its answer as 'text', beside 'images'.",
+            )
+        texts.append(
+            Text(
+                name,
+                text or "",
+                **fields,
+                messages=messages,
+                images=images,
+                where=where if images else "",
+            )
+        )
     return texts
 
 
@@ -318,6 +371,26 @@ def _messages(item: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], .
     if not good:
         raise DataError("expected messages with a 'role' and a 'content'", where=where)
     return tuple(rows)
+
+
+def _images(item: dict[str, Any], folder: Path, where: str) -> tuple[str, ...]:
+    """The pictures of a row: ``image`` or ``images``, a path or several, from the file's folder.
+
+    Raises:
+        DataError: neither.
+    """
+    found = item.get("image", item.get("images"))
+    named = [found] if isinstance(found, str) else found
+    if named is None:
+        return ()
+    if not _strings(named) or not all(named) or ("image" in item and "images" in item):
+        raise DataError("expected 'image' to be a path or a list of paths", where=where)
+    return tuple(n if _is_no_path(n) else str(folder / n) for n in named)
+
+
+def _is_no_path(name: str) -> bool:
+    """Whether it is a name of the built-in set, or a place in a network, which is refused later."""
+    return name.startswith((drawn.PREFIX, "data:")) or "://" in name
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -374,10 +447,11 @@ def encode(
     """Token ids of each text, cut to ``max_tokens``, special tokens as the tokenizer adds them.
 
     Raises:
-        DataError: a text has fewer than two tokens, so that nothing is predicted.
+        DataError: a text has fewer than two tokens, so that nothing is predicted; or pictures.
     """
     encoded: list[EncodedText] = []
     for text in texts:
+        _require_no_pictures(text)
         ids = _token_ids(tokenizer, text.full)
         if ids.size < 2:
             raise DataError(
@@ -389,11 +463,23 @@ def encode(
     return tuple(encoded)
 
 
+def _require_no_pictures(text: Text) -> None:
+    if text.images:
+        raise DataError(
+            "a text with pictures, which are not taken here",
+            where=text.where,
+            remedy="qc, capture, calibrate and longtext take pictures, text by text.",
+        )
+
+
 def concatenated(texts: Iterable[Text]) -> str:
     """All texts as one, an empty line between two, without the last line's end.
 
     Of a single plain text file this is what llama.cpp's tools read with ``-f``.
     """
+    texts = tuple(texts)
+    for text in texts:
+        _require_no_pictures(text)
     return "\n\n".join(text.full for text in texts).removesuffix("\n")
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from so8tqc.errors import DataError
 from so8tqc.sources.protocol import EncodedText, TokenIds
+from so8tqc.sources.seen import images_of
 
 
 def overlapping_windows(
@@ -24,6 +25,9 @@ def overlapping_windows(
         stride: S, with 0 < S < N.
         bos: the BOS id; where a text begins with it, so does each of its windows (it
             takes the place of the first context token, as in ``llama-perplexity``).
+
+    Raises:
+        DataError: a text with pictures is longer than a window.
     """
     return tuple(window for text in texts for window in _windows(text, context, stride, bos))
 
@@ -31,6 +35,16 @@ def overlapping_windows(
 def _windows(
     text: EncodedText, context: int, stride: int, bos: int | None
 ) -> Iterator[EncodedText]:
+    if images_of(text.tokens) is not None:
+        if text.tokens.size > context:
+            raise DataError(
+                f"{text.tokens.size} tokens with pictures are more than a window of {context}: a "
+                "picture is not cut",
+                where=text.id,
+                remedy="Give a larger --ctx, or leave it out.",
+            )
+        yield text
+        return
     reached = 1  # the first token is predicted by nothing
     for start in range(0, text.tokens.size, stride):
         tokens = text.tokens[start : start + context].copy()

@@ -22,6 +22,7 @@ from so8tqc.sources.layerwise.walk import LayerPass, Passed
 from so8tqc.sources.layerwise.weights import CheckpointWeights, Weights
 from so8tqc.sources.own_forward import OwnForward
 from so8tqc.sources.protocol import EncodedText, TokenIds
+from so8tqc.sources.seen import images_of
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +157,12 @@ class StreamedModel:
         self._pass = None
 
     def _check_length(self, tokens: TokenIds) -> None:
+        if images_of(tokens) is not None:
+            raise DataError(
+                "pictures are not run a layer at a time",
+                where=str(self.path),
+                remedy="Give --no-stream, or --images 0.",
+            )
         if tokens.size > self.context:
             raise DataError(
                 f"{tokens.size} tokens are more than the model's context of {self.context}",
