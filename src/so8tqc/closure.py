@@ -22,7 +22,7 @@ from so8tqc.resources import package_file
 
 PACKAGE = "so8tqc"
 
-DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
 """Import name → distribution, where more than - and _ differ."""
 
 _BY_NAME = ("import_module", "find_spec")
