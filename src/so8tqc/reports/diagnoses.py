@@ -24,6 +24,9 @@ CODES = (
     message("storage_rounding"),
     message("conversion"),
     message("misread"),
+    message("rope_sections"),
+    message("gates_off_images"),
+    message("wrong_on_images"),
 )
 
 
