@@ -221,7 +221,7 @@ def in_a_process(method: str, base: Path, adapter: Path, out: Path, *, keep: boo
 # --- what a merge costs -------------------------------------------------------------------------
 
 
-def accuracy(base: Path, lora: Path, root: Path, tokens: int = 1024) -> None:
+def accuracy(base: Path, lora: Path, root: Path, count: int = 6, tokens: int = 128) -> None:
     """Largest distance from the exact W' in ulps, and KL from the unmerged float64 forward."""
     from so8tqc.adapters.plan import plan_adapters
     from so8tqc.checkpoints.safetensors_index import open_checkpoint
@@ -234,7 +234,7 @@ def accuracy(base: Path, lora: Path, root: Path, tokens: int = 1024) -> None:
 
     plan = plan_adapters(open_checkpoint(base), [lora], None, dtype="keep")
     reference = load_unmerged(base, [lora], dtype="float64")
-    texts = prepare((QUALITY_TEXTS,), load_tokenizer(base), tokens).texts
+    texts = prepare((QUALITY_TEXTS,), load_tokenizer(base), tokens).texts[:count]
 
     def log_probabilities(model: HFModel) -> torch.Tensor:
         rows = [model.head(model.hidden(text.tokens)).double() for text in texts]

@@ -120,6 +120,31 @@ def test_an_adapter_of_another_base_directory(make_model, tmp_path: Path) -> Non
         bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
 
 
+def test_another_name_of_a_hub_is_told(make_model, tmp_path: Path) -> None:
+    """The same weights have several names there; what they are is not decided by a name."""
+    base = tmp_path / "base"
+    shutil.copytree(make_model("llama", "bfloat16"), base)
+    said = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(said | {"_name_or_path": "some/llama"}))
+    directory = adapter(base, tmp_path / "a", "lora")
+    for named, is_told in (("other/llama-4bit", True), ("Some/Llama", False), ("", False)):
+        changed(directory, config=lambda c, n=named: c.update(base_model_name_or_path=n))
+        notices = plan_adapters(open_checkpoint(base), [directory], None, dtype="keep").notices
+        told = "trained on other/llama-4bit, this base that it is some/llama" in " ".join(notices)
+        assert told is is_told
+
+
+def test_a_module_of_transformers_is_not_always_named_as_the_type(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("openai-gpt", vocab_size=64, n_embd=16, n_layer=1, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(str(tmp_path / "base"))
+    directory = saved(tmp_path / "base", tmp_path / "a", target_modules=["c_attn", "c_proj"])
+    assert "transformers.models.openai." in (directory / "adapter_config.json").read_text()
+    plan = plan_adapters(open_checkpoint(tmp_path / "base"), [directory], None, dtype="keep")
+    assert len(plan.changed) == 3
+
+
 def test_partly_untrained_is_told(make_model, tmp_path: Path) -> None:
     model = make_model("llama", "bfloat16")
 
@@ -263,6 +288,58 @@ def test_a_tied_tensor_changes_the_logits_at_both_ends(
     assert float((got - one_end).abs().max()) > 1e-2 * effect  # which the training did not see
 
 
+def tied_again(directory: Path) -> Path:
+    """The head's factors are the embedding's, as ``ensure_weight_tying`` trains them."""
+
+    def tie(t: Tensors) -> None:
+        embedding = "base_model.model.model.embed_tokens.lora_embedding_"
+        t["base_model.model.lm_head.lora_A.weight"] = t[f"{embedding}B"].T.clone()
+        t["base_model.model.lm_head.lora_B.weight"] = t[f"{embedding}A"].T.clone()
+
+    return changed(directory, tie)
+
+
+def test_a_head_trained_with_its_embedding_is_one_change(make_model, tmp_path: Path) -> None:
+    from peft_cases import logits, unmerged
+
+    model = make_model("llama", "float32")
+    directory = saved(
+        model, tmp_path / "a", target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True
+    )
+    with pytest.raises(InputError, match=r"in two ways.*ensure_weight_tying"):
+        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    record = bake(BakeConfig(base=model, rotations=tied_again(directory), out=tmp_path / "m"))
+    assert not any("changes both" in notice for notice in record.notices)
+    ids = torch.arange(7, 31)[None]
+    expected = logits(unmerged(model, [directory], torch.float32), ids)
+    got = logits(load(tmp_path / "m", torch.float64), ids)
+    assert float((got - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_a_head_saved_with_its_embedding_is_one_tensor(
+    name: str, make_model, tmp_path: Path
+) -> None:
+    from peft_cases import logits, unmerged
+
+    model = make_model("llama", "float32")
+    directory = saved(
+        model,
+        tmp_path / "a",
+        target_modules=["q_proj"],
+        modules_to_save=[name],
+        ensure_weight_tying=True,
+    )
+    keys = load_file(str(directory / "adapter_model.safetensors")).keys()
+    assert {"base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight"} < keys
+    record = bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+    assert not any("changes both" in notice for notice in record.notices)
+    ids = torch.arange(7, 31)[None]
+    expected = logits(unmerged(model, [directory], torch.float32), ids)
+    got = logits(load(tmp_path / "m", torch.float64), ids)
+    assert float((got - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
 def test_arrows_router_is_refused(make_model, tmp_path: Path) -> None:
     """Arrow weighs LoRAs token by token: an adapter that says so is no single one."""
     directory = adapter(make_model("llama", "bfloat16"), tmp_path / "a", "lora")
@@ -278,17 +355,21 @@ def test_arrows_router_is_refused(make_model, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-def test_conv1d_is_stored_transposed(make_model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt"])
+@pytest.mark.parametrize("targets", [None, r".*attn\.c_proj"], ids=["usual", "square alone"])
+def test_conv1d_is_stored_transposed(kind: str, targets: str | None, tmp_path: Path) -> None:
+    """Of any model: a square matrix does not show it, transformers' module does."""
     from peft_cases import logits, unmerged
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = tmp_path / "gpt2"
+    model = tmp_path / kind
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("gpt2", vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+        AutoConfig.for_model(kind, vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     ).save_pretrained(str(model))
+    named = {"target_modules": targets or ["c_attn", "c_proj"]}
     for method in ("lora", "dora", "vera"):
-        directory = adapter(model, tmp_path / method, method, fan_in_fan_out=True)
+        directory = adapter(model, tmp_path / method, method, fan_in_fan_out=True, **named)
         bake(BakeConfig(base=model, rotations=directory, out=tmp_path / f"m-{method}"))
         ids = torch.arange(7, 31)[None]
         expected = logits(unmerged(model, [directory], torch.float32), ids)

@@ -74,6 +74,45 @@ def test_parts_of_a_model(
     assert judged(model, directory, tmp_path / "m") < 2e-5
 
 
+_WIDTHS = {
+    "vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16,
+}  # fmt: skip
+_EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+@pytest.mark.parametrize("width", [32, 48, 64])
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("mixtral", {}),
+        ("gpt_oss", {}),
+        ("aria_text", {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}),
+        ("llama4_text", {"interleave_moe_layer_step": 1, "intermediate_size_mlp": 96,
+                         "num_experts_per_tok": 1}),
+    ],
+)  # fmt: skip
+def test_experts_are_stored_either_way(
+    kind: str, own: dict[str, Any], width: int, tmp_path: Path
+) -> None:
+    """[out, in] or [in, out], with either of the two parameters square or none."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, intermediate_size=width, **_WIDTHS | own)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
+        else:
+            parameter.data.fill_(1.0)
+    model.save_pretrained(str(tmp_path / "base"))
+    options: dict[str, Any] = {"r": 2, "target_modules": ["q_proj"], "target_parameters": _EXPERTS}
+    directory = trained(tmp_path / "base", tmp_path / "a", "Lora", **options)
+    assert judged(tmp_path / "base", directory, tmp_path / "m") < 2e-5
+
+
 def test_pruned_ranks_of_adalora(make_model, tmp_path: Path) -> None:
     """PEFT saves what its allocator left, also nothing, and scales by the rank before."""
     import peft

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from so8tqc.checkpoints import copy
 from so8tqc.checkpoints.copy import Run, copy_runs, create
 from so8tqc.checkpoints.patch import patch_files
-from so8tqc.checkpoints.safetensors_index import torch_dtype
+from so8tqc.checkpoints.safetensors_index import TensorEntry, torch_dtype
 from so8tqc.errors import ModelError
 
 
@@ -97,8 +97,15 @@ def test_a_dtype_that_changes_gives_a_new_header_and_moves_the_rest(
 ) -> None:
     prepare(monkeypatch, source)
     destination = source.with_name("new.safetensors")
-    patch_files([(source, destination)], {"t1": Negative("F32"), "t3": Negative("F16")})
+    told: dict[str, bytes] = {}
+
+    def written(entry: TensorEntry) -> None:
+        told[entry.name] = entry.file.read_bytes()[entry.start : entry.end]
+
+    patches = {"t1": Negative("F32"), "t3": Negative("F16")}
+    patch_files([(source, destination)], patches, written)
     before, after = load_file(str(source)), load_file(str(destination))
+    assert told == {name: after[name].numpy().tobytes() for name in patches}
     assert {n: v.dtype for n, v in after.items()} == {
         n: torch.float32 if n == "t1" else torch.float16 for n in before
     }

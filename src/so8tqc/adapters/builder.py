@@ -15,7 +15,7 @@ from so8tqc.adapters.methods.context import ModuleSteps, Shape
 from so8tqc.adapters.methods.lora import expert_steps
 from so8tqc.adapters.methods.vera import vera_projections
 from so8tqc.adapters.names import EXPERT_PARAMETERS, ExpertSlice, StoredNames
-from so8tqc.adapters.steps import AddLowRank, BlockColumns, BlockRows, Step
+from so8tqc.adapters.steps import AddLowRank, BlockColumns, BlockRows, Step, same_sums
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import DTYPE_NAMES
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, torch_dtype
@@ -35,7 +35,7 @@ class Builder:
         self._names = StoredNames(checkpoint)
         self._parts: dict[str, dict[int | None, Part]] = {}
         self._sources: dict[str, tuple[torch.Tensor, str]] = {}
-        self._owner: dict[tuple[int, str], str] = {}
+        self._owner: dict[tuple[int, str], tuple[str, tuple[Step, ...]]] = {}
         self.notices: list[str] = []
         self.drift: dict[str, FloatArray] = {}
 
@@ -130,7 +130,6 @@ class Builder:
     ) -> ModuleSteps:
         entry = self._entry(files, module)
         self._tell_tied(files, module, entry)
-        self._own(files, entry.name, module)
         transposed = self._names.transposed(entry)
         embedding = any(name.startswith("lora_embedding") for name in parts)
 
@@ -141,6 +140,8 @@ class Builder:
 
         shape = self._shape(entry)
         found = module_steps(files, module, parts, shape, weight, embedding=embedding)
+        if self._is_owned(files, entry.name, module, found.steps):
+            return found
         if files.kind == "OFT":
             step = found.steps[0]
             assert isinstance(step, BlockColumns)
@@ -171,10 +172,10 @@ class Builder:
             steps = expert_steps(files, full, parts, experts, one.rows)
             numbers = range(experts) if one.expert is None else (one.expert,)
             for e in numbers:
-                shape = one.entry.shape if one.expert is not None else one.entry.shape[1:]
-                size = shape[::-1] if one.transposed else shape
+                size = one.entry.shape[-2:]
                 got = steps[e].shape
-                if got != tuple(size):
+                transposed = one.transposed or (one.expert is None and got == size[::-1] != size)
+                if got != (size[::-1] if transposed else size):
                     raise ShapeError(
                         f"{full}: lora_B·lora_A is {got[0]} × {got[1]}, the weight "
                         f"{size[0]} × {size[1]} ({one.entry.name}, {list(one.entry.shape)})",
@@ -184,7 +185,7 @@ class Builder:
                     one.entry,
                     (steps[e],),
                     expert=e if one.expert is None else None,
-                    transposed=one.transposed,
+                    transposed=transposed,
                 )
 
     def _expert_parameter(
@@ -225,20 +226,36 @@ class Builder:
             )
         known[expert] = replace(part, steps=part.steps + steps)
 
-    def _own(self, files: AdapterFiles, name: str, module: str) -> None:
-        """One module of an adapter for one tensor."""
-        key = (id(files), name)
-        other = self._owner.setdefault(key, module)
-        if other != module:
-            raise RotationError(
-                f"{other} and {module} are one stored weight ({name}) that the adapter changes in "
-                "two ways, which no single weight can hold",
-                where=str(files.directory),
-                remedy="Layers that share a block must be trained with one adapter for all.",
-            )
+    def _is_owned(
+        self, files: AdapterFiles, name: str, module: str, steps: tuple[Step, ...]
+    ) -> bool:
+        """Whether the adapter has put the same change on a tensor under another module's name.
+
+        Raises:
+            RotationError: it has put another one there.
+        """
+        other, its = self._owner.setdefault((id(files), name), (module, steps))
+        if other == module:
+            return False
+        if same_sums(its, steps):
+            return True
+        tied = self._names.is_head(other) or self._names.is_head(module)
+        raise RotationError(
+            f"{other} and {module} are one stored weight ({name}) that the adapter changes in "
+            "two ways, which no single weight can hold",
+            where=str(files.directory),
+            remedy="Train with ensure_weight_tying, or save the base with tie_word_embeddings "
+            "false first."
+            if tied
+            else "Layers that share a block must be trained with one adapter for all.",
+        )
 
     def _tell_tied(self, files: AdapterFiles, module: str, entry: TensorEntry) -> None:
         tied = self._names.ties_embeddings and entry == self._names.embedding()
+        names = {name.removesuffix(".weight") for name in (*files.parts, *files.whole)}
+        both = any(map(self._names.is_head, names)) and any(map(self._names.is_embedding, names))
+        if both:  # equal, or refused
+            return
         if tied and (self._names.is_head(module) or self._names.is_embedding(module)):
             where = "head" if self._names.is_head(module) else "embedding"
             self.notices.append(
@@ -251,7 +268,7 @@ class Builder:
         """Saved modules and biases, and wrapped modules' own weights, in place of the base's."""
         for name, tensor in files.whole.items():
             entry = self._names.find(name)
-            if entry is None and self._is_tied_head(name, tensor):
+            if entry is None and self._is_tied_head(files, name, tensor):
                 continue
             if entry is None:
                 tied = self._names.is_head(name.removesuffix(".weight"))
@@ -282,15 +299,24 @@ class Builder:
                 self._tell_tied(files, name.removesuffix(".weight"), entry)
             self._sources[entry.name] = (tensor, str(files.directory))
 
-    def _is_tied_head(self, name: str, tensor: torch.Tensor) -> bool:
-        """Whether this is the head's own weight, unchanged, which the base keeps as embedding."""
+    def _is_tied_head(self, files: AdapterFiles, name: str, tensor: torch.Tensor) -> bool:
+        """Whether this is the head, which the base keeps as its embedding, with the same values:
+
+        unchanged, or those that the adapter saves for the embedding (``ensure_weight_tying``).
+        """
         module, _, leaf = name.rpartition(".")
         entry = self._names.embedding()
         if leaf != "weight" or not self._names.is_head(module) or entry is None:
             return False
         if not self._names.ties_embeddings or tuple(tensor.shape) != entry.shape:
             return False
-        return torch.equal(tensor_view(entry).double(), tensor.double())
+        saved = [
+            values
+            for other, values in files.whole.items()
+            if self._names.is_embedding(other.removesuffix(".weight"))
+        ]
+        here = saved[0] if saved else tensor_view(entry)
+        return torch.equal(here.double(), tensor.double())
 
     def add_gates(self, gates: RotationSet | None) -> None:
         """Rotations in front of (or behind) base and branches."""

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from so8tqc.architectures import architecture
+from so8tqc.architectures import ARCHITECTURES
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
+from so8tqc.checkpoints.skeleton import skeleton
+from so8tqc.decoder import is_conv1d
 from so8tqc.errors import RotationError, ShapeError
 
 _WRAPPERS = frozenset({"model", "language_model", "transformer", "text_model", "base_model"})
@@ -31,8 +33,6 @@ _EXPERT_SPELLINGS = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
     "down_proj": (("down_proj",), ("w2",)),
 }
-_IN_FIRST = frozenset({"gpt_oss", "llama4", "llama4_text"})
-"""Model types whose 3D parameters are [experts, in, out]."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class ExpertSlice:
         entry: the tensor.
         expert: whose; None: all of them, [experts, out, in] or [experts, in, out].
         rows: of the expert's logical weight [out, in]; None: all.
-        transposed: each expert is stored [in, out].
+        transposed: each expert is stored [in, out]; of whole tensors only square ones are asked,
+            since the factors' shapes show it of others.
     """
 
     entry: TensorEntry
@@ -66,6 +67,19 @@ class StoredNames:
             found.setdefault(_words(name), []).append(name)
         return found
 
+    @cached_property
+    def _by_parameter(self) -> dict[str, list[str]]:
+        """What transformers itself calls each tensor in the model, of types that are not known."""
+        if self._checkpoint.model_type in ARCHITECTURES:
+            return {}
+        built = skeleton(self._checkpoint)
+        if built is None:
+            return {}
+        found: dict[str, list[str]] = {}
+        for name in self._tensors:
+            found.setdefault(built.name_in_model(name), []).append(name)
+        return {name: names for name, names in found.items() if len(names) == 1}
+
     def find(self, name: str) -> TensorEntry | None:
         """The stored tensor that a running model calls ``name``, None if there is none.
 
@@ -74,7 +88,7 @@ class StoredNames:
         """
         if name in self._tensors:
             return self._tensors[name]
-        found = self._canonical.get(_words(name), [])
+        found = self._canonical.get(_words(name), []) or self._by_parameter.get(name, [])
         if len(found) > 1:
             raise RotationError(
                 f"{name} may be any of {', '.join(found)}", where=str(self._checkpoint.directory)
@@ -99,9 +113,24 @@ class StoredNames:
         )
 
     def transposed(self, entry: TensorEntry) -> bool:
-        """Whether a tensor is a Conv1D's, stored [in, out]."""
-        kind = architecture(self._checkpoint.model_type)
-        return kind.transposed and _LAYER.search(entry.name) is not None
+        """Whether a tensor is a Conv1D's, stored [in, out]: transformers' own module says so."""
+        if _LAYER.search(entry.name) is None:
+            return False
+        known = ARCHITECTURES.get(self._checkpoint.model_type)
+        if known is not None:
+            return known.transposed
+        built = skeleton(self._checkpoint)
+        module = None if built is None else built.module_of(built.name_in_model(entry.name))
+        return module is not None and is_conv1d(module)
+
+    def _takes_rows(self, parameter: str) -> bool:
+        """Whether experts multiply rows by a parameter, [in, out], as their module says.
+
+        By that PEFT tells which of the two axes is which.
+        """
+        built = skeleton(self._checkpoint)
+        module = None if built is None else built.module_of(parameter)
+        return bool(getattr(module, "is_transposed", False))
 
     @property
     def ties_embeddings(self) -> bool:
@@ -165,7 +194,8 @@ class StoredNames:
         if whole is not None:
             if len(whole.shape) != 3:
                 raise ShapeError(f"{whole.name} has shape {list(whole.shape)}, expected 3 axes")
-            transposed = self._checkpoint.model_type in _IN_FIRST
+            square = whole.shape[1] == whole.shape[2]
+            transposed = square and self._takes_rows(f"{container}.{parameter}")
             return [ExpertSlice(whole, None, None, transposed)]
         for spelling in _EXPERT_SPELLINGS.get(parameter, ()):
             slices: list[ExpertSlice] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from so8tqc.adapters.builder import Builder
 from so8tqc.adapters.changed import Changed
 from so8tqc.adapters.files import AdapterFiles, read_files
-from so8tqc.adapters.same_base import require_same_base
+from so8tqc.adapters.same_base import other_name, require_same_base
 from so8tqc.adapters.settings import require_understood
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.rotations.rotation_set import FloatArray, RotationSet
@@ -71,7 +71,8 @@ def plan_adapters(
     for files in read:
         require_understood(files)
         require_same_base(files, checkpoint)
-        builder.notices += files.notices
+        told = other_name(files, checkpoint)
+        builder.notices += files.notices if told is None else (*files.notices, told)
     for group in _groups(read):
         builder.add_group(group)
     builder.add_gates(gates)

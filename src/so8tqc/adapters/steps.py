@@ -15,7 +15,7 @@ and rounded once, so that it is the same on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -226,6 +226,20 @@ class AddLowRank:
     def _norm(self) -> float:
         """Largest ‖A_j‖."""
         return float(self._a.double().norm(dim=0).max())
+
+
+def same_sums(some: Sequence[Step], others: Sequence[Step]) -> bool:
+    """Whether both are sums of the same s·B·A, factor by factor."""
+    import torch
+
+    return len(some) == len(others) and all(
+        isinstance(one, AddLowRank)
+        and isinstance(other, AddLowRank)
+        and one.scale == other.scale
+        and torch.equal(torch.from_numpy(one.left), torch.from_numpy(other.left))
+        and torch.equal(torch.from_numpy(one.right), torch.from_numpy(other.right))
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 @dataclass(frozen=True)

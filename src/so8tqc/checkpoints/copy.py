@@ -79,7 +79,7 @@ def copy_runs(source: Path, destination: Path, runs: Sequence[Run], stop: Event)
                     continue
                 if count == 0:
                     raise ModelError("the file ended early", where=str(source))
-                _start_writing(writer.fileno(), part.destination, count)
+                start_writing(writer.fileno(), part.destination, count)
                 done += count
         os.fsync(writer.fileno())
 
@@ -134,7 +134,7 @@ def _reflink(source: Path, destination: int) -> bool:
     return True
 
 
-def _start_writing(file: int, start: int, count: int) -> None:
+def start_writing(file: int, start: int, count: int) -> None:
     """Let the disk write a range now rather than at the final fsync, where that can be said.
 
     Linux answers "will not be needed" by starting to write what is not on disk yet.

@@ -7,16 +7,16 @@ while the new values are computed and written into their own ranges.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from so8tqc.checkpoints.copy import Run, copy_runs, create
+from so8tqc.checkpoints.copy import Run, copy_runs, create, start_writing
 from so8tqc.checkpoints.safetensors_index import (
     ITEM_BYTES,
     TensorEntry,
@@ -68,12 +68,21 @@ class _Layout:
     targets: tuple[tuple[TensorEntry, int], ...]
 
 
-def patch_files(files: Sequence[tuple[Path, Path]], patches: Mapping[str, Patch]) -> None:
+def patch_files(
+    files: Sequence[tuple[Path, Path]],
+    patches: Mapping[str, Patch],
+    written: Callable[[TensorEntry], None] = lambda _: None,
+) -> None:
     """Write each (source, destination), with new values for the tensors in ``patches``.
 
     Where no dtype changes, the header and the bytes between the targets are those of the
     source. Otherwise the header is written anew: same order, same file metadata. Several tensors
     are computed at a time, each by one thread; memory is bounded by their pieces.
+
+    Args:
+        files: which.
+        patches: tensor → its new value.
+        written: given each new tensor as soon as it is whole, by the thread that wrote it.
 
     Raises:
         ModelError: a source is malformed or ends early.
@@ -92,6 +101,18 @@ def patch_files(files: Sequence[tuple[Path, Path]], patches: Mapping[str, Patch]
                 if stop.is_set():
                     return
                 stream.write(piece.view(torch.uint8).numpy().data)
+            stream.flush()
+            end = stream.tell()
+            written(
+                replace(
+                    entry,
+                    file=layout.destination,
+                    dtype=patches[entry.name].dtype,
+                    start=start,
+                    end=end,
+                )
+            )
+            start_writing(stream.fileno(), start, end - start)
 
     with (
         one_torch_thread(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from so8tqc.adapters.changed import AdapterPatch
 from so8tqc.adapters.files import adapter_fingerprint
 from so8tqc.adapters.plan import AdapterPlan
-from so8tqc.checkpoints.baking import hash_tensors
+from so8tqc.checkpoints.baking import hash_tensors, sha256_tensor
 from so8tqc.checkpoints.copy import copy_companions
 from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, MEMORY_ARRAYS
@@ -21,13 +21,18 @@ from so8tqc.checkpoints.provenance import (
     baked_ref,
     write_provenance,
 )
-from so8tqc.checkpoints.safetensors_index import ITEM_BYTES, Checkpoint, open_checkpoint
+from so8tqc.checkpoints.safetensors_index import (
+    ITEM_BYTES,
+    Checkpoint,
+    TensorEntry,
+    open_checkpoint,
+)
 from so8tqc.closure import versions_of
 from so8tqc.config import BakeConfig
 from so8tqc.disk.atomic import atomic_directory, remove_leftovers, require_space
 from so8tqc.disk.digests import file_ref, hub_source, sha256_json
 from so8tqc.errors import RotationError
-from so8tqc.progress import SILENT, Progress
+from so8tqc.progress import Progress
 from so8tqc.record_kinds.bake import AppliedAdapter, BakeMetrics, FoldedLayer
 from so8tqc.records import Check, FileRef, Record, Stopwatch, overall, versions
 from so8tqc.services.trained_base import TrainedBase
@@ -93,7 +98,12 @@ def bake_adapters(
     with atomic_directory(config.out) as directory:
         with ThreadPoolExecutor(max_workers=1) as pool:
             hashing = pool.submit(_before, config, ready, progress)
-            left = write_adapted(ready.checkpoint, ready.plan, directory, progress)
+            after: dict[str, str] = {}
+
+            def written(entry: TensorEntry) -> None:
+                after[entry.name] = sha256_tensor(entry)
+
+            left = write_adapted(ready.checkpoint, ready.plan, directory, progress, written)
             before = hashing.result()
         baked = open_checkpoint(directory)
         results: list[AdapterAlgebra] = []
@@ -104,7 +114,6 @@ def bake_adapters(
             checks += structure_checks(ready.checkpoint, baked, ready.plan.changed)
             results = adapter_algebra(baked, ready.plan, progress)
             checks += algebra_checks(results)
-        after = _hashes_of(baked, [c.entry.name for c in ready.plan.changed])
         provenance = _provenance(config, ready, found, before, after)
         write_provenance(directory, provenance)
     return _record(config, ready, provenance, checks, results, left, baked, watch)
@@ -170,15 +179,23 @@ def _record(
 
 
 def write_adapted(
-    base: Checkpoint, plan: AdapterPlan, directory: Path, progress: Progress
+    base: Checkpoint,
+    plan: AdapterPlan,
+    directory: Path,
+    progress: Progress,
+    written: Callable[[TensorEntry], None] = lambda _: None,
 ) -> list[str]:
-    """Write companions and shards into a directory that exists; notices of what is left behind."""
+    """Write companions and shards into a directory that exists; notices of what is left behind.
+
+    ``written`` is given each changed tensor, see ``checkpoints.patch.patch_files``.
+    """
     left = copy_companions(base.directory, base.files, directory)
     total = sum(c.entry.end - c.entry.start for c in plan.changed)
     with progress.task("baking", total=total, unit="bytes") as task:
         patch_files(
             [(shard, directory / shard.name) for shard in base.files],
             {c.entry.name: AdapterPatch(c, task) for c in plan.changed},
+            written,
         )
     return left
 
@@ -197,10 +214,6 @@ def _before(config: BakeConfig, ready: PreparedAdapters, progress: Progress) -> 
     entries = ready.checkpoint.tensors
     wanted = entries if config.verify else [c.entry.name for c in ready.plan.changed]
     return hash_tensors([entries[name] for name in wanted], progress)
-
-
-def _hashes_of(baked: Checkpoint, names: list[str]) -> dict[str, str]:
-    return hash_tensors([baked.tensors[name] for name in names], SILENT)
 
 
 def _provenance(
