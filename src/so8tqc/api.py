@@ -19,6 +19,7 @@ from so8tqc.config import (
     CaptureConfig,
     ExportConfig,
     IdentifyConfig,
+    LocateConfig,
     LongTextConfig,
     QCConfig,
     QuantizeConfig,
@@ -202,6 +203,30 @@ def longtext(
     from so8tqc.services.report import write_stage_reports
 
     config = _config(LongTextConfig, options, model=model, out=out)
+    return _stage(service, config, progress, write_stage_reports)
+
+
+def locate(
+    reference: StrPath,
+    candidate: StrPath,
+    out: StrPath,
+    *,
+    progress: Progress = SILENT,
+    **options: object,
+) -> Record:
+    """Where two models part, layer by layer and operation by operation, as ``so8tqc locate``.
+
+    Args:
+        reference: the model directory that is trusted.
+        candidate: a model directory or GGUF file.
+        out: directory for record and reports.
+        progress: told about layers.
+        options: ``rotations``, ``data``, ``max_tokens``, ``only_layers`` and so on.
+    """
+    from so8tqc.services.locate.service import locate as service
+    from so8tqc.services.report import write_stage_reports
+
+    config = _config(LocateConfig, options, reference=reference, candidate=candidate, out=out)
     return _stage(service, config, progress, write_stage_reports)
 
 

@@ -248,6 +248,27 @@ GUIDE: dict[str, Guide] = {
         "Install the converter: so8tqc vendor. Or judge the file by its logits: so8tqc qc … "
         "--level full",
     ),
+    # where two models part
+    "locate.operations": Guide(
+        "Operations of a layer",
+        "How many operations of the candidate, each on what the reference's is given, are not what "
+        "its stored types and the arithmetic make of the reference's.",
+        "an operation has other weights, or its configuration or key says something else",
+        "Mend what the cause says, in the model or in its export: so8tqc export BAKED --out FILE",
+    ),
+    "locate.layers": Guide(
+        "Layers by themselves",
+        "How many layers of the candidate, each given what the reference's layer is given, make "
+        "something else than rounding explains.",
+        "the layer computes something else than the reference's",
+        "Look at the operations of the first of these layers.",
+    ),
+    "locate.seen": Guide(
+        "Operations not looked at",
+        "What of the candidate could not be run beside the reference.",
+        "this part was not judged",
+        "Judge it by its logits: so8tqc qc … --level full",
+    ),
     # one model's logits against the other's
     "logits.run": Guide(
         "Model run",
@@ -813,6 +834,12 @@ DIAGNOSES: dict[str, Fault] = {
         "Base and gates agree with the capture before pictures; after them they do when the gates "
         "leave the positions of pictures as they are. A fold acts on every position.",
         "Train with the gates at all positions: no fold can tell a picture's from a text's.",
+    ),
+    "wrong_operation": Fault(
+        "An operation makes something else than the reference's",
+        "On the reference's own input it differs by more than the stored types and the arithmetic "
+        "explain; a known mistake, made on the reference's operation, gives the same.",
+        "Mend what the cause says, in the model or in its export: so8tqc export BAKED --out FILE",
     ),
     "storage_rounding": Fault(
         "The right rotation, with more rounding than it bears",

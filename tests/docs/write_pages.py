@@ -63,6 +63,7 @@ _GROUPS = {
     "pet": "Hidden states",
     "identify": "Which reading was trained",
     "tensors": "The tensors of a GGUF file",
+    "locate": "Where two models part",
     "profile": "The verdict itself",
 }
 

@@ -18,6 +18,7 @@ from so8tqc.cli.commands.doctor import doctor
 from so8tqc.cli.commands.explain import explain
 from so8tqc.cli.commands.export import export
 from so8tqc.cli.commands.identify import identify
+from so8tqc.cli.commands.locate import locate
 from so8tqc.cli.commands.longtext import longtext
 from so8tqc.cli.commands.qc import qc
 from so8tqc.cli.commands.quantize import quantize
@@ -52,8 +53,8 @@ def _root(
 
 
 for command in (
-    run, demo, check, identify, bake, export, quantize, calibrate, capture, qc, choose, longtext,
-    report, audit, attest, verify, serve_config, explain, doctor, vendor, data,
+    run, demo, check, identify, bake, export, quantize, calibrate, capture, qc, locate, choose,
+    longtext, report, audit, attest, verify, serve_config, explain, doctor, vendor, data,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(config)

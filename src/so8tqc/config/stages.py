@@ -483,6 +483,28 @@ class LongTextConfig(LongTextOptions):
     out: Path
 
 
+class LocateConfig(Options):
+    """Finding where two models part: layer by layer, operation by operation."""
+
+    reference: Path
+    candidate: Path
+    rotations: Path | None = None
+    rotation_options: RotationOptions = RotationOptions()
+    data: tuple[str, ...] = (QUICK_TEXTS,)
+    tokenizer: Path | None = None
+    max_tokens: Annotated[int, Field(ge=2)] = Field(64, description="Tokens used of each text.")
+    texts: Annotated[int, Field(ge=1)] = Field(2, description="Texts that are run.")
+    only_layers: str | None = Field(
+        None,
+        description="Layers whose operations are looked at, e.g. 0-11,13; default all.",
+        pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$",
+    )
+    compute_dtype: Literal["float32", "float64"] = Field(
+        "float32", description="What transformers computes in."
+    )
+    out: Path
+
+
 class ReportOptions(Options):
     """The report of a run."""
 
@@ -552,6 +574,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "capture": CaptureConfig,
     "identify": IdentifyConfig,
     "qc": QCConfig,
+    "locate": LocateConfig,
     "longtext": LongTextConfig,
     "check": CheckConfig,
     "attest": AttestConfig,

@@ -27,6 +27,7 @@ CODES = (
     message("rope_sections"),
     message("gates_off_images"),
     message("wrong_on_images"),
+    message("wrong_operation"),
 )
 
 

@@ -62,6 +62,7 @@ class Section:
 
 _TITLES = {
     "identify": message("Which reading was trained"),
+    "locate": message("Where two models part"),
     "bake": message("Bake"),
     "export": message("Export"),
     "quantize": message("Quantization"),

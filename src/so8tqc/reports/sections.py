@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from so8tqc.records import Record
 from so8tqc.reports.html import Plot, Section
-from so8tqc.reports.kinds import bake, calibrate, choose, identify, qc
+from so8tqc.reports.kinds import bake, calibrate, choose, identify, locate, qc
 from so8tqc.reports.kinds.export import export_table
 from so8tqc.reports.kinds.longtext import case_table
 from so8tqc.reports.kinds.quantize import file_table, solved_table
@@ -18,6 +18,7 @@ _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
     "bake": lambda _: [],
     "export": lambda record: [export_table(record)],
     "identify": lambda record: [identify.reading_table(record)],
+    "locate": locate.tables,
     "quantize": lambda record: [file_table(record), solved_table(record)],
     "calibrate": calibrate.tables,
     "qc": qc.tables,
@@ -31,10 +32,11 @@ _PLOTS: Mapping[str, Callable[[Record], list[Plot]]] = {
     "calibrate": calibrate.plots,
     "choose": choose.plots,
     "identify": identify.plots,
+    "locate": locate.plots,
 }
 """Stages whose plots need their own record alone."""
 
-_SHOWN = {"quantize": 2, "qc": 2, "choose": 4}
+_SHOWN = {"quantize": 2, "qc": 2, "locate": 2, "choose": 4}
 """How many tables are a stage's result, if not the first alone; the others are detail."""
 
 

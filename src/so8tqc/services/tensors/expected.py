@@ -153,7 +153,7 @@ def expected_of(
     sources = conversion.sources if conversion else tensors_by_name(checkpoint, gguf)
     return Expected(
         checkpoint,
-        dict(_patches(rotations, planned, plan)),
+        patches_of(rotations, planned, plan),
         conversion,
         reason,
         sources,
@@ -168,6 +168,13 @@ def history_of(checkpoint: Checkpoint) -> History:
         return History(traced(checkpoint))
     except (MissingToolError, ToolError) as error:
         return History(None, error.what)
+
+
+def patches_of(
+    rotations: RotationSet | None, planned: Sequence[PlannedTensor], plan: AdapterPlan | None
+) -> dict[str, MakePatch]:
+    """Source tensor → what makes its new value, for those that a bake changes."""
+    return dict(_patches(rotations, planned, plan))
 
 
 def _patches(

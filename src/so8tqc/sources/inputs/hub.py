@@ -33,7 +33,7 @@ _FILE_ENDINGS = (
     ".yaml",
     ".yml",
 )
-_MODEL_FIELDS = ("base", "model", "reference", "candidates", "tokenizer")
+_MODEL_FIELDS = ("base", "model", "reference", "candidate", "candidates", "tokenizer")
 _ROTATION_FIELDS = ("rotations", "adapters")
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")

@@ -12,11 +12,12 @@ import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
-from so8tqc.sources.layerwise.shell import Shell, UnstreamableError
+from so8tqc.sources.layerwise.shell import UnstreamableError
 from so8tqc.sources.own_forward import (
     SeenPass,
     parts_around_layers,
@@ -173,8 +174,24 @@ def _current() -> Walker | None:
     return now.walker if isinstance(now, _Text) else None
 
 
+class HasLayers(Protocol):
+    """A transformers model whose decoder layers are known: a shell, or one in memory.
+
+    Attributes:
+        module: the model.
+        layers: the list of its decoder layers.
+        head: its output head.
+        path: the directory it is from.
+    """
+
+    module: Any
+    layers: Any
+    head: Any
+    path: Path
+
+
 class Doors:
-    """Hooks on a shell's layers, at which texts wait.
+    """Hooks on a model's layers, at which texts wait.
 
     Args:
         shell: the model.
@@ -184,7 +201,7 @@ class Doors:
         structures: layer → what it returns, once it has.
     """
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: HasLayers) -> None:
         self._shell = shell
         self.count = len(shell.layers)
         self.structures: dict[int, Structure] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from so8tqc.architectures import in_other_tower
@@ -36,6 +37,7 @@ class Shell:
         checkpoint: the model directory; its config and its tensors' names count here.
         dtype: compute dtype.
         attention: transformers' attention implementation, None for its default.
+        changes: keys of the text configuration that are to have other values.
 
     Attributes:
         module: the transformers model, in eval mode.
@@ -49,11 +51,15 @@ class Shell:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: str = "float32", attention: str | None = None
+        self,
+        checkpoint: Checkpoint,
+        dtype: str = "float32",
+        attention: str | None = None,
+        changes: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self.path: Path = checkpoint.directory
         self.dtype = dtype
-        self.module = _built(checkpoint, dtype, attention)
+        self.module = _built(checkpoint, dtype, attention, changes)
         self.head = self.module.get_output_embeddings()
         if self.head is None:
             raise ModelError("the model has no output head", where=str(self.path))
@@ -194,7 +200,9 @@ def _shared_names(parameters: Mapping[str, Any]) -> list[Sequence[str]]:
     return [names for names in found.values() if len(names) > 1]
 
 
-def _built(checkpoint: Checkpoint, dtype: str, attention: str | None) -> Any:
+def _built(
+    checkpoint: Checkpoint, dtype: str, attention: str | None, changes: Mapping[str, object]
+) -> Any:
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig
@@ -205,6 +213,8 @@ def _built(checkpoint: Checkpoint, dtype: str, attention: str | None) -> Any:
             config = AutoConfig.from_pretrained(
                 str(checkpoint.directory), local_files_only=True, trust_remote_code=False
             )
+            for key, value in changes.items():
+                setattr(config.get_text_config(decoder=True), key, value)
             with init_empty_weights(include_buffers=False):
                 module = from_config(config, dtype=getattr(torch, dtype), **options)
             module.tie_weights()
