@@ -167,6 +167,11 @@ def unmerged(model: Path, adapters: list[Path], load_dtype: torch.dtype) -> Any:
             live.load_adapter(str(path), adapter_name=f"a{i}")
         if len(adapters) > 1:
             live.base_model.set_adapter([f"a{i}" for i in range(len(adapters))])
+    return in_float64(live)
+
+
+def in_float64(live: Any) -> Any:
+    """The same module with all that it holds in float64."""
     live = live.double().eval()
     for module in live.modules():  # buffers that PEFT keeps apart
         for cache in _CACHES:

@@ -84,6 +84,7 @@ def _without_b(t: Tensors) -> None:
         (None, lambda c: c.update(rank_pattern={"q_proj": 2}), ["q_proj", "[2, 64]"]),
         (None, lambda c: c.update(r="four"), ["r is 'four'"]),
         (None, lambda c: c.update(r=0), ["rank"]),
+        (None, lambda c: c.update(lora_alpha=None), ["lora_alpha is null"]),
         (None, lambda c: c.update(rank_pattern={"(": 2}), ["no pattern"]),
         (None, lambda c: c.update(use_dora=True), ["lora_magnitude_vector"]),
         (None, lambda c: c.update(use_qalora=True), ["use_qalora"]),

@@ -54,6 +54,8 @@ def sources(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     adapter(folder / "base", folder / "first", "lora")
     adapter(folder / "base", folder / "second", "dora", seed=1)
     adapter(folder / "base", folder / "oft", "oft", seed=2)
+    adapter(folder / "base", folder / "waveft", "waveft", seed=3)
+    adapter(folder / "base", folder / "miss", "miss-mini", seed=4)
     data = Path(__file__).parents[2] / "data"
     texts = json.loads((data / "validation_en.json").read_text(encoding="utf-8"))["texts"]
     lines = [json.dumps({"id": f"t{i}", "text": text[:300]}) for i, text in enumerate(texts[:12])]
@@ -157,8 +159,8 @@ def test_a_changed_adapter_makes_the_run_again(
 
 @pytest.mark.parametrize(
     ("rotations", "adapters"),
-    [(None, ("first",)), ("first", ("second",)), ("oft", ("first",))],
-    ids=["adapter alone", "two in order", "rotations of OFT, then LoRA"],
+    [(None, ("first",)), ("first", ("second",)), ("oft", ("first",)), ("waveft", ("miss",))],
+    ids=["adapter alone", "two in order", "rotations of OFT, then LoRA", "methods of other kinds"],
 )
 def test_adapters_given_in_other_ways(
     rotations: str | None, adapters: tuple[str, ...], sources: Path, tmp_path: Path

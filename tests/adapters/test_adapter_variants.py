@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft_cases import adapter, load, logits, shake, unmerged
+from peft_cases import METHODS, adapter, effective, in_float64, load, logits, shake, unmerged
 from safetensors.torch import load_file, save_file
 
 from so8tqc.adapters.files import read_files
+from so8tqc.adapters.plan import plan_adapters
 from so8tqc.adapters.settings import require_understood
+from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import BakeConfig
-from so8tqc.errors import InputError
+from so8tqc.errors import InputError, ModelError
 from so8tqc.records import Verdict
 from so8tqc.services.bake import bake
+from so8tqc.sources.unmerged import load_unmerged
 
 IDS = torch.arange(7, 31)[None]
 
@@ -230,6 +233,34 @@ def test_pairs_whose_forward_is_no_merge_are_refused(
     pair = [adapter(model, tmp_path / f"a{i}", m, seed=i) for i, m in enumerate(methods)]
     with pytest.raises(InputError, match=words):
         bake(BakeConfig(base=model, rotations=pair[0], adapters=[pair[1]], out=tmp_path / "m"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_after_another_is_pefts_nested_forward(
+    method: str, make_model, tmp_path: Path
+) -> None:
+    """Weight by weight in float64; what PEFT's forward leaves out, or does not nest, is refused."""
+    model = make_model("llama", "float32")
+    first = "lora" if method.removesuffix("-patterns") not in ("lora", "dora") else "loha"
+    pair = [
+        adapter(model, tmp_path / "first", first, target_modules=["q_proj", "o_proj"]),
+        adapter(model, tmp_path / "second", method, seed=4),
+    ]
+    if method in ("hra", "hra-gs", "miss-bat"):
+        with pytest.raises(InputError, match="leaves the other out"):
+            plan_adapters(open_checkpoint(model), pair, None, dtype="keep")
+        return
+    if method == "shira":
+        with pytest.raises(ModelError, match="nested"):
+            load_unmerged(model, pair)
+        return
+    live = in_float64(load_unmerged(model, pair, dtype="float32").module)
+    for changed in plan_adapters(open_checkpoint(model), pair, None, dtype="keep").changed:
+        weight = changed.whole_in_float64()
+        module = live.get_submodule(changed.entry.name.removesuffix(".weight"))
+        own = load_file(str(model / "model.safetensors"))[changed.entry.name].double()
+        off = effective(module, weight.shape[1]) - weight
+        assert float(off.norm()) < 1e-6 * float((weight - own).norm())
 
 
 def test_wavelets_of_no_file_are_refused(make_model, tmp_path: Path) -> None:

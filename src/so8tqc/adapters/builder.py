@@ -36,6 +36,7 @@ class Builder:
         self._parts: dict[str, dict[int | None, Part]] = {}
         self._sources: dict[str, tuple[torch.Tensor, str]] = {}
         self._owner: dict[tuple[int, str], tuple[str, tuple[Step, ...]]] = {}
+        self._before: frozenset[str] = frozenset()
         self.notices: list[str] = []
         self.drift: dict[str, FloatArray] = {}
 
@@ -66,6 +67,7 @@ class Builder:
                 "merge_and_unload multiplies in the other order and gives another model."
             )
         _require_sum(group)
+        self._before = frozenset(self._parts)
         for files in group:
             self._replace(files)
             zero = self._add(files)
@@ -130,6 +132,13 @@ class Builder:
     ) -> ModuleSteps:
         entry = self._entry(files, module)
         self._tell_tied(files, module, entry)
+        if entry.name in self._before and _takes_the_base_alone(files):
+            raise RotationError(
+                f"{files.kind} on {module}, which an adapter of another method has changed before: "
+                "PEFT's forward computes it from the base's own weight and leaves the other out",
+                where=str(files.directory),
+                remedy="Which was meant is not told: bake them one after the other.",
+            )
         transposed = self._names.transposed(entry)
         embedding = any(name.startswith("lora_embedding") for name in parts)
 
@@ -359,6 +368,13 @@ def _require_sum(group: Sequence[AdapterFiles]) -> None:
             where=where,
             remedy="Bake them one after the other.",
         )
+
+
+def _takes_the_base_alone(files: AdapterFiles) -> bool:
+    """Whether PEFT's forward multiplies with the innermost weight instead of running its layer."""
+    return files.kind == "HRA" or (
+        files.kind == "MISS" and files.config.get("init_weights") == "bat"
+    )
 
 
 def _bare(module: str) -> str:

@@ -99,6 +99,8 @@ def lora_scale(files: AdapterFiles, module: str, *, alpha: str = "lora_alpha") -
     config, where = files.config, str(files.directory / CONFIG_NAME)
     rank = declared_rank(files, module)
     strength = _pattern(config.get("alpha_pattern"), module, f"{where}, alpha_pattern")
+    if strength is None and alpha in config and config[alpha] is None:
+        raise RotationError(f"{alpha} is null, expected a number", where=where)
     strength = number(config, alpha, 8, where) if strength is None else strength
     return rank, strength / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
