@@ -353,6 +353,16 @@ GUIDE: dict[str, Guide] = {
         "the floor says nothing: the gates do too little, or what it was measured with is wrong",
         "Bake with --baked-dtype float32, or judge the files alone: so8tqc qc … --level files",
     ),
+    "kl.floor": Guide(
+        "KL beside the quantization floor",
+        "The mean KL of a quantized file beside that of the same types, encoded by plain rounding "
+        "from the reference's own weights and run on the same tokens: what these types cost this "
+        "model. Importance and compensation lose less than that.",
+        "the file loses more than its types cost an honest encoder: it was made from a coarser "
+        "file, or its weights are not the reference's",
+        "Quantize again, from the F16 export of the baked directory: so8tqc quantize FILE.gguf "
+        "--type Q8_0 --out DIR",
+    ),
     "effect.survival": Guide(
         "Gate survives",
         "Whether the file is nearer to the gated model than to the base model.",

@@ -43,7 +43,9 @@ def save_model(folder: Path, architecture: str, tokenizer: Path) -> Path:
     for file in tokenizer.iterdir():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, folder / file.name)
-    config = AutoConfig.for_model(architecture, vocab_size=512, **WIDTHS)
+    known = AutoConfig.for_model(architecture)  # a dense model with a number of experts is none
+    widths = {key: value for key, value in WIDTHS.items() if hasattr(known, key)}
+    config = AutoConfig.for_model(architecture, vocab_size=512, **widths)
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():

@@ -439,6 +439,12 @@ class QCOptions(StreamOptions, EvaluationOptions, VerdictOptions):
         "both with stream, weights where memory does not hold the file, else libllama.",
     )
 
+    quantization_floor: bool = Field(
+        True,
+        description="Run beside each quantized GGUF file what an honest encoder makes of the "
+        "reference's weights in the same types, as its limit.",
+    )
+
     @field_validator("protocol")
     @classmethod
     def _windows_follow_one_another(cls, protocol: str, info: ValidationInfo) -> str:

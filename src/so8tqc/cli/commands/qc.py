@@ -127,6 +127,15 @@ def qc(
             "both with --stream, weights where a file does not fit into memory, else libllama.",
         ),
     ] = None,
+    quantization_floor: Annotated[
+        bool | None,
+        typer.Option(
+            "--quantization-floor/--no-quantization-floor",
+            show_default=False,
+            help="Run what an honest encoder makes in the same types beside each quantized file "
+            "(default).",
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -189,6 +198,7 @@ def qc(
         kv_types=kv_type,
         stream=stream,
         gguf_reading=gguf_reading,
+        quantization_floor=quantization_floor,
     )
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

@@ -83,9 +83,9 @@ def confidence_buckets(table: TokenTable, bootstrap: Bootstrap) -> list[Bucket]:
                 tokens=tokens,
                 share=tokens / len(table),
                 kl_mean=float(part.columns["kl"].mean()) if tokens else None,
-                kl_ci95=_mean_interval(part, "kl", bootstrap) if enough else None,
+                kl_ci95=mean_interval(part, "kl", bootstrap) if enough else None,
                 top1=float(part.columns["same_top"].mean()) if tokens else None,
-                top1_ci95=_mean_interval(part, "same_top", bootstrap) if enough else None,
+                top1_ci95=mean_interval(part, "same_top", bootstrap) if enough else None,
             )
         )
     return buckets
@@ -148,7 +148,7 @@ def image_checks(
                 _limit(limit, floor_kl, False, len(seen)),
                 subject=subject,
                 unit="nats",
-                ci95=_mean_interval(seen, "kl", bootstrap),
+                ci95=mean_interval(seen, "kl", bootstrap),
                 target=limit.target,
                 noise_floor=floor_kl,
                 detail=f"Mean KL divergence over the {len(seen)} tokens after a picture.",
@@ -163,7 +163,7 @@ def image_checks(
                 _limit(limit, floor_top, True, len(seen)),
                 comparison=">=",
                 subject=subject,
-                ci95=_mean_interval(seen, "same_top", bootstrap),
+                ci95=mean_interval(seen, "same_top", bootstrap),
                 target=limit.target,
                 noise_floor=floor_top,
                 detail="Share of tokens after a picture with the reference's most likely next "
@@ -187,7 +187,7 @@ def effect_check(base: TokenTable, floor: TokenTable | None, bootstrap: Bootstra
         max(SMALLEST_EFFECT, EFFECT_FACTOR * noise),
         comparison=">=",
         unit="nats",
-        ci95=_mean_interval(base, "kl", bootstrap),
+        ci95=mean_interval(base, "kl", bootstrap),
         noise_floor=noise if floor is not None else None,
         detail="Mean KL from the base to the gated model: what the gate does. It must stand clear "
         "of the noise floor, or nothing below means anything.",
@@ -229,7 +229,7 @@ def survival_check(
     paired = TokenTable(
         {"d": difference}, to_gated.text, to_gated.position, to_gated.vocab_size, to_gated.texts
     )
-    interval = _mean_interval(paired, "d", bootstrap)
+    interval = mean_interval(paired, "d", bootstrap)
     upper = float(difference.mean()) if interval is None else interval[1]
     near, far = to_gated.columns["kl"].mean(), to_base.columns["kl"].mean()
     return judge(
@@ -324,14 +324,14 @@ def _interval(check_id: str, table: TokenTable, bootstrap: Bootstrap) -> tuple[f
     """95 % interval where the value is a mean over tokens; maxima have none."""
     match check_id:
         case "kl.mean":
-            return _mean_interval(table, "kl", bootstrap)
+            return mean_interval(table, "kl", bootstrap)
         case "kl.top1":
-            return _mean_interval(table, "same_top", bootstrap)
+            return mean_interval(table, "same_top", bootstrap)
         case "logits.mean_abs":
-            interval = _mean_interval(table, "sum_abs_logit", bootstrap)
+            interval = mean_interval(table, "sum_abs_logit", bootstrap)
             return interval and (interval[0] / table.vocab_size, interval[1] / table.vocab_size)
         case "logits.rms":
-            interval = _mean_interval(table, "sum_square_logit", bootstrap)
+            interval = mean_interval(table, "sum_square_logit", bootstrap)
             return interval and (
                 float(np.sqrt(interval[0] / table.vocab_size)),
                 float(np.sqrt(interval[1] / table.vocab_size)),
@@ -340,9 +340,10 @@ def _interval(check_id: str, table: TokenTable, bootstrap: Bootstrap) -> tuple[f
             return None
 
 
-def _mean_interval(
+def mean_interval(
     table: TokenTable, column: str, bootstrap: Bootstrap
 ) -> tuple[float, float] | None:
+    """95 % interval of a column's mean over tokens; None with too few texts for one."""
     low, high = paired_bootstrap(
         table.per_text(column),
         ratio_of_sums,

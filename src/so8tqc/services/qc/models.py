@@ -67,6 +67,12 @@ LAYERS = ".layers"
 GATED = "gated"
 """Base plus gates, beside a recorded reference: noise floors are measured from it."""
 
+
+def floor_name(name: str) -> str:
+    """Of the source that gives a quantized candidate's floor."""
+    return f"quantization floor of {name}"
+
+
 _RESERVED = (REFERENCE, BASE, ARITHMETIC, GATED)
 
 
@@ -105,6 +111,10 @@ class Comparison:
         dtype = self.dtypes.get(name)
         return None if dtype is None else self.tables[(self.witness, _floor(dtype))]
 
+    def quantization_floor(self, name: str) -> TokenTable | None:
+        """What a quantized candidate's types cost an honest encoder; None if it was not run."""
+        return self.tables.get((REFERENCE, floor_name(name)))
+
     @property
     def worst_floor(self) -> TokenTable | None:
         """The largest of the candidates' floors."""
@@ -125,6 +135,7 @@ def run_models(
     dtypes: Mapping[str, str],
     progress: Progress,
     plan: AdapterPlan | None = None,
+    beside: Mapping[str, Path] | None = None,
 ) -> Comparison:
     """Run every model once over the texts.
 
@@ -136,6 +147,7 @@ def run_models(
         dtypes: model directory among the candidates → dtype it stores the fold in.
         progress: told about the texts.
         plan: what adapters make of the base, if the reference has some.
+        beside: quantized candidate → its floor, which is run as the candidate is.
 
     Raises:
         InputError: texts, tokenizer or models are unusable or do not belong together.
@@ -149,8 +161,9 @@ def run_models(
 
         def build() -> _Models:
             return _sources(
-                config, names, rotations, capture, dtypes, adapters, floors, loader, readings
-            )
+                config, names, rotations, capture, dtypes, adapters, floors, loader, readings,
+                beside or {},
+            )  # fmt: skip
 
         ran = loader.built(build, lambda made: made.sources, texts, progress)
         sources, pairs = ran.sources, ran.pairs
@@ -315,6 +328,7 @@ def _sources(
     floors: Mapping[str, Path],
     loader: ModelLoader,
     readings: Mapping[str, Reading],
+    beside: Mapping[str, Path],
 ) -> _Models:
     sources = reference_sources(config, capture, rotations, adapters, loader)
     pairs: list[Pair] = []
@@ -343,7 +357,9 @@ def _sources(
         sources.append(folded_source(model, rotations, ARITHMETIC, None))
         pairs.append((witness, ARITHMETIC))
     made = _Models(sources, pairs, {})
-    _add_candidates(made, config, names, loader, readings, with_base=BASE in _names(sources))
+    _add_candidates(
+        made, config, names, loader, readings, beside, with_base=BASE in _names(sources)
+    )
     return made
 
 
@@ -357,6 +373,7 @@ def _add_candidates(
     names: Mapping[str, Path],
     loader: ModelLoader,
     readings: Mapping[str, Reading],
+    beside: Mapping[str, Path],
     *,
     with_base: bool,
 ) -> None:
@@ -364,14 +381,15 @@ def _add_candidates(
 
     Args:
         made: the reference's sources; the candidates are added.
-        config, names, loader, readings: as of :func:`_sources`.
+        config, names, loader, readings, beside: as of :func:`_sources`.
         with_base: whether GGUF files are also compared with the base.
     """
     files = {n: path for n, path in names.items() if n in readings and readings[n].by_libllama}
     kv_types = kv_types_of(config, names)
-    loaded = open_each(files, threads=config.threads, kv_types=kv_types)
+    floors = {floor_name(n): path for n, path in beside.items() if n in files}
+    loaded = open_each(files | floors, threads=config.threads, kv_types=kv_types)
     opened = {source.name: source for source in loaded.sources}
-    made.failed = {name: str(error) for name, error in loaded.failed.items()}
+    made.failed = {name: str(error) for name, error in loaded.failed.items() if name in files}
     _check_tokens(config, made.sources[0], opened.values())
     by_weights = FileModels(loader)
     for name, path in names.items():
@@ -389,6 +407,17 @@ def _add_candidates(
         if name in readings and with_base:
             made.pairs.append((BASE, name))
         made.pairs.append((REFERENCE, name))
+        floor = floor_name(name)
+        if floor in loaded.failed:
+            loader.notices.append(f"{name} has no quantization floor: {loaded.failed[floor]}")
+        elif floor in opened:
+            made.sources.append(opened[floor])
+            made.pairs.append((REFERENCE, floor))
+        elif name in beside and reading is not None and not reading.by_libllama:
+            made.sources.append(
+                plain_source(by_weights.load(beside[name], reading.directory), floor)
+            )
+            made.pairs.append((REFERENCE, floor))
 
 
 @contextmanager

@@ -85,12 +85,13 @@ from so8tqc.services.qc.pictures import (
     sections_checks,
 )
 from so8tqc.services.qc.profiles import Profile, load_profile
+from so8tqc.services.qc.quantization_floor import quantization_check, quantization_floors
 from so8tqc.services.qc.readings import reading_metrics
 from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.qc.until import sequential_notice
 from so8tqc.services.qc.worst_tokens import worst_tokens
-from so8tqc.services.tensors.expected import expected_of, history_of
+from so8tqc.services.tensors.expected import Expected, expected_of, history_of
 from so8tqc.services.tensors.metadata import metadata_checks
 from so8tqc.services.tensors.service import diagnose_tensors, judge_tensors, tensor_checks
 from so8tqc.services.weights.adapters import adapter_algebra, adapter_checks
@@ -147,6 +148,8 @@ class _Findings:
     split: dict[str, Split] = field(default_factory=dict)
     survival: dict[str, dict[str, LayerWeight]] = field(default_factory=dict)
     tensors: dict[str, list[TensorRow]] = field(default_factory=dict)
+    expected: dict[str, Expected] = field(default_factory=dict)
+    """What the tensors of GGUF candidates must stand for."""
     recovered: dict[str, RecoveredLayer] = field(default_factory=dict)
     logits: _Logits = _Logits()
     notices: list[str] = field(default_factory=list)
@@ -355,7 +358,7 @@ def _judge_tensors(
             history=history,
         )
         rows = judge_tensors(gguf, expected, progress)
-        found.tensors[name] = rows
+        found.tensors[name], found.expected[name] = rows, expected
         found.checks += tensor_checks(rows, gguf, expected, name)
         keys = None if history.conversion is None else history.conversion.keys
         found.checks += metadata_checks(gguf, keys, name)
@@ -475,8 +478,13 @@ def _judge_logits(
     found.checks += chat_checks(config, names, capture)
     plain = names
     names = with_kv_types(names, config)
-    ran = run_models(config, names, rotations, capture, dtypes, progress, reference.plan)
-    found.notices += _told(ran, names)
+    with quantization_floors(
+        plain, found.expected, progress, wanted=config.quantization_floor
+    ) as beside:
+        ran = run_models(
+            config, names, rotations, capture, dtypes, progress, reference.plan, beside.files
+        )
+    found.notices += [*beside.notices, *_told(ran, names)]
     for name, why in ran.failed.items():
         found.checks.append(judge("logits.run", 0, 1, comparison=">=", subject=name, detail=why))
     names = {name: path for name, path in names.items() if name not in ran.failed}
@@ -629,6 +637,8 @@ def _candidate_checks(
     limits = profile.for_gguf(ran.file_types[name])
     checks = fidelity_checks(table, limits, name, bootstrap, None)
     checks += image_checks(table, limits, name, bootstrap, None)
+    if (floor := ran.quantization_floor(name)) is not None:
+        checks.append(quantization_check(table, floor, name, bootstrap))
     if (to_base := ran.tables.get((BASE, name))) is not None:
         checks.append(survival_check(table, to_base, name, bootstrap))
     return checks

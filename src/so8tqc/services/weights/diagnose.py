@@ -108,6 +108,12 @@ def diagnose_logits(
                 f"cannot lose so much ({', '.join(ids)})."
             )
             found.append(Diagnosis(code="conversion", text=text, remedy=fault.remedy))
+        elif "kl.floor" in ids:
+            text = (
+                f"{subject} loses more than its types cost an honest encoder: it was made from a "
+                "coarser file, or of weights that are not the reference's."
+            )
+            found.append(Diagnosis(code="storage_rounding", text=text, remedy=_FINER))
         elif subject in nearest and ids:
             text = (
                 f"{subject} holds the right rotation in every layer, but {', '.join(ids)} failed: "

@@ -1,0 +1,116 @@
+"""What quantizing costs by itself: the limit of a quantized file, measured beside it.
+
+The *quantization floor* of a file is a second one of the same types, encoded by plain rounding from
+the reference's own weights (``services.tensors.honest``), run on the same tokens in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from so8tqc.errors import So8tqcError
+from so8tqc.gguf.conversion import UntraceableError
+from so8tqc.gguf.file import open_gguf
+from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums
+from so8tqc.metrics.divergence import TokenTable
+from so8tqc.progress import Progress
+from so8tqc.records import Check, judge
+from so8tqc.services.qc.judging import Bootstrap, mean_interval
+from so8tqc.services.tensors.expected import Expected
+from so8tqc.services.tensors.honest import is_quantized, write_honest
+
+KL_FLOOR = "kl.floor"
+
+FACTOR = 1.5
+"""Of the floor, that a file may lose. Plain rounding is the worst honest encoder: importance
+and compensation lose less, rounding once more on the way (F16, BF16) a few percent more; a format
+of one bit less loses four times as much (6.02 dB of mean square error a bit)."""
+
+
+@dataclass
+class Floors:
+    """The files beside the candidates.
+
+    Attributes:
+        files: candidate → its floor.
+        notices: why others have none.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def quantization_floors(
+    names: Mapping[str, Path],
+    expected: Mapping[str, Expected],
+    progress: Progress,
+    *,
+    wanted: bool,
+) -> Iterator[Floors]:
+    """The floors of the quantized candidates, for as long as they are run.
+
+    Args:
+        names: candidates that are run.
+        expected: GGUF candidate → what its tensors must stand for; without, it has no floor.
+        progress: told about tensors.
+        wanted: False: nobody asks for them.
+    """
+    found = Floors()
+    files = {name: open_gguf(path) for name, path in names.items() if name in expected}
+    quantized = {name: gguf for name, gguf in files.items() if wanted and is_quantized(gguf)}
+    if not quantized:
+        yield found
+        return
+    with TemporaryDirectory(prefix="so8tqc-floor-") as root:
+        for index, (name, gguf) in enumerate(quantized.items()):
+            folder = Path(root) / str(index)
+            folder.mkdir()
+            try:
+                found.files[name] = write_honest(gguf, expected[name], folder, progress)
+            except (UntraceableError, So8tqcError, OSError) as reason:
+                found.notices.append(f"{name} has no quantization floor: {reason}.")
+        yield found
+
+
+def quantization_check(
+    table: TokenTable, floor: TokenTable, subject: str, bootstrap: Bootstrap
+) -> Check:
+    """``kl.floor``: a quantized file loses no more than its types cost an honest encoder.
+
+    The limit is :data:`FACTOR` times the mean KL of the floor; the interval of their ratio, texts
+    resampled for both together, is told.
+
+    Args:
+        table: candidate against reference.
+        floor: the floor against the same, on the same tokens.
+        subject: the candidate.
+        bootstrap: for intervals.
+    """
+    value, noise = (float(t.columns["kl"].mean()) for t in (table, floor))
+    low, high = paired_bootstrap(
+        np.stack([t.per_text("kl")[:, 0] for t in (table, floor)], axis=1),
+        ratio_of_sums,
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
+        looks=bootstrap.looks,
+    )
+    times = f"{value / noise if noise > 0 else float('inf'):.3g} times"
+    paired = "" if np.isnan(low) else f" (95 % interval, paired: {low:.3g} to {high:.3g})"
+    return judge(
+        KL_FLOOR,
+        value,
+        FACTOR * noise,
+        subject=subject,
+        unit="nats",
+        ci95=mean_interval(table, "kl", bootstrap),
+        noise_floor=noise,
+        detail=f"Mean KL, {times}{paired} that of the same types, encoded by plain rounding from "
+        "the reference's own weights and run beside the file.",
+    )
