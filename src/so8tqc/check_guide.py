@@ -269,6 +269,19 @@ GUIDE: dict[str, Guide] = {
         "this part was not judged",
         "Judge it by its logits: so8tqc qc … --level full",
     ),
+    "locate.runtime": Guide(
+        "libllama's own values",
+        "How many of libllama's intermediate values are not what rounding activations makes of the "
+        "file's own weights, on what libllama's operation or layer was given.",
+        "libllama computes something else than the file's weights and keys say to transformers",
+        "Look at the keys that this operation depends on, or judge with another libllama.",
+    ),
+    "locate.runtime_seen": Guide(
+        "Values of libllama not looked at",
+        "Values that libllama's graph of this architecture calls otherwise, or does not make.",
+        "these values were not judged",
+        "Judge the file by its logits: so8tqc qc … --level full",
+    ),
     # one model's logits against the other's
     "logits.run": Guide(
         "Model run",
@@ -850,6 +863,12 @@ DIAGNOSES: dict[str, Fault] = {
         "On the reference's own input it differs by more than the stored types and the arithmetic "
         "explain; a known mistake, made on the reference's operation, gives the same.",
         "Mend what the cause says, in the model or in its export: so8tqc export BAKED --out FILE",
+    ),
+    "runtime_differs": Fault(
+        "libllama makes something else of the file than its weights say",
+        "On the same input, a value of libllama's differs from what transformers makes of the "
+        "file's weights by more than rounding activations explains.",
+        "Look at the keys that this operation depends on, or judge with another libllama.",
     ),
     "storage_rounding": Fault(
         "The right rotation, with more rounding than it bears",

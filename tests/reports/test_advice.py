@@ -68,6 +68,27 @@ def test_a_quantized_file_that_lost_too_much(
     assert step.command == command
 
 
+def qc_of(*checks: Check, **config: object) -> dict[str, Record]:
+    given = {"reference": "base", "candidates": ["baked/", "m-Q4_K_M.gguf"], "out": "qc", **config}
+    return {"qc": record("qc", *checks, config=given)}
+
+
+def test_logits_that_fail_while_all_tensors_are_right_are_located() -> None:
+    wrong = judge("kl.mean", 0.3, 0.1, detail="", subject="m-Q4_K_M.gguf")
+    command = "so8tqc locate base m-Q4_K_M.gguf --out qc-located"
+    assert command in [step.command for step in next_steps(qc_of(wrong))]
+    options = {"convention": "row", "lora_alpha": 2.0, "adapters": ["one", "two"]}
+    steps = next_steps(qc_of(wrong, rotations="g.safetensors", rotation_options=options))
+    (found,) = [step.command for step in steps if "locate" in step.command]
+    assert found == (
+        "so8tqc locate base m-Q4_K_M.gguf --rotations g.safetensors --convention row "
+        "--lora-alpha 2.0 --adapter one --adapter two --out qc-located"
+    )
+    tensor = judge("tensors.honest", 1, 0, detail="", subject="m-Q4_K_M.gguf")
+    for records in (qc_of(wrong, tensor), qc_of(tensor), qc_of(wrong, reference="ref.gguf")):
+        assert not [step for step in next_steps(records) if "locate" in step.command]
+
+
 def test_a_run_that_passed_says_what_to_ship_and_how_others_prove_it() -> None:
     (step,) = next_steps(run_of(Q8_0=0.01, Q4_K_M=0.05))
     assert step.text.startswith("Ship m-Q4_K_M.gguf (the smallest file that passed)")

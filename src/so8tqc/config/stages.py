@@ -508,6 +508,9 @@ class LocateConfig(Options):
     compute_dtype: Literal["float32", "float64"] = Field(
         "float32", description="What transformers computes in."
     )
+    runtime: bool = Field(
+        True, description="Of a GGUF candidate, look at libllama's own values, too."
+    )
     out: Path
 
 

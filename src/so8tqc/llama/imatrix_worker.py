@@ -29,11 +29,11 @@ from so8tqc.llama.libllama import LlamaModel, tokenize
 
 Tokens = npt.NDArray[np.int64]
 
-_PRODUCT, _EXPERT_PRODUCT = b"MUL_MAT", b"MUL_MAT_ID"
+PRODUCT, EXPERT_PRODUCT = b"MUL_MAT", b"MUL_MAT_ID"
 TOO_SHORT = 3
 """Exit status: the text has fewer tokens than a chunk."""
 
-_FLOAT32 = 0
+FLOAT32 = 0
 """``GGML_TYPE_F32``."""
 
 
@@ -62,7 +62,7 @@ class Squares:
                 self._checked = True
             if ask:
                 return _is_wanted(node, operation)
-            if operation == _PRODUCT:
+            if operation == PRODUCT:
                 self._add_product(node)
             else:
                 self._add_expert_product(node)
@@ -73,13 +73,13 @@ class Squares:
 
     def _add_product(self, node: ggml.Tensor) -> None:
         weight, inputs = node.src[0].contents, ggml.strided(node.src[1].contents, np.float32)
-        self._add(_name(weight), *stack_squares(inputs, int(weight.ne[3]), int(weight.ne[2])))
+        self._add(weight_name(weight), *stack_squares(inputs, int(weight.ne[3]), int(weight.ne[2])))
 
     def _add_expert_product(self, node: ggml.Tensor) -> None:
         weight = node.src[0].contents
         inputs = ggml.strided(node.src[1].contents, np.float32)[0]
         chosen = ggml.strided(node.src[2].contents, np.int32)[0, 0]
-        self._add(_name(weight), *expert_squares(inputs, chosen, int(weight.ne[2])))
+        self._add(weight_name(weight), *expert_squares(inputs, chosen, int(weight.ne[2])))
 
     def _add(
         self, name: str, squares: npt.NDArray[np.float64], count: npt.NDArray[np.int64]
@@ -131,12 +131,15 @@ def expert_squares(
 
 
 def _is_wanted(node: ggml.Tensor, operation: bytes) -> bool:
-    if operation not in (_PRODUCT, _EXPERT_PRODUCT):
+    if operation not in (PRODUCT, EXPERT_PRODUCT):
         return False
-    return _name(node.src[0].contents).startswith("blk.") and node.src[1].contents.type == _FLOAT32
+    return (
+        weight_name(node.src[0].contents).startswith("blk.")
+        and node.src[1].contents.type == FLOAT32
+    )
 
 
-def _name(weight: ggml.Tensor) -> str:
+def weight_name(weight: ggml.Tensor) -> str:
     """``blk.0.attn_k.weight``, also of a copy named ``CUDA0#blk.0.attn_k.weight#0``."""
     name = str(weight.name.decode())
     return name.split("#")[1] if "#" in name else name

@@ -59,7 +59,28 @@ def next_steps(records: Mapping[str, Record]) -> list[NextStep]:
                 steps.append(_lost_too_much(records, subject, mine))
             elif not record.diagnosis:
                 steps.append(_failed(stage, records, mine))
+            if stage == "qc" and _only_logits(mine):
+                steps += _where(record, subject)
     return _filled_in(list(dict.fromkeys(steps))) or _ship(records)
+
+
+_OF_LOGITS = ("kl.", "logits.")
+_OF_FILES = ("structure.", "algebra.", "tensors.", "rotation.")
+
+
+def _only_logits(failed: Iterable[Check]) -> bool:
+    """Whether a file's logits are wrong, and nothing in the file itself says why."""
+    ids = [check.id for check in failed]
+    return any(i.startswith(_OF_LOGITS) for i in ids) and not any(
+        i.startswith(_OF_FILES) for i in ids
+    )
+
+
+def _where(record: Record, subject: str) -> list[NextStep]:
+    """The command that finds the layer and the operation, where there is one."""
+    found = commands.locate(record, subject)
+    text = say("See in which layer and operation {name} parts from the reference:", name=subject)
+    return [NextStep(text, found)] if found else []
 
 
 def _filled_in(steps: list[NextStep]) -> list[NextStep]:

@@ -13,6 +13,7 @@ from so8tqc.records import Record
 from so8tqc.rotations.options import RotationOptions
 
 _AGAIN = "-again"
+_ADAPTERS = "adapters"
 
 _PLACEHOLDER = r"(?:[A-Z][A-Z0-9_]*(?:\.[a-z]+)?(?![A-Za-z])|…)"
 _WORD = rf"(?:{_PLACEHOLDER}|--[a-z][a-z0-9-]*(?:\ [a-z0-9_]+(?=[ .。(（]|$))?)"
@@ -86,6 +87,21 @@ def calibrate_again(record: Record, *extra: str) -> str:
     return command("calibrate", config["gguf"], "--tokenizer", tokenizer, *extra, "--out", out)
 
 
+def locate(record: Record, subject: str) -> str:
+    """Where a candidate of a ``qc`` parts from its reference; "" where that is no directory."""
+    config = record.config
+    candidates = [str(path) for path in _listed(config.get("candidates"))]
+    mine = [path for path in candidates if subject in (path, Path(path).name)]
+    reference = str(config.get("base") or config.get("reference") or "")
+    if not mine or not reference or Path(reference).suffix in (".gguf", ".safetensors"):
+        return ""
+    rotations = config.get("rotations")
+    gates = ["--rotations", rotations] if rotations else []
+    told = _flags(config.get("rotation_options"))
+    out = f"{config.get('out', 'qc')}-located"
+    return command("locate", reference, mine[0], *gates, *told, "--out", out)
+
+
 def _listed(value: JsonValue) -> list[JsonValue]:
     """A list of the config; nothing where it is none."""
     return value if isinstance(value, list) else []
@@ -99,11 +115,13 @@ def _baked(config: Mapping[str, JsonValue]) -> str:
 
 
 def _flags(options: JsonValue) -> list[str]:
-    """How the rotations are to be read, as far as it was stated."""
+    """How the rotations are to be read, as far as it was stated, and the adapters beside them."""
     stated = options if isinstance(options, dict) else {}
-    return [
+    flags = [
         part
         for name, field in RotationOptions.model_fields.items()
-        if stated.get(name) not in (None, field.default)
-        for part in (f"--{name}", str(stated[name]))
+        if name != _ADAPTERS and stated.get(name) not in (None, field.default)
+        for part in (f"--{name.replace('_', '-')}", str(stated[name]))
     ]
+    adapters = [str(path) for path in _listed(stated.get(_ADAPTERS))]
+    return [*flags, *(part for path in adapters for part in ("--adapter", path))]

@@ -28,6 +28,7 @@ CODES = (
     message("gates_off_images"),
     message("wrong_on_images"),
     message("wrong_operation"),
+    message("runtime_differs"),
 )
 
 

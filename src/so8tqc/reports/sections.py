@@ -36,7 +36,7 @@ _PLOTS: Mapping[str, Callable[[Record], list[Plot]]] = {
 }
 """Stages whose plots need their own record alone."""
 
-_SHOWN = {"quantize": 2, "qc": 2, "locate": 2, "choose": 4}
+_SHOWN = {"quantize": 2, "qc": 2, "locate": 3, "choose": 4}
 """How many tables are a stage's result, if not the first alone; the others are detail."""
 
 

@@ -17,7 +17,7 @@ transformers lets an attention function be registered by name. Ours is the one i
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +48,11 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...]
     named: Mapping[str, Any]
     output: Any
+
+
+Change = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+"""An operation's name and a value → the value to go on with: of a module, what it is given first;
+of a stage of an attention, or of a layer, what it makes."""
 
 
 @dataclass
@@ -96,9 +101,15 @@ class Operations:
             yield trace
 
     @contextmanager
-    def outputs(self) -> Iterator[Trace]:
-        """The layers' own outputs alone."""
-        with self._seen(_Seeing(self._known, None), ()) as trace:
+    def changed(self, change: Change) -> Iterator[Trace]:
+        """The calls made inside, what operations are given and make changed on the way."""
+        with self._seen(_Seeing(self._known, None, change), self.names) as trace:
+            yield trace
+
+    @contextmanager
+    def outputs(self, names: tuple[str, ...] = ()) -> Iterator[Trace]:
+        """The layers' own outputs alone, and what some modules make."""
+        with self._seen(_Seeing(self._known, None), names) as trace:
             yield trace
 
     @contextmanager
@@ -115,7 +126,7 @@ class Operations:
             for index, layer in enumerate(self._module.get_submodule(self._layers)):
                 hook = partial(seeing.layer, f"{self._layers}.{index}")
                 handles.append(layer.register_forward_hook(hook))
-            if names:
+            if names == self.names:
                 _active.append(seeing)
             yield seeing.trace
         finally:
@@ -137,6 +148,20 @@ def values_in(output: Any) -> list[torch.Tensor]:
     return []
 
 
+def choices_in(output: Any) -> torch.Tensor | None:
+    """The numbers of what was chosen for each token, [T, k], in what a router returned; or None."""
+    import torch
+
+    if not isinstance(output, tuple | list):
+        return None
+    found = (
+        part.reshape(-1, part.shape[-1])
+        for part in output
+        if isinstance(part, torch.Tensor) and part.dtype in (torch.int32, torch.int64)
+    )
+    return next((part for part in found if part.ndim == 2), None)
+
+
 def value_of(output: Any) -> torch.Tensor | None:
     """The first of them; None if there is none."""
     return next(iter(values_in(output)), None)
@@ -148,12 +173,16 @@ class _Seeing:
     Args:
         known: id of a module → its dotted name.
         against: a recording to play against; None: this is one.
+        change: what is done to values; None: nothing.
     """
 
-    def __init__(self, known: Mapping[int, str], against: Trace | None) -> None:
+    def __init__(
+        self, known: Mapping[int, str], against: Trace | None, change: Change | None = None
+    ) -> None:
         self.trace = Trace()
         self._known = known
         self._against = against
+        self._change = change
         self._open: dict[str, tuple[Any, Any]] = {}
 
     def before(self, name: str, _part: Any, arguments: Any, named: Any) -> Any:
@@ -161,6 +190,8 @@ class _Seeing:
         # a hook behind ours may change it: the recorded operation begins with that hook
         self._open[name] = arguments, named
         recorded = self._recorded(name)
+        if self._change is not None and arguments and values_in(arguments[0]):
+            return (self._change(name, values_in(arguments[0])[0]), *arguments[1:]), named
         if recorded is None:
             return None
         given = arguments[0] if arguments else next(iter(named.values()), None)
@@ -173,14 +204,21 @@ class _Seeing:
         self._add(name, Call(*self._open.pop(name, (arguments, named)), output))
         return None if recorded is None else recorded.output
 
-    def layer(self, name: str, _layer: Any, _arguments: Any, output: Any) -> None:
-        """Note a layer's output."""
+    def layer(self, name: str, _layer: Any, _arguments: Any, output: Any) -> Any:
+        """Note a layer's output, and go on with it or with what it is changed to."""
         self._add(name, Call((), {}, output))
+        if self._change is None:
+            return None
+        if isinstance(output, tuple):
+            return (self._change(name, output[0]), *output[1:])
+        return self._change(name, output)
 
     def stage(self, module: Any, stage: str, output: Any) -> Any:
         """Note a stage of an attention, and go on with it or with what was recorded."""
         name = f"{self._known.get(id(module), type(module).__name__)}:{stage}"
         recorded = self._recorded(name)
+        if self._change is not None:
+            output = self._change(name, output)
         self._add(name, Call((), {}, output))
         return output if recorded is None else recorded.output
 

@@ -88,6 +88,7 @@ def changed(
 
 def located(reference: Path, candidate: Path, out: Path, **options: object) -> Record:
     shutil.rmtree(out, ignore_errors=True)
+    options.setdefault("runtime", False)
     config = LocateConfig(
         reference=reference,
         candidate=candidate,

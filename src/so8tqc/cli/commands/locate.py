@@ -55,6 +55,14 @@ def locate(
             show_default=False,
         ),
     ] = None,
+    runtime: Annotated[
+        bool | None,
+        typer.Option(
+            "--runtime/--no-runtime",
+            help="Of a GGUF, look at libllama's own values, too (default).",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -87,6 +95,7 @@ def locate(
         texts=texts,
         only_layers=only_layers,
         compute_dtype=compute_dtype,
+        runtime=runtime,
     )
     options = configure(LocateConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from so8tqc.record_kinds.locate import LocateMetrics, OperationRow
+from so8tqc.record_kinds.locate import LocateMetrics, OperationRow, RuntimeRow
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, ORANGE, SMALLEST, style
@@ -15,13 +15,13 @@ from so8tqc.reports.tables import Table
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_MOST = 40
-"""Rows of a table at most: of the rest the record tells."""
+_MOST, _FEW = 40, 10
+"""Rows of a table at most, and where nothing is wrong: of the rest the record tells."""
 
 
 def tables(record: Record) -> list[Table | None]:
     """The operations where the models part first, then every layer."""
-    return [operation_table(record), layer_table(record)]
+    return [operation_table(record), layer_table(record), runtime_table(record)]
 
 
 def operation_table(record: Record) -> Table | None:
@@ -30,7 +30,7 @@ def operation_table(record: Record) -> Table | None:
     found = LocateMetrics.of(record)
     first = found.first
     if first is None:
-        rows = sorted(found.operations, key=_share, reverse=True)[:10]
+        rows = sorted(found.operations, key=_share, reverse=True)[:_FEW]
         title = say("Operations nearest to what rounding explains")
     else:
         rows = [r for r in found.operations if r.wrong or r.layer == first.layer][:_MOST]
@@ -45,10 +45,8 @@ def operation_table(record: Record) -> Table | None:
 
 
 def _cells(row: OperationRow) -> list[str]:
-    layer = "" if row.layer is None else say("layer {number}", number=row.layer) + ", "
-    mark = "→ " if row.wrong else ""
     return [
-        f"{mark}{layer}{row.operation}",
+        ("→ " if row.wrong else "") + _place(row.layer, row.operation),
         row.module,
         fmt.number(row.error),
         fmt.number(row.limit),
@@ -80,6 +78,40 @@ def layer_table(record: Record) -> Table | None:
         for row in rows
     ]
     return Table(say("Error after each layer"), header, body)
+
+
+def runtime_table(record: Record) -> Table | None:
+    """libllama's values that are not explained; else those nearest to it."""
+    rows = LocateMetrics.of(record).runtime or []
+    if not rows:
+        return None
+    wrong = [row for row in rows if row.wrong][:_MOST]
+    shown = wrong or sorted(rows, key=_runtime_share, reverse=True)[:_FEW]
+    header = [
+        say("operation"), say("module"), say("error"), say("of rounding"), say("explained up to"),
+        say("from the reference"),
+    ]  # fmt: skip
+    body = [
+        [
+            ("→ " if row.wrong else "") + _place(row.layer, row.operation),
+            row.node,
+            fmt.number(row.error),
+            fmt.number(row.explained),
+            fmt.number(row.limit),
+            "" if row.inherited is None else fmt.number(row.inherited),
+        ]
+        for row in shown
+    ]
+    return Table(say("libllama's own values beside the file's weights"), header, body)
+
+
+def _runtime_share(row: RuntimeRow) -> float:
+    return row.error / row.limit
+
+
+def _place(layer: int | None, operation: str) -> str:
+    where = "" if layer is None else say("layer {number}", number=layer) + say(", ")
+    return f"{where}{operation}"
 
 
 def layer_plot(record: Record) -> go.Figure | None:

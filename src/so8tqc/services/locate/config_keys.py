@@ -149,7 +149,7 @@ def _in_config(key: str, value: Any, config: Config) -> tuple[str, Any] | None:
     if re.search(r"\.rope\.freq_base(_swa)?$", key):
         return _rope(config, key.endswith("_swa"), lambda table: table | {"rope_theta": value})
     if re.search(r"\.rope\.scaling\.factor$", key):
-        return _rope(config, False, lambda table: table | {"factor": value})
+        return _rope(config, False, lambda table: table | {"factor": value}, "factor")
     for pattern, names in _SAME:
         if re.search(pattern, key):
             found = next((name for name in names if name in config), None)
@@ -162,13 +162,20 @@ def _in_config(key: str, value: Any, config: Config) -> tuple[str, Any] | None:
 
 
 def _rope(
-    config: Config, sliding: bool, change: Callable[[dict[str, Any]], dict[str, Any]]
+    config: Config,
+    sliding: bool,
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    needs: str = "rope_type",
 ) -> tuple[str, Any] | None:
-    """The table of rope with a change: of all layers, or of those of one kind."""
+    """The table of rope with a change: of all layers, or of those of one kind.
+
+    None where the table has not what the change needs: transformers would not look at it.
+    """
     table = config.get(_ROPE)
     if not isinstance(table, Mapping):
         return None
     kind = "sliding_attention" if sliding else "full_attention"
     if isinstance(table.get(kind), Mapping):
-        return _ROPE, {**table, kind: change(dict(table[kind]))}
-    return None if sliding else (_ROPE, change(dict(table)))
+        inner = dict(table[kind])
+        return (_ROPE, {**table, kind: change(inner)}) if needs in inner else None
+    return None if sliding or needs not in table else (_ROPE, change(dict(table)))

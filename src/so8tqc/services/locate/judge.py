@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from so8tqc.check_guide import DIAGNOSES
-from so8tqc.record_kinds.locate import LayerRow, OperationRow
+from so8tqc.record_kinds.locate import LayerRow, OperationRow, RuntimeRow
 from so8tqc.records import Check, Diagnosis, judge, skipped
 from so8tqc.services.locate.causes import Case, cause_of
 from so8tqc.services.locate.measure import Difference, limits
@@ -14,7 +14,7 @@ from so8tqc.services.locate.sides import Sides
 from so8tqc.services.locate.walk import START, Stage, differences, uncalled
 
 _SHOWN = 4
-CODE = "wrong_operation"
+CODE, RUNTIME_CODE = "wrong_operation", "runtime_differs"
 
 
 class Rows:
@@ -120,6 +120,45 @@ def locate_checks(rows: Rows, unseen: Iterable[str]) -> list[Check]:
     if left:
         checks.append(skipped("locate.seen", "; ".join(left) + "."))
     return checks
+
+
+def runtime_checks(rows: Sequence[RuntimeRow], unseen: Iterable[str]) -> list[Check]:
+    """``locate.runtime``, and a skip for what libllama calls otherwise."""
+    wrong = [row for row in rows if row.wrong]
+    checks = []
+    if rows:
+        first = f" First: {runtime_sentence(wrong[0])}." if wrong else ""
+        detail = (
+            f"{len(rows) - len(wrong)} of {len(rows)} of libllama's values are what rounding "
+            f"activations makes of the file's weights.{first}"
+        )
+        checks.append(judge("locate.runtime", len(wrong), 0, detail=detail))
+    if left := list(unseen):
+        names = ", ".join(left[:_SHOWN]) + (" …" if len(left) > _SHOWN else "")
+        checks.append(
+            skipped("locate.runtime_seen", f"Not found among libllama's values: {names}.")
+        )
+    return checks
+
+
+def runtime_sentence(row: RuntimeRow) -> str:
+    """Where libllama's value is, and how far it is off."""
+    layer = "" if row.layer is None else f"layer {row.layer}, "
+    said = f"{layer}{row.operation} ({row.node})"
+    return f"{said}: error {row.error:.2g}, of which rounding explains {row.limit:.2g}"
+
+
+def diagnose_runtime(rows: Sequence[RuntimeRow]) -> list[Diagnosis]:
+    """Values of libllama's that are not explained, the first one's layer first."""
+    wrong = [row for row in rows if row.wrong]
+    if not wrong:
+        return []
+    fault = DIAGNOSES[RUNTIME_CODE]
+    shown = "; ".join(runtime_sentence(row) for row in wrong[:_SHOWN])
+    more = f"; {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    layers = tuple(sorted({row.layer for row in wrong if row.layer is not None}))
+    text = f"{fault.finding}: {shown}{more}."
+    return [Diagnosis(code=RUNTIME_CODE, layers=layers, text=text, remedy=fault.remedy)]
 
 
 def sentence(row: OperationRow) -> str:

@@ -102,6 +102,11 @@ class Names:
         weight = getattr(part, "weight", None)
         return weight is not None and weight.ndim == 2 and not list(part.children())
 
+    def is_matrix(self, name: str) -> bool:
+        """Whether a module multiplies what it is given with weights; an embedding looks up."""
+        part = self._module.get_submodule(name)
+        return part is not self._embedding and any(p.ndim > 1 for p in part.parameters())
+
     def _projection(self, path: str, leaf: str, kind: str) -> str:
         if leaf in _LEAVES:
             return _LEAVES[leaf]

@@ -27,6 +27,7 @@ from so8tqc.checkpoints.safetensors_index import (
     load_any,
     open_checkpoint,
 )
+from so8tqc.checkpoints.skeleton import Skeleton
 from so8tqc.decoder import decoder_stack
 from so8tqc.errors import ModelError, RotationError
 from so8tqc.gguf.conversion import UntraceableError
@@ -143,6 +144,21 @@ class Variant(NamedTuple):
 
 
 @dataclass(frozen=True)
+class FileNames:
+    """How a GGUF's tensors and a model's modules are called by one another.
+
+    Attributes:
+        module: weight of the file → the module that has it as its only stored tensor.
+        type: module → the GGML type that its weight is stored in.
+        columns: weight of the file → inputs of its product.
+    """
+
+    module: Mapping[str, str]
+    type: Mapping[str, str]
+    columns: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Sides:
     """All models of a comparison.
 
@@ -152,6 +168,7 @@ class Sides:
         types: stored types of the candidate.
         notices: what is to be said.
         unseen: what was not looked at, in sentences.
+        file: of a GGUF candidate.
     """
 
     reference: Side
@@ -163,6 +180,7 @@ class Sides:
     types: str
     notices: tuple[str, ...]
     unseen: tuple[str, ...]
+    file: FileNames | None
 
     @property
     def all(self) -> list[Side]:
@@ -228,6 +246,7 @@ def open_sides(trained: TrainedBase, candidate: Path, dtype: str) -> Sides:
     return Sides(
         reference, made, honest, variants, checkpoint, shell.stack, opened.types,
         tuple(notices), tuple(unseen),
+        None if opened.gguf is None else _file_names(opened.gguf, shell.module),
     )  # fmt: skip
 
 
@@ -250,6 +269,24 @@ class _Opened(NamedTuple):
     honest: Weights
     types: str
     unseen: tuple[str, ...]
+    gguf: GGUFWeights | None = None
+
+
+def _file_names(weights: GGUFWeights, module: Any) -> FileNames:
+    skeleton = Skeleton(module)
+    modules: dict[str, str] = {}
+    types: dict[str, str] = {}
+    for name, sources in weights.conversion.sources.items():
+        if name not in weights.file.tensors or not sources:
+            continue
+        parameter = skeleton.name_in_model(sources[0])
+        path = parameter.rpartition(".")[0]
+        for same in () if name.endswith(_BIAS) else skeleton.sharing(parameter):  # a tied head
+            types[same.rpartition(".")[0]] = weights.file.tensors[name].type
+        if len(sources) == 1:
+            modules[name] = path
+    columns = {name: tensor.shape[-1] for name, tensor in weights.file.tensors.items()}
+    return FileNames(modules, types, columns)
 
 
 def _opened_directory(trained: TrainedBase, checkpoint: Checkpoint, path: Path) -> _Opened:
@@ -279,12 +316,13 @@ def _opened_file(trained: TrainedBase, checkpoint: Checkpoint, path: Path) -> _O
         checkpoint, file, rotations=rotations, planned=planned, plan=plan,
         history=History(conversion),
     )  # fmt: skip
+    weights = GGUFWeights(file, checkpoint, conversion)
     return _Opened(
         checkpoint,
-        GGUFFileWeights(GGUFWeights(file, checkpoint, conversion)),
+        GGUFFileWeights(weights),
         keys.changes, keys.changes, keys.words,
         GGUFFileWeights(_HonestFile(file, expected)),
-        ", ".join(file.types), keys.unknown,
+        ", ".join(file.types), keys.unknown, weights,
     )  # fmt: skip
 
 
