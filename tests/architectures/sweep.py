@@ -69,6 +69,8 @@ class Row:
     skips: list[str] = dataclasses.field(default_factory=list)
     faults: dict[str, bool] = dataclasses.field(default_factory=dict)
     quantize: str = ""
+    run: str = ""
+    """When the run began that made the row, UTC."""
 
 
 def outcome(run: Callable[[], Record]) -> tuple[str, Record | None]:
@@ -301,6 +303,7 @@ def re_query(name: str) -> bool:
 
 def main(out: Path, tokenizers: Path, kinds: list[str]) -> None:
     """Append a line to ``out`` for each type."""
+    begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     for kind in kinds or list(tiny_models.types()):
         started = time.monotonic()
         with (
@@ -308,6 +311,7 @@ def main(out: Path, tokenizers: Path, kinds: list[str]) -> None:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             row = sweep(kind, Path(folder), tokenizers)
+        row.run = begun
         row.seconds = round(time.monotonic() - started, 1)
         text = re.sub(
             rf"{re.escape(tempfile.gettempdir())}/[^\s:,\"]+",

@@ -13,7 +13,7 @@ from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.checkpoints.skeleton import auto_class, run_options
 from so8tqc.errors import DataError, ModelError
 from so8tqc.sources.memory import BlockMemory
-from so8tqc.sources.own_forward import OwnForward
+from so8tqc.sources.own_forward import OwnForward, attend_causally
 from so8tqc.sources.placement import (
     enough_gpu_memory,
     execution_device,
@@ -96,6 +96,7 @@ class HFModel:
         if head is None:
             raise ModelError("the model has no output head", where=str(path))
         self._head = head
+        attend_causally(self.module)
         self._forward = OwnForward(self.module, head, self.device, str(path))
         self._logits = OutputHead(head, self._forward, str(path))
         self.vocab_size = int(head.weight.shape[0])

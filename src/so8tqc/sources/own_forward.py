@@ -4,7 +4,7 @@ No formula of any architecture stands here. The cut is at the output of the *bac
 part of the model that holds the decoder layers and not the output head; what comes after it (final
 scalings, multipliers, soft caps, the head itself) is done by the model's forward, given hidden
 states in place of the backbone's run. Whether both halves make the whole is proved on a few tokens
-of every model that is loaded.
+of every model that is loaded, and that no logits depend on tokens that follow.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ _PROOF = 64.0
 """Times the compute dtype's unit roundoff, relative to the largest logit: a product of the head's
 rows in other blocks is summed in another order."""
 
+_AHEAD = 0.01
+"""Of the largest logit, that those of some tokens may change when others follow: kernels sum in
+another order then, in 16 bits by up to a percent of it."""
+
 _TINY = 1e-30
 
 _SCALES = (1.0, 1e3)
@@ -43,7 +47,8 @@ class OwnForward:
         plain: the second one is the product with the head's weight and nothing else.
 
     Raises:
-        ModelError: the two together are not the model's forward.
+        ModelError: the two together are not the model's forward, or its logits depend on tokens
+            that follow.
     """
 
     def __init__(self, module: Any, head: Any, device: torch.device, where: str) -> None:
@@ -200,7 +205,20 @@ class OwnForward:
                     where=where,
                 ) from None
             self._require_same(parted, whole, where)
+            self._require_causal(ids, whole, where)
             self.plain = self._is_plain(hidden)
+
+    def _require_causal(self, ids: torch.Tensor, whole: torch.Tensor, where: str) -> None:
+        some = ids.shape[1] // 2
+        alone = self._run(ids[:, :some]).logits[0]
+        changed = float((alone - whole[:some]).abs().nan_to_num().max())
+        if changed > _AHEAD * float(whole.abs().nan_to_num().max()):
+            raise ModelError(
+                f"{type(self._module).__name__} is not causal: the logits of {some} tokens change "
+                f"by up to {changed:.2g} when {ids.shape[1] - some} more follow",
+                where=where,
+                remedy="Its logits say nothing of how it predicts the next token.",
+            )
 
     def _require_same(self, parted: torch.Tensor, whole: torch.Tensor, where: str) -> None:
         if not _same(parted, whole, whole):
@@ -240,6 +258,25 @@ class SeenPass(NamedTuple):
     output: type
     hidden: torch.Tensor
     logits: torch.Tensor
+
+
+def attend_causally(module: Any) -> None:
+    """Let tokens see none that follow, where a class leaves that to its masks alone.
+
+    An attention that says of itself that it is not causal (``is_causal``) relies on a mask; where
+    transformers leaves out a mask that is causal and nothing else, its kernel for
+    ``scaled_dot_product_attention`` then masks nothing (PaliGemma, transformers 5.23.0), and the
+    plain one always has its mask.
+
+    Args:
+        module: a transformers model; changed in place.
+    """
+    try:
+        _, layers = decoder_stack(module)
+    except RotationError:  # said where its forward is looked at
+        return
+    if any(getattr(part, "is_causal", True) is False for part in layers.modules()):
+        module.set_attn_implementation("eager")
 
 
 def plain_options(module: Any) -> dict[str, bool]:

@@ -18,6 +18,7 @@ from so8tqc.checkpoints.skeleton import Skeleton, from_config, run_options
 from so8tqc.decoder import decoder_stack
 from so8tqc.errors import ModelError, RotationError, first_line
 from so8tqc.sources.layerwise.weights import Weights
+from so8tqc.sources.own_forward import attend_causally
 from so8tqc.sources.quiet import quiet_transformers
 
 AROUND, EMBEDDING, HEAD = "around", "embedding", "head"
@@ -218,6 +219,7 @@ def _built(
             with init_empty_weights(include_buffers=False):
                 module = from_config(config, dtype=getattr(torch, dtype), **options)
             module.tie_weights()
+            attend_causally(module)
     except Exception as error:  # noqa: BLE001  each architecture fails in its own way
         raise ModelError(
             f"transformers cannot build it: {first_line(error)}", where=str(checkpoint.directory)
