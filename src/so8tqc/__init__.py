@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from so8tqc.adaptive import AdaptiveTemperature
     from so8tqc.api import (
+        audit,
         bake,
         calibrate,
         capture,
@@ -30,6 +31,7 @@ __all__ = [
     "Record",
     "So8tqcError",
     "__version__",
+    "audit",
     "bake",
     "calibrate",
     "capture",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from so8tqc.config import (
+    AuditConfig,
     BakeConfig,
     CalibrateConfig,
     CaptureConfig,
@@ -227,6 +228,30 @@ def locate(
     from so8tqc.services.report import write_stage_reports
 
     config = _config(LocateConfig, options, reference=reference, candidate=candidate, out=out)
+    return _stage(service, config, progress, write_stage_reports)
+
+
+def audit(
+    file: StrPath,
+    base: StrPath,
+    out: StrPath,
+    *,
+    progress: Progress = SILENT,
+    **options: object,
+) -> Record:
+    """Whether a GGUF file is that model, honestly quantized, as ``so8tqc audit``.
+
+    Args:
+        file: the GGUF file, whoever made it.
+        base: model directory that it claims to be made from.
+        out: directory for record and reports.
+        progress: told about weights.
+        options: ``rotations``, ``rotation_options``, ``fail_on``, ``allow``.
+    """
+    from so8tqc.services.audit import audit as service
+    from so8tqc.services.report import write_stage_reports
+
+    config = _config(AuditConfig, options, file=file, base=base, out=out)
     return _stage(service, config, progress, write_stage_reports)
 
 

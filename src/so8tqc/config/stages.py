@@ -489,6 +489,22 @@ class LongTextConfig(LongTextOptions):
     out: Path
 
 
+class AuditConfig(Options):
+    """Judging a GGUF file that somebody else made by the model that it claims to be."""
+
+    file: Path
+    base: Path
+    rotations: Path | None = None
+    rotation_options: RotationOptions = RotationOptions()
+    fail_on: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids; only these count for the verdict."
+    )
+    allow: tuple[str, ...] = Field(
+        (), description="Glob patterns of check ids that do not count for the verdict."
+    )
+    out: Path
+
+
 class LocateConfig(Options):
     """Finding where two models part: layer by layer, operation by operation."""
 
@@ -584,6 +600,7 @@ COMMAND_CONFIGS: dict[str, type[Options]] = {
     "identify": IdentifyConfig,
     "qc": QCConfig,
     "locate": LocateConfig,
+    "audit": AuditConfig,
     "longtext": LongTextConfig,
     "check": CheckConfig,
     "attest": AttestConfig,

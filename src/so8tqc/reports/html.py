@@ -61,6 +61,7 @@ class Section:
 
 
 _TITLES = {
+    "audit": message("What the file is"),
     "identify": message("Which reading was trained"),
     "locate": message("Where two models part"),
     "bake": message("Bake"),

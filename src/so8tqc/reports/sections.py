@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 from so8tqc.records import Record
 from so8tqc.reports.html import Plot, Section
-from so8tqc.reports.kinds import bake, calibrate, choose, identify, locate, qc
+from so8tqc.reports.kinds import audit, bake, calibrate, choose, identify, locate, qc
 from so8tqc.reports.kinds.export import export_table
 from so8tqc.reports.kinds.longtext import case_table
 from so8tqc.reports.kinds.quantize import file_table, solved_table
 from so8tqc.reports.tables import Table, generic_tables
 
 _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
+    "audit": audit.tables,
     "bake": lambda _: [],
     "export": lambda record: [export_table(record)],
     "identify": lambda record: [identify.reading_table(record)],
@@ -28,6 +29,7 @@ _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
 """Stages that have tables of their own; others are shown by ``tables.generic_tables``."""
 
 _PLOTS: Mapping[str, Callable[[Record], list[Plot]]] = {
+    "audit": audit.plots,
     "bake": bake.plots,
     "calibrate": calibrate.plots,
     "choose": choose.plots,
@@ -36,7 +38,7 @@ _PLOTS: Mapping[str, Callable[[Record], list[Plot]]] = {
 }
 """Stages whose plots need their own record alone."""
 
-_SHOWN = {"quantize": 2, "qc": 2, "locate": 3, "choose": 4}
+_SHOWN = {"audit": 3, "quantize": 2, "qc": 2, "locate": 3, "choose": 4}
 """How many tables are a stage's result, if not the first alone; the others are detail."""
 
 

@@ -41,20 +41,15 @@ def audit(
 
         so8tqc audit model-Q5_K_M.gguf --base model/ --rotations gates.safetensors --out audit/
     """
-    from so8tqc.config import QCConfig
-    from so8tqc.errors import InputError
-    from so8tqc.gguf.file import is_gguf
-    from so8tqc.services.qc.service import qc as service
+    from so8tqc.config import AuditConfig
+    from so8tqc.services.audit import audit as service
 
-    if not is_gguf(file):
-        raise InputError("an audit is of a GGUF file", where=str(file))
     flags = given(
         rotation_options=rotation_options,
-        reference=base,
-        candidates=[file],
+        file=file,
+        base=base,
         out=out,
         rotations=rotations,
-        level="files",
     )
-    options = configure(QCConfig, flags, config, set_)
+    options = configure(AuditConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

@@ -162,6 +162,12 @@ def _kl_mean(alone: Statistics | None) -> float | None:
 
 
 def survival_tables(record: Record) -> list[Table]:
+    """:func:`survival_table` of every GGUF."""
+    found = QCMetrics.of(record).survival
+    return [table for name, its in found.items() if (table := survival_table(name, its))]
+
+
+def survival_table(name: str, rows: Mapping[str, LayerWeight]) -> Table | None:
     """Layer by layer, whether what a gate changes is larger than what quantization does."""
     columns: list[Column[LayerWeight]] = [
         (say("type"), lambda row: row["type"]),
@@ -172,14 +178,16 @@ def survival_tables(record: Record) -> list[Table]:
             lambda row: say("yes") if row["rotation"] > row["error"] else say("no"),
         ),
     ]
-    found = (
-        tabulate(say("Survival of the gates in {name}", name=name), say("layer"), columns, rows)
-        for name, rows in QCMetrics.of(record).survival.items()
-    )
-    return [table for table in found if table is not None]
+    return tabulate(say("Survival of the gates in {name}", name=name), say("layer"), columns, rows)
 
 
 def tensor_tables(record: Record) -> list[Table]:
+    """:func:`tensor_table` of every GGUF."""
+    found = QCMetrics.of(record).tensors
+    return [table for name, rows in found.items() if (table := tensor_table(name, rows))]
+
+
+def tensor_table(name: str, rows: Sequence[TensorRow]) -> Table | None:
     """Every tensor of a GGUF, those that no honest encoder explains first."""
     columns: list[Column[TensorRow]] = [
         (say("type"), lambda row: row.type),
@@ -189,17 +197,8 @@ def tensor_tables(record: Record) -> list[Table]:
         (say("error over the grid's"), number_of(lambda row: row.over_grid)),
         (say("found"), lambda row: row.detail),
     ]
-    tables = []
-    for name, rows in QCMetrics.of(record).tensors.items():
-        ordered = sorted(rows, key=lambda row: row.honest)
-        found = tabulate(
-            say("Tensors of {name}", name=name),
-            say("tensor"),
-            columns,
-            {row.name: row for row in ordered},
-        )
-        tables += [found] if found else []
-    return tables
+    ordered = {row.name: row for row in sorted(rows, key=lambda row: row.honest)}
+    return tabulate(say("Tensors of {name}", name=name), say("tensor"), columns, ordered)
 
 
 def tensor_map(name: str, rows: Sequence[TensorRow]) -> go.Figure | None:
@@ -233,12 +232,15 @@ def _over_grid(row: TensorRow | None) -> float | None:
 
 
 def tensor_plots(qc: Record) -> list[Plot]:
-    found = []
+    found = QCMetrics.of(qc).tensors
+    return [plot for name, rows in found.items() for plot in tensor_plot(name, rows)]
+
+
+def tensor_plot(name: str, rows: Sequence[TensorRow]) -> list[Plot]:
+    """:func:`tensor_map`, with its title, where it shows anything."""
     note = say("Mean square error over that of rounding; crosses: no honest encoder explains it.")
-    for name, rows in QCMetrics.of(qc).tensors.items():
-        title = say("Tensors of {name}, layer by layer", name=name)
-        found += drawn((title, note, tensor_map(name, rows)))
-    return found
+    title = say("Tensors of {name}, layer by layer", name=name)
+    return drawn((title, note, tensor_map(name, rows)))
 
 
 def worst_token_tables(record: Record) -> list[Table]:
