@@ -167,6 +167,21 @@ def value_of(output: Any) -> torch.Tensor | None:
     return next(iter(values_in(output)), None)
 
 
+def copied(value: Any) -> Any:
+    """A value whose tensors are its own, as are those in its tuples, lists and dictionaries."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(copied(part) for part in value)
+    if isinstance(value, list):
+        return [copied(part) for part in value]
+    if type(value) is dict:
+        return {key: copied(part) for key, part in value.items()}
+    return value
+
+
 class _Seeing:
     """What the hooks of one stretch do.
 
@@ -188,21 +203,21 @@ class _Seeing:
     def before(self, name: str, _part: Any, arguments: Any, named: Any) -> Any:
         """Note what an operation is given, or give it what the recorded one was."""
         # a hook behind ours may change it: the recorded operation begins with that hook
-        self._open[name] = arguments, named
+        self._open[name] = copied(arguments), copied(named)
         recorded = self._recorded(name)
         if self._change is not None and arguments and values_in(arguments[0]):
             return (self._change(name, values_in(arguments[0])[0]), *arguments[1:]), named
         if recorded is None:
             return None
         given = arguments[0] if arguments else next(iter(named.values()), None)
-        self.trace.given.setdefault(name, []).append(given)
-        return recorded.arguments, dict(recorded.named)
+        self.trace.given.setdefault(name, []).append(copied(given))
+        return copied(recorded.arguments), copied(dict(recorded.named))
 
     def after(self, name: str, _part: Any, arguments: Any, named: Any, output: Any) -> Any:
         """Note what it makes of it, and go on with what the recorded one made."""
         recorded = self._recorded(name)
         self._add(name, Call(*self._open.pop(name, (arguments, named)), output))
-        return None if recorded is None else recorded.output
+        return None if recorded is None else copied(recorded.output)
 
     def layer(self, name: str, _layer: Any, _arguments: Any, output: Any) -> Any:
         """Note a layer's output, and go on with it or with what it is changed to."""
@@ -220,7 +235,7 @@ class _Seeing:
         if self._change is not None:
             output = self._change(name, output)
         self._add(name, Call((), {}, output))
-        return output if recorded is None else recorded.output
+        return output if recorded is None else copied(recorded.output)
 
     def _recorded(self, name: str) -> Call | None:
         """The recorded call that the next one of an operation is held against."""
@@ -231,7 +246,9 @@ class _Seeing:
         return calls[done] if done < len(calls) else None
 
     def _add(self, name: str, call: Call) -> None:
-        self.trace.calls.setdefault(name, []).append(call)
+        """Note a call; models add to values in place."""
+        kept = call._replace(output=copied(call.output))
+        self.trace.calls.setdefault(name, []).append(kept)
 
 
 _active: list[_Seeing] = []

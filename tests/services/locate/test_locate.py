@@ -120,6 +120,8 @@ BIAS = L1 + "self_attn.k_proj.bias"
          "it has the weights of layer 2"),
         ("mixtral", exchange("layers.1.mlp.experts.0.", "layers.1.mlp.experts.2."), "experts",
          "expert 0 holds 2, expert 2 holds 0"),
+        ("mixtral", scaled("model.layers.1.mlp.experts.3.w2.weight", 1.5), "experts",
+         r"other weights in 1 of its 4 experts \(3\)"),
         ("llama", set_to(Q, torch.zeros_like), "q", "its values are all 0"),
         ("llama", set_to(Q, lambda w: w.fill_(torch.nan)), "q", "NaN or infinite"),
     ],

@@ -180,7 +180,7 @@ def test_a_lost_bias_is_run_as_zeros_and_named(
     record = located(parted_model("qwen2"), tmp_path / "bad.gguf", tmp_path / "out")
     assert places(record) == {(1, "k")}
     assert wrong(record)[0].cause == "its bias is lost"
-    assert any("1 biases are missing" in notice for notice in record.notices)
+    assert any("lacks run as zeros: 1, first" in notice for notice in record.notices)
 
 
 def test_a_file_of_another_model_or_without_a_converter(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from so8tqc.checkpoints.skeleton import Skeleton
 from so8tqc.rotations.rotation_set import RotationSet
-from so8tqc.services.locate.measure import Difference, Limits
+from so8tqc.services.locate.measure import FACTOR, Difference, Limits
 from so8tqc.services.locate.names import Names, module_name
 from so8tqc.services.locate.sides import Side, Sides
 from so8tqc.services.locate.walk import Stage, at_layer, named_calls, values_of
@@ -30,6 +30,14 @@ _MOSTLY = 0.5
 
 _EXACT = 0.05
 """Of what rounding explains: a cause that leaves less need not be compared with others."""
+
+
+_SHOWN = 4
+_SAMPLE = 1 << 14
+"""Weights of an expert that are compared with another's."""
+
+_TINY = 1e-6
+"""Of an expert's size: what float32 may make of weights that are the same."""
 
 
 class Cause(NamedTuple):
@@ -116,7 +124,16 @@ def cause_of(case: Case) -> Cause | None:
         best = Cause(hypothesis.words, left)
         if left <= case.limits.error * _EXACT:
             break
-    return best
+    return best or _other_weights(case, mine)
+
+
+def _other_weights(case: Case, mine: Sequence[torch.Tensor]) -> Cause | None:
+    """Which experts are others, where nothing says how they became so."""
+    for hypothesis in _some_experts(case):
+        left = _left(case, mine, hypothesis)
+        if left is not None:
+            return Cause(hypothesis.words, left)
+    return None
 
 
 def _left(case: Case, mine: Sequence[torch.Tensor], hypothesis: Hypothesis) -> float | None:
@@ -268,17 +285,14 @@ def _of_order(case: Case, module: Any) -> Iterator[Hypothesis]:
     """The values, or the experts, in another order."""
     for words, order in _rope_orders(case):
         yield Hypothesis(words, partial(_reordered, case, order))
-    stacked = [
-        name for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) > 1
-    ]
-    if stacked:
-        yield from _exchanged_experts(case, module, stacked)
+    if stacked := _stacked(module):
+        yield from _of_experts(case, module, stacked)
         return
     nearest = _nearest_channels(case)
     if nearest is not None:
         moved = [f"{i} holds {int(j)}" for i, j in enumerate(nearest) if i != int(j)]
         yield Hypothesis(
-            f"{len(moved)} of its output features hold others ({', '.join(moved[:4])} …)",
+            f"{len(moved)} of its output features hold others ({', '.join(moved[:_SHOWN])} …)",
             partial(_reordered, case, nearest),
         )
 
@@ -309,22 +323,67 @@ def _rope_orders(case: Case) -> Iterator[tuple[str, torch.Tensor]]:
     yield "its rows are in the order of rope over halves, not over neighbours", halves
 
 
-def _exchanged_experts(case: Case, module: Any, stacked: list[str]) -> Iterator[Hypothesis]:
-    """The experts of the candidate are the reference's, in another order."""
-    theirs = case.sides.candidate.model.module.get_submodule(case.name)
-    name = stacked[0]
-    ours, mine = module.get_parameter(name), theirs.get_parameter(name)
+def _stacked(module: Any) -> list[str]:
+    """Parameters of several experts in one."""
+    own = module.named_parameters(recurse=False)
+    return [name for name, p in own if p.ndim == 3 and len(p) > 1]
+
+
+def _of_experts(case: Case, module: Any, stacked: Sequence[str]) -> Iterator[Hypothesis]:
+    """The experts are the reference's, in another order."""
+    theirs = case.sides.candidate.model.module.get_submodule(module_name(case.name))
+    ours, mine = module.get_parameter(stacked[0]), theirs.get_parameter(stacked[0])
     if ours.shape != mine.shape:
         return
-    order = [int((ours - one).square().flatten(1).sum(1).argmin()) for one in mine]
-    if order == sorted(order):
+    order = _nearest_experts(mine, ours)
+    if order != list(range(len(order))):
+        moved = [f"{i} holds {j}" for i, j in enumerate(order) if i != j][:_SHOWN]
+        changed = {name: module.get_parameter(name)[order] for name in stacked}
+        words = f"its experts are exchanged (expert {', expert '.join(moved)})"
+        yield Hypothesis(words, partial(_called, case, module, **changed))
+
+
+def _some_experts(case: Case) -> Iterator[Hypothesis]:
+    """Some experts are others, all else is right."""
+    module, path = case.module, module_name(case.name)
+    stacked = [] if module is None else _stacked(module)
+    if module is None or not stacked:
         return
-    moved = [f"{i} holds {j}" for i, j in enumerate(order) if i != j][:4]
-    changed = {n: module.get_parameter(n)[order] for n in stacked}
-    yield Hypothesis(
-        f"its experts are exchanged (expert {', expert '.join(moved)})",
-        lambda: _called(case, module, **changed),
+    mine, honest = (
+        side.model.module.get_submodule(path) for side in (case.sides.candidate, case.sides.honest)
     )
+    mixed = {name: module.get_parameter(name).clone() for name in stacked}
+    odd: set[int] = set()
+    for name, ours in mixed.items():
+        theirs = mine.get_parameter(name)
+        if theirs.shape != ours.shape:
+            return
+        here = _other_experts(theirs, ours, honest.get_parameter(name))
+        ours[here] = theirs[here]
+        odd |= set(here)
+    count = len(mixed[stacked[0]])
+    if 0 < len(odd) < count:
+        shown = ", ".join(map(str, sorted(odd)[:_SHOWN])) + (" …" if len(odd) > _SHOWN else "")
+        words = f"other weights in {len(odd)} of its {count} experts ({shown})"
+        yield Hypothesis(words, partial(_called, case, module, **mixed))
+
+
+def _nearest_experts(mine: torch.Tensor, ours: torch.Tensor) -> list[int]:
+    """For each expert of the candidate, the reference's that is nearest, by some weights."""
+    import torch
+
+    step = max(1, ours[0].numel() // _SAMPLE)
+    one, other = (values.flatten(1)[:, ::step].double() for values in (mine, ours))
+    return [int(i) for i in torch.cdist(one, other).argmin(1)]
+
+
+def _other_experts(mine: torch.Tensor, ours: torch.Tensor, honest: torch.Tensor) -> list[int]:
+    """The experts that are further from the reference's than rounding puts them."""
+    away, rounding = (
+        (values - ours).square().flatten(1).sum(1).sqrt() for values in (mine, honest)
+    )
+    size = ours.square().flatten(1).sum(1).sqrt()
+    return [int(i) for i in (away > FACTOR * rounding + _TINY * size).nonzero()]
 
 
 def _nearest_channels(case: Case) -> torch.Tensor | None:

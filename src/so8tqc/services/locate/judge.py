@@ -9,7 +9,7 @@ from so8tqc.record_kinds.locate import LayerRow, OperationRow, RuntimeRow
 from so8tqc.records import Check, Diagnosis, judge, skipped
 from so8tqc.services.locate.causes import Case, cause_of
 from so8tqc.services.locate.measure import Difference, limits
-from so8tqc.services.locate.names import INTO, Names
+from so8tqc.services.locate.names import INTO, Names, module_name
 from so8tqc.services.locate.sides import Sides
 from so8tqc.services.locate.walk import START, Stage, differences, uncalled
 
@@ -46,10 +46,15 @@ class Rows:
         if inside and self._only is not None and stage.index not in self._only:
             return
         self.uncompared |= dict.fromkeys(uncalled(stage.played, stage.recorded))
+        wrong: set[str] = set()
         for name, found in differences(stage.played, stage.recorded).items():
+            if module_name(name) in wrong:  # what else it makes follows from that
+                continue
             row = self._operation(stage, name, found)
             if row.wrong or not name.startswith(INTO):
                 self.operations.append(row)
+            if row.wrong:
+                wrong.add(name)
 
     def _layer(self, stage: Stage) -> LayerRow:
         limit = limits(stage.honest_by_layer, self._eps, product=False)

@@ -22,6 +22,8 @@ _LEAVES: dict[str, str] = {
     "qkv": "q, k, v", "att_proj": "q, k, v", "wqkv": "q, k, v",
 }  # fmt: skip
 _STAGES = {"query": "rope", "key": "rope", "value": "v", "attention": "attention"}
+_PLAIN_STAGES = _STAGES | {"query": "q", "key": "k"}
+"""Of a model without rope."""
 _FEED_FORWARD = ("mlp", "ffn", "feed_forward", "fc1", "fc2", "dense_h_to_4h", "dense_4h_to_h",
                  "w1", "w2", "w3", "act")  # fmt: skip
 
@@ -44,6 +46,7 @@ class Names:
         self._stack = stack
         self._head = module.get_output_embeddings()
         self._embedding = module.get_input_embeddings()
+        self._turns = any("rotary" in type(part).__name__.lower() for part in module.modules())
         self._outputs = {
             f"{stack}.{i}.{name}"
             for i, layer in enumerate(module.get_submodule(stack))
@@ -76,7 +79,7 @@ class Names:
             return "soft cap"
         path, _, stage = module_name(name).partition(":")
         if stage:
-            return _STAGES[stage]
+            return _STAGES[stage] if self._turns else _PLAIN_STAGES[stage]
         leaf = path.rpartition(".")[2]
         part = self._module.get_submodule(path)
         kind = type(part).__name__.lower()

@@ -239,10 +239,8 @@ def open_sides(trained: TrainedBase, candidate: Path, dtype: str) -> Sides:
         )
     notices = [*trained.notices]
     if missing.lost:
-        notices.append(
-            f"{len(missing.lost)} biases are missing in the candidate and run as zeros, first "
-            f"{missing.lost[0]}."
-        )
+        count, first = len(missing.lost), missing.lost[0]
+        notices.append(f"Biases that the candidate lacks run as zeros: {count}, first {first}.")
     return Sides(
         reference, made, honest, variants, checkpoint, shell.stack, opened.types,
         tuple(notices), tuple(unseen),
