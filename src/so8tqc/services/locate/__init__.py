@@ -1,7 +1,8 @@
 """Where two models part: both on the same tokens, layer by layer, operation by operation.
 
-Read ``sides`` first (reference, candidate, and the reference rounded as the candidate's types
-round), then ``walk`` (all of them through one layer after another), ``measure`` (what the values
-say), ``causes`` (which known mistake explains an operation), ``runtime`` (libllama's own values)
-and ``service``. ``config_keys`` is what a GGUF's keys are in a configuration of transformers.
+Read ``sides`` first (reference, candidate, and ``honest``: the reference rounded as the candidate's
+types round), then ``walk`` (all of them through one layer after another), ``measure`` (what the
+values say), ``names`` (what operations are called), ``causes`` (which known mistake explains one),
+``runtime`` (libllama's own values), ``judge`` and ``service``. ``config_keys`` is what keys of a
+GGUF are in a configuration of transformers, ``vocabulary`` whether the tokens are the same.
 """

@@ -7,33 +7,24 @@ the reference with one key of its configuration as the candidate has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from so8tqc.architectures import in_other_tower
-from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import plan_bake
 from so8tqc.checkpoints.plausible import require_plausible_config
 from so8tqc.checkpoints.quantized import require_unquantized
 from so8tqc.checkpoints.safetensors_index import (
     Checkpoint,
-    TensorEntry,
-    any_dtype,
     load_any,
     open_checkpoint,
 )
 from so8tqc.checkpoints.skeleton import Skeleton
 from so8tqc.decoder import decoder_stack
 from so8tqc.errors import ModelError, RotationError
-from so8tqc.gguf.conversion import UntraceableError
-from so8tqc.gguf.file import GGUFFile, is_gguf, open_gguf
-from so8tqc.gguf.tensor_map import stored_as
-from so8tqc.llama.ggml import dequantizer, encode
+from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.rotations.enums import Site
 from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.locate.config_keys import (
@@ -43,9 +34,15 @@ from so8tqc.services.locate.config_keys import (
     config_changes,
     config_of,
 )
+from so8tqc.services.locate.honest import (
+    BIAS,
+    Completed,
+    HonestDirectory,
+    HonestFile,
+    zeros,
+)
 from so8tqc.services.tensors.expected import (
     KEEP,
-    Expected,
     History,
     MakePatch,
     expected_of,
@@ -69,10 +66,7 @@ from so8tqc.sources.operations import Operations
 from so8tqc.sources.unmerged import load_unmerged
 
 if TYPE_CHECKING:
-    import torch
-
-_PLAIN = ("F32", "F16", "BF16")
-_BIAS = ".bias"
+    pass
 
 
 @dataclass
@@ -211,7 +205,7 @@ def open_sides(trained: TrainedBase, candidate: Path, dtype: str) -> Sides:
         if is_gguf(candidate)
         else _opened_directory(trained, checkpoint, candidate)
     )
-    missing = _Completed(opened.weights, checkpoint, _zeros)
+    missing = Completed(opened.weights, checkpoint, zeros)
     lost = {name: checkpoint.tensors[name] for name in missing.lost}
     whole = replace(opened.checkpoint, tensors={**opened.checkpoint.tensors, **lost})
     shell = _shell(whole, dtype, opened.changes)
@@ -225,7 +219,7 @@ def open_sides(trained: TrainedBase, candidate: Path, dtype: str) -> Sides:
             where=str(candidate),
             remedy="Give the candidate that was made from the reference.",
         )
-    honest = _side(checkpoint, dtype, _Completed(opened.honest, checkpoint, load_any), names)
+    honest = _side(checkpoint, dtype, Completed(opened.honest, checkpoint, load_any), names)
     variants = {
         key: Variant(opened.words[key], side)
         for key, value in opened.differing.items()
@@ -279,7 +273,7 @@ def _file_names(weights: GGUFWeights, module: Any) -> FileNames:
             continue
         parameter = skeleton.name_in_model(sources[0])
         path = parameter.rpartition(".")[0]
-        for same in () if name.endswith(_BIAS) else skeleton.sharing(parameter):  # a tied head
+        for same in () if name.endswith(BIAS) else skeleton.sharing(parameter):  # a tied head
             types[same.rpartition(".")[0]] = weights.file.tensors[name].type
         if len(sources) == 1:
             modules[name] = path
@@ -293,7 +287,7 @@ def _opened_directory(trained: TrainedBase, checkpoint: Checkpoint, path: Path) 
     require_plausible_config(found)
     ours, theirs = config_of(checkpoint.directory), config_of(path)
     differing = config_changes(ours, theirs)
-    honest = _HonestDirectory(checkpoint, _patches(trained, checkpoint), found)
+    honest = HonestDirectory(checkpoint, _patches(trained, checkpoint), found)
     kinds = dict.fromkeys(entry.dtype for entry in found.tensors.values())
     return _Opened(
         found, CheckpointWeights(found), {}, differing,
@@ -319,7 +313,7 @@ def _opened_file(trained: TrainedBase, checkpoint: Checkpoint, path: Path) -> _O
         checkpoint,
         GGUFFileWeights(weights),
         keys.changes, keys.changes, keys.words,
-        GGUFFileWeights(_HonestFile(file, expected)),
+        GGUFFileWeights(HonestFile(file, expected)),
         ", ".join(file.types), keys.unknown, weights,
     )  # fmt: skip
 
@@ -391,116 +385,3 @@ def _reference(
     whole = _Resident(module, layers, module.get_output_embeddings(), trained.directory)
     operations = Operations(module, stack, _known(module, names))
     return Side(whole, None, lane, operations, Doors(whole), rotations)
-
-
-def _zeros(entry: TensorEntry) -> torch.Tensor:
-    import torch
-
-    return torch.zeros(entry.shape)
-
-
-class _Completed:
-    """Weights of a file, and biases that it lacks.
-
-    Args:
-        weights: of the file.
-        reference: which biases there are.
-        make: what stands for one that is not there.
-
-    Attributes:
-        lost: those biases.
-    """
-
-    def __init__(
-        self,
-        weights: Weights,
-        reference: Checkpoint,
-        make: Callable[[TensorEntry], torch.Tensor],
-    ) -> None:
-        self._weights = weights
-        self._make = make
-        self._reference = reference
-        self.where = weights.where
-        self.files = weights.files
-        self.lost = tuple(
-            name
-            for name in reference.tensors
-            if name.endswith(_BIAS) and name not in weights.names and not in_other_tower(name)
-        )
-        self.names = weights.names | set(self.lost)
-
-    @property
-    def bytes_read(self) -> int:
-        """See :class:`Weights`."""
-        return self._weights.bytes_read
-
-    def read(self, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """See :class:`Weights`."""
-        lost = [name for name in names if name in self.lost]
-        found = self._weights.read([name for name in names if name not in self.lost])
-        return found | {name: self._make(self._reference.tensors[name]) for name in lost}
-
-    def identity(self) -> str:
-        """See :class:`Weights`."""
-        return self._weights.identity()
-
-
-class _HonestDirectory(CheckpointWeights):
-    """A reference's weights, baked, in the dtypes that a candidate's directory stores."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, patches: Mapping[str, MakePatch], candidate: Checkpoint
-    ) -> None:
-        super().__init__(checkpoint)
-        self._patches = patches
-        self._candidate = candidate
-
-    def read(self, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """See :class:`Weights`."""
-        return {name: self._rounded(name) for name in names}
-
-    def _rounded(self, name: str) -> torch.Tensor:
-        import torch
-
-        entry = self.checkpoint.tensors[name]
-        stored = self._candidate.tensors.get(name, entry).dtype
-        if (make := self._patches.get(name)) is not None:
-            pieces = make(stored).pieces(tensor_view(entry))
-            return torch.cat(list(pieces)).reshape(entry.shape)
-        value = load_any(entry)
-        return value.to(any_dtype(stored)) if value.is_floating_point() else value
-
-
-class _HonestFile(GGUFWeights):
-    """What plain encoders store of a reference's weights in exactly the types of a file."""
-
-    def __init__(self, file: GGUFFile, expected: Expected) -> None:
-        assert expected.conversion is not None
-        super().__init__(file, expected.checkpoint, expected.conversion)
-        self._expected = expected
-
-    def values(self, name: str) -> torch.Tensor:
-        """See :class:`GGUFWeights`: rounded as the file's type of this tensor rounds."""
-        import torch
-
-        tensor = self.file.tensors[name]
-        try:
-            exact = self._expected.values(name)
-        except UntraceableError as reason:
-            raise ModelError(
-                f"what {name} must stand for cannot be told: {reason}", where=str(self.file.path)
-            ) from None
-        if exact.size != tensor.elements:
-            raise ModelError(
-                f"{name} has {tensor.elements} elements, the reference's {exact.size}",
-                where=str(self.file.path),
-                remedy="Give the model that the file was made from.",
-            )
-        matrix = np.ascontiguousarray(exact.reshape(-1, exact.shape[-1]), dtype=np.float32)
-        out = np.empty(matrix.size, np.float32)
-        if tensor.type in _PLAIN:
-            packed = np.ascontiguousarray(stored_as(matrix, tensor.type)).view(np.uint8)
-        else:
-            packed = encode(matrix, tensor.type)
-        dequantizer(tensor.type)(packed.reshape(-1), out)
-        return torch.from_numpy(out).reshape(tensor.shape)
