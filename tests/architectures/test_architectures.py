@@ -28,11 +28,11 @@ from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
 from so8tqc.services.export import logits as export_logits
-from so8tqc.services.export.routing import Choice, ties, watching
 from so8tqc.services.qc.service import qc
 from so8tqc.sources.converted.history import places_of
 from so8tqc.sources.converted.unasked_keys import unasked
 from so8tqc.sources.hf import HFModel
+from so8tqc.sources.routing import Choice, ties, watching
 
 TENTH = [
     k

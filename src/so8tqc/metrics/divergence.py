@@ -73,6 +73,8 @@ class TokenTable:
         texts: ids of the texts.
         image: [n] positions of pictures in front of each predicting token, 0 where only text is;
             None in a table without pictures. Positions that are pictures are in no row.
+        tie: [n] whether rounding may turn the predicting token's choice of experts; None where the
+            reference chooses none, or was not watched.
     """
 
     columns: Mapping[str, FloatArray]
@@ -81,6 +83,7 @@ class TokenTable:
     vocab_size: int
     texts: tuple[str, ...]
     image: npt.NDArray[np.int32] | None = None
+    tie: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return int(self.text.shape[0])
@@ -104,6 +107,7 @@ class TokenTable:
             self.vocab_size,
             tuple(self.texts[i] for i in kept),
             None if self.image is None else self.image[rows],
+            None if self.tie is None else self.tie[rows],
         )
 
     def per_text(self, *names: str) -> FloatArray:
@@ -124,6 +128,9 @@ def joined(parts: Sequence[TokenTable]) -> TokenTable:
         position=np.concatenate([part.position for part in parts]),
         vocab_size=first.vocab_size,
         texts=tuple(name for part in parts for name in part.texts),
+        tie=None
+        if any(part.tie is None for part in parts)
+        else np.concatenate([part.tie for part in parts if part.tie is not None]),
     )
 
 

@@ -76,6 +76,20 @@ class Apart(Entry):
     images: Statistics
 
 
+class Routing(Entry):
+    """Statistics of tokens whose experts rounding may choose otherwise, and of the others.
+
+    Attributes:
+        ties: of the former.
+        others: None if there are none.
+        apart: whether the candidate is judged by the others alone.
+    """
+
+    ties: Statistics
+    others: Statistics | None
+    apart: bool
+
+
 class Bucket(Entry):
     """Tokens by the reference's largest probability, from ``low`` up to ``high``."""
 
@@ -94,6 +108,7 @@ class Candidate(Statistics):
 
     Attributes:
         apart: where texts have pictures, the statistics of the two kinds of tokens.
+        routing: where rounding may turn the choice of experts, likewise.
         confidence: where the reference is sure, and where it is not.
         kv_type: what its cache is stored as, where that was asked for.
     """
@@ -107,6 +122,7 @@ class Candidate(Statistics):
     confidence: list[Bucket] = Field(default=[])
     kv_type: str | None = None
     apart: Apart | None = None
+    routing: Routing | None = None
 
 
 class Look(TypedDict):

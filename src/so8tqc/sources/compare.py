@@ -9,7 +9,7 @@ positions, for which transformers waits until the GPU has done all that it was t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from so8tqc.sources.placement import (
     sent,
 )
 from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.routing import Choice, Routed, ties, watching
 from so8tqc.sources.seen import conditioned
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def compare(
     texts: Sequence[EncodedText],
     progress: Progress = SILENT,
     description: str = "comparing",
+    routed: Routed | None = None,
 ) -> dict[Pair, TokenTable]:
     """Token tables of every pair, in a single pass over the texts.
 
@@ -75,6 +77,7 @@ def compare(
             text in the table.
         progress: told about each text, in tokens.
         description: what the progress says.
+        routed: whose choices of experts are looked at, to mark those that rounding may turn.
 
     Returns:
         pair → token table.
@@ -92,6 +95,7 @@ def compare(
     memories = [{source.name: Workspace() for source in sources} for _ in range(threads)]
     mine = ranks.share(texts)
     found: dict[int, dict[Pair, Rows]] = {}
+    marks: dict[int, npt.NDArray[np.bool_]] = {}
     error = None
     total = sum(texts[index].tokens.size for index in mine)
     with (
@@ -104,7 +108,12 @@ def compare(
             for index in mine:
                 text = texts[index]
                 with enough_gpu_memory("comparing logits", text.id):
-                    walked.append((index, _compare_text(sources, pairs, text, memories, pool)))
+                    work = _compare_text(sources, pairs, text, memories, pool, routed)
+                walked.append((index, work))
+                if work.ties is None:
+                    routed = None
+                else:
+                    marks[index] = work.ties
                 if len(walked) > 1:
                     _finish(walked.pop(0), found)
                 task.advance(text.tokens.size, item=text.id)
@@ -113,9 +122,12 @@ def compare(
         except So8tqcError as raised:  # the others wait for this process, to be told
             error = raised
     found = ranks.together(found, error)
+    marks = ranks.together(marks, None)
     vocab_size = sources[0].vocab_size
+    tie = _ties([*marks.values()], texts) if len(marks) == len(texts) else None
     return {
-        pair: _table([rows[pair] for rows in found.values()], texts, vocab_size) for pair in pairs
+        pair: _table([rows[pair] for rows in found.values()], texts, vocab_size, tie)
+        for pair in pairs
     }
 
 
@@ -129,6 +141,7 @@ class _Walked:
         broken: source → [T] the first logit that is not finite in each row, V if all are.
         vocab_size: V.
         event: of the GPU, after which rows and places are here; None if they are.
+        ties: [tokens] where rounding may turn the choice of experts; None: none is made.
     """
 
     text: EncodedText
@@ -136,6 +149,7 @@ class _Walked:
     broken: Mapping[str, torch.Tensor]
     vocab_size: int
     event: torch.cuda.Event | None
+    ties: npt.NDArray[np.bool_] | None = None
 
     def arrived(self) -> dict[Pair, Rows]:
         """The rows, once they are here.
@@ -164,6 +178,7 @@ def _compare_text(
     text: EncodedText,
     memories: Sequence[Mapping[str, Workspace]],
     pool: ThreadPoolExecutor,
+    routed: Routed | None,
 ) -> _Walked:
     """The statistics of one text: all cores for a model's logits, then a thread for some rows."""
     import torch
@@ -175,7 +190,8 @@ def _compare_text(
         source.logits(text.tokens, head_rows(source.vocab_size), text.first) for source in sources
     ]
     start, device = 0, None
-    while blocks := [block for walk in walks for block in itertools.islice(walk, 1)]:
+    choices: dict[str, list[Choice]] = {}
+    while blocks := _next_blocks(sources, walks, text, choices, None if start else routed):
         height = min(blocks[0].shape[0], targets.shape[0] - start)
         if start == 0 and (device := _gpu_of(blocks)) is not None:
             targets = ids_on(targets.numpy(), device)
@@ -199,7 +215,44 @@ def _compare_text(
         {name: on_the_way(torch.cat(places)) for name, places in broken.items() if places},
         sources[0].vocab_size,
         sent(device),
+        _marked(choices, routed),
     )
+
+
+def _next_blocks(
+    sources: Sequence[LogitSource],
+    walks: Sequence[Iterator[torch.Tensor]],
+    text: EncodedText,
+    choices: dict[str, list[Choice]],
+    routed: Routed | None,
+) -> list[torch.Tensor]:
+    """The next block of every source; choices of experts on the way are noted, if asked for."""
+    blocks: list[torch.Tensor] = []
+    watched = () if routed is None else (routed.exact, routed.rounded)
+    for source, walk in zip(sources, walks, strict=True):
+        if source.name in watched:
+            with watching(text.tokens.size) as watch:
+                blocks += itertools.islice(walk, 1)
+            choices[source.name] = watch.choices
+        else:
+            blocks += itertools.islice(walk, 1)
+    return blocks
+
+
+def _marked(
+    choices: Mapping[str, list[Choice]], routed: Routed | None
+) -> npt.NDArray[np.bool_] | None:
+    if routed is None or not choices.get(routed.exact):
+        return None
+    rounded = None if routed.rounded is None else choices.get(routed.rounded)
+    return ties(choices[routed.exact], rounded, routed.unit)
+
+
+def _ties(
+    marks: Sequence[npt.NDArray[np.bool_]], texts: Sequence[EncodedText]
+) -> npt.NDArray[np.bool_]:
+    """[n] of the scored tokens."""
+    return np.concatenate([its[text.scored] for its, text in zip(marks, texts, strict=True)])
 
 
 def _compare_on_cpu(
@@ -324,7 +377,12 @@ def _not_finite(name: str, text: EncodedText, row: int, token: int) -> DataError
     )
 
 
-def _table(parts: list[Rows], texts: Sequence[EncodedText], vocab_size: int) -> TokenTable:
+def _table(
+    parts: list[Rows],
+    texts: Sequence[EncodedText],
+    vocab_size: int,
+    tie: npt.NDArray[np.bool_] | None,
+) -> TokenTable:
     scored = [text.scored for text in texts]
     values = np.concatenate(
         [rows[at - text.first] for rows, at, text in zip(parts, scored, texts, strict=True)]
@@ -344,6 +402,7 @@ def _table(parts: list[Rows], texts: Sequence[EncodedText], vocab_size: int) -> 
         image=np.concatenate(
             [conditioned(text.tokens, at) for text, at in zip(texts, scored, strict=True)]
         ),
+        tie=tie,
     )
 
 

@@ -89,6 +89,27 @@ def apart_table(record: Record) -> Table | None:
     return tabulate(say("Pictures"), say("candidate"), columns, rows)
 
 
+def routing_table(record: Record) -> Table | None:
+    """Tokens whose experts rounding may choose otherwise beside the others."""
+    columns: list[Column[Statistics]] = [
+        (say("tokens"), number_of(lambda row: row.tokens)),
+        (say("KL mean"), number_of(lambda row: row.kl_mean)),
+        (say("KL max"), number_of(lambda row: row.kl_max)),
+        (say("same top"), percent_of(lambda row: row.top1)),
+        (say("max |Δz|"), number_of(lambda row: row.max_abs)),
+    ]
+    rows: dict[str, Statistics] = {}
+    for name, row in QCMetrics.of(record).candidates.items():
+        if row.routing is None:
+            continue
+        if row.routing.others is not None:
+            rows[say("{name}, experts certain", name=name)] = row.routing.others
+        rows[say("{name}, experts at a tie", name=name)] = row.routing.ties
+    return tabulate(
+        say("Choices of experts that rounding may turn"), say("candidate"), columns, rows
+    )
+
+
 def confidence_table(record: Record) -> Table | None:
     """KL and kept top tokens where the reference is sure of its next token, and where it is not."""
     rows = []
@@ -377,6 +398,7 @@ def tables(record: Record) -> list[Table | None]:
         candidate_table(record),
         apart_table(record),
         pair_table(record),
+        routing_table(record),
         confidence_table(record),
         split_table(record),
         readings_table(record),

@@ -28,11 +28,11 @@ from so8tqc.metrics.distributions import distribution, rows_per_block
 from so8tqc.metrics.divergence import token_rows
 from so8tqc.progress import SILENT, Progress
 from so8tqc.records import Check, judge, skipped
-from so8tqc.services.export.routing import Choice, ties, watching
 from so8tqc.sources.hf import HFModel, head_blocks
 from so8tqc.sources.inputs.texts import encode, load_texts, load_tokenizer
 from so8tqc.sources.placement import on_cpu
 from so8tqc.sources.protocol import TokenIds
+from so8tqc.sources.routing import Choice, ties, watching
 
 if TYPE_CHECKING:
     import torch

@@ -4,5 +4,6 @@ Read ``service`` first, then ``models`` (what is run, and which are compared), `
 ``capture`` (whom we believe), ``texts`` (which tokens count) and ``compatibility`` (what is
 refused before anything is compared). ``judging`` makes checks of token tables by the limits of
 ``profiles``; ``tuning`` says which count; ``merged_files`` names what a GGUF holds of adapters;
-``pairwise``, ``worst_tokens`` and ``token_file`` are what else the record holds.
+``ties`` counts tokens apart whose experts rounding may choose otherwise; ``pairwise``,
+``worst_tokens`` and ``token_file`` are what else the record holds.
 """

@@ -55,6 +55,7 @@ from so8tqc.sources.layerwise.choice import (
 )
 from so8tqc.sources.layerwise.model import StreamedSource
 from so8tqc.sources.protocol import EncodedText, LogitSource
+from so8tqc.sources.routing import Routed
 from so8tqc.sources.unmerged import load_unmerged, require_peft, unmerged_source
 
 if TYPE_CHECKING:
@@ -67,13 +68,19 @@ LAYERS = ".layers"
 GATED = "gated"
 """Base plus gates, beside a recorded reference: noise floors are measured from it."""
 
+_F16_ROUNDOFF = 2.0**-11
+"""Error of a router's scores in libllama, as a share of the largest: it caches keys and values, and
+multiplies, in F16."""
+
+_FLOAT32_SHARE = 2.0**-20
+"""The same of float32, whose unit roundoff is 2⁻²⁴, over a few layers."""
+
+_RESERVED = (REFERENCE, BASE, ARITHMETIC, GATED)
+
 
 def floor_name(name: str) -> str:
     """Of the source that gives a quantized candidate's floor."""
     return f"quantization floor of {name}"
-
-
-_RESERVED = (REFERENCE, BASE, ARITHMETIC, GATED)
 
 
 @dataclass(frozen=True)
@@ -204,8 +211,10 @@ def _compared(
 ) -> tuple[Mapping[Pair, TokenTable], tuple[EncodedText, ...], Sequential | None]:
     """All texts, or with ``until`` as many as it takes; the tables, and the texts they are of."""
 
+    routed = _routed(sources)
+
     def compare_some(some: Sequence[EncodedText]) -> dict[Pair, TokenTable]:
-        return compare(sources, pairs, some, progress, "comparing logits")
+        return compare(sources, pairs, some, progress, "comparing logits", routed)
 
     if not pairs:
         return {}, texts, None
@@ -214,6 +223,18 @@ def _compared(
     judged = [(REFERENCE, name) for name in names if (REFERENCE, name) in pairs]
     bootstrap = Bootstrap(config.resamples, config.seed)
     return compare_until(compare_some, judged, texts, config.until, bootstrap)
+
+
+def _routed(sources: Sequence[LogitSource]) -> Routed:
+    """Whose choices of experts are marked: the witness's, beside our own rounded fold's."""
+    names = [source.name for source in sources]
+    ours = [name for name in names if name.startswith(FLOOR) or name == ARITHMETIC]
+    files = any(isinstance(source, GGUFSource) for source in sources)
+    return Routed(
+        GATED if GATED in names else REFERENCE,
+        next(iter(ours), None),
+        _F16_ROUNDOFF if files else _FLOAT32_SHARE,
+    )
 
 
 @dataclass

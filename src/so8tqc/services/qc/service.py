@@ -87,6 +87,7 @@ from so8tqc.services.qc.pictures import (
 from so8tqc.services.qc.profiles import Profile, load_profile
 from so8tqc.services.qc.quantization_floor import quantization_check, quantization_floors
 from so8tqc.services.qc.readings import reading_metrics
+from so8tqc.services.qc.ties import judged, routing, routing_notice
 from so8tqc.services.qc.token_file import TOKENS_FILE, write_tokens
 from so8tqc.services.qc.tuning import tuned
 from so8tqc.services.qc.until import sequential_notice
@@ -522,6 +523,8 @@ def _judge_logits(
         sequential=ran.sequential,
     )
     for table in list(tables.values())[:1]:  # all are of the same tokens
+        if (told := routing_notice(table)) is not None:
+            found.notices.append(told)
         found.checks[before:] = with_halves(found.checks[before:], len(table.texts), len(table))
     if capture is not None:
         _look_into_the_capture(reference, capture, ran, found, progress)
@@ -627,9 +630,10 @@ def _candidate_checks(
     name: str, ran: Comparison, profile: Profile, bootstrap: Bootstrap, no_floor: bool
 ) -> list[Check]:
     """``no_floor``: the candidate's noise floor is implausible, and widens nothing."""
-    table = ran.tables[(REFERENCE, name)]
+    table = judged(ran.tables[(REFERENCE, name)])
     if name not in ran.file_types:
         floor = None if no_floor else ran.floor(name)
+        floor = None if floor is None else judged(floor)
         return [
             *fidelity_checks(table, profile.models, name, bootstrap, floor),
             *image_checks(table, profile.models, name, bootstrap, floor),
@@ -638,9 +642,9 @@ def _candidate_checks(
     checks = fidelity_checks(table, limits, name, bootstrap, None)
     checks += image_checks(table, limits, name, bootstrap, None)
     if (floor := ran.quantization_floor(name)) is not None:
-        checks.append(quantization_check(table, floor, name, bootstrap))
+        checks.append(quantization_check(table, judged(floor), name, bootstrap))
     if (to_base := ran.tables.get((BASE, name))) is not None:
-        checks.append(survival_check(table, to_base, name, bootstrap))
+        checks.append(survival_check(table, judged(to_base), name, bootstrap))
     return checks
 
 
@@ -684,6 +688,7 @@ def _candidates(
                 "confidence": confidence_buckets(table, bootstrap),
                 "kv_type": ran.kv_types.get(name),
                 "apart": apart(table),
+                "routing": routing(table),
             }
         )
         for name, table in tables.items()

@@ -24,13 +24,15 @@ _MAX_BYTES = 512 << 20
 def write_tokens(path: Path, tables: Mapping[str, TokenTable]) -> None:
     """One npz: ``NAME/COLUMN`` of every candidate; ``text``, ``position``, ``texts``, ``vocab``.
 
-    Where texts have pictures it has ``image``, too.
+    Where texts have pictures it has ``image``, too; where experts are chosen, ``tie``.
     """
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for name, table in tables.items():
         arrays |= {"text": table.text, "position": table.position}
         if table.sees.any():
             arrays["image"] = np.asarray(table.image)
+        if table.tie is not None:
+            arrays["tie"] = table.tie
         arrays |= {"texts": np.array(table.texts), "vocab": np.array(table.vocab_size)}
         arrays |= {f"{name}/{column}": values for column, values in table.columns.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
@@ -46,10 +48,14 @@ def _require_rows(table: TokenTable) -> None:
     """See that every column has a number for every token, and every token a text."""
     indices = (table.text, table.position, *(() if table.image is None else (table.image,)))
     shapes = {values.shape for values in indices} | {c.shape for c in table.columns.values()}
+    if table.tie is not None:
+        shapes.add(table.tie.shape)
     if len(shapes) != 1 or len(shapes.pop()) != 1 or not table.text.size:
         raise ValueError("columns of different lengths")
     if any(values.dtype.kind != "i" for values in indices):
         raise ValueError("an index that is no integer")
+    if table.tie is not None and table.tie.dtype != np.bool_:
+        raise ValueError("a mark that is neither true nor false")
     if any(values.dtype != np.float64 for values in table.columns.values()):
         raise ValueError("a column of another type")
     if table.text.min() < 0 or table.text.max() >= len(table.texts) or table.vocab_size < 1:
@@ -70,7 +76,7 @@ def read_tokens(path: Path) -> dict[str, TokenTable]:
             names = dict.fromkeys(key.rpartition("/")[0] for key in stored if "/" in key)
             text, position, vocab = stored["text"], stored["position"], int(stored["vocab"])
             texts = tuple(map(str, stored["texts"]))
-            image = stored.get("image", None)
+            image, tie = stored.get("image", None), stored.get("tie", None)
             tables = {
                 name: TokenTable(
                     {column: stored[f"{name}/{column}"] for column in COLUMNS},
@@ -79,6 +85,7 @@ def read_tokens(path: Path) -> dict[str, TokenTable]:
                     vocab,
                     texts,
                     image,
+                    tie,
                 )
                 for name in names
             }

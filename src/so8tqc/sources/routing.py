@@ -56,7 +56,23 @@ def watching(tokens: int) -> Any:
     return Watching()
 
 
-def ties(exact: Sequence[Choice], rounded: Sequence[Choice]) -> npt.NDArray[np.bool_]:
+class Routed(NamedTuple):
+    """Whose choices of experts are looked at, and what error their scores have.
+
+    Attributes:
+        exact: name of the source that is run as it is.
+        rounded: of one whose arithmetic or weights are rounded; None: no such one is run.
+        unit: error of every score besides, as a share of the token's largest.
+    """
+
+    exact: str
+    rounded: str | None
+    unit: float
+
+
+def ties(
+    exact: Sequence[Choice], rounded: Sequence[Choice] | None, unit: float = 0.0
+) -> npt.NDArray[np.bool_]:
     """[T] whether a token's experts hang on rounding, in one router at least.
 
     They do where the gap between the last score chosen and the first one left out is no larger
@@ -64,15 +80,25 @@ def ties(exact: Sequence[Choice], rounded: Sequence[Choice]) -> npt.NDArray[np.b
 
     Args:
         exact: choices of the model as it is.
-        rounded: of the model with its arithmetic rounded, in the same order.
+        rounded: of the model with its arithmetic rounded, in the same order; None: of no such one.
+        unit: error of every score besides, as a share of the token's largest.
     """
     import torch
 
-    if not exact or len(exact) != len(rounded):
+    others: Sequence[Choice] = exact if rounded is None else rounded
+    if not exact or len(exact) != len(others):
         return np.zeros(exact[0].scores.shape[0] if exact else 0, dtype=bool)
     found = torch.zeros(exact[0].scores.shape[0], dtype=torch.bool)
-    for one, other in zip(exact, rounded, strict=True):
-        error = (one.scores - other.scores).abs().amax(dim=1)
+    for one, other in zip(exact, others, strict=True):
+        error = (one.scores - other.scores).abs().nan_to_num(0.0).amax(dim=1)
+        error = torch.maximum(error, unit * _largest(one.scores))
         best = one.scores.topk(one.chosen + 1, dim=1).values
         found |= best[:, -2] - best[:, -1] <= 2 * error
     return found.numpy()
+
+
+def _largest(scores: torch.Tensor) -> torch.Tensor:
+    """[T] the largest magnitude of each token's scores; excluded experts may have −inf."""
+    import torch
+
+    return scores.abs().masked_fill(torch.isinf(scores), 0.0).amax(dim=1)
