@@ -66,7 +66,7 @@ def report(
 def _report(directory: Path, progress: Progress, language: Language | None) -> Record:
     watch = Stopwatch()
     records = read_stages(directory)
-    language = language or _configured_language(_run_record(directory))
+    language = language or configured_language(_run_record(directory))
     out = directory / "report"
     remove_leftovers(out)
     with progress.task("writing the report", total=len(_FILES)) as task:
@@ -226,7 +226,7 @@ def _note(run: Record | None) -> str:
     return note if isinstance(note, str) else ""
 
 
-def _configured_language(run: Record | None) -> Language:
+def configured_language(run: Record | None) -> Language:
     """What the run was told; English for a code that this version does not know."""
     options = run.config.get("report") if run else None
     code = options.get("language") if isinstance(options, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import pytest
 from scipy import stats
 
 from so8tqc.cli.main import run as run_main
+from so8tqc.languages import Language
 from so8tqc.metrics.columns import COLUMNS
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.record_files import read_record, write_record
@@ -148,6 +150,27 @@ def test_pairing_tells_what_the_intervals_cannot(tmp_path: Path) -> None:
     assert value["how"] == "not paired: B has no token table; the 95 % intervals overlap"
 
 
+def test_a_comparison_is_told_in_the_language_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or in that of the second run; all of it but what a record measured, and names."""
+    a = write_run(tmp_path / "a", gamma(0), judge("kl.mean", 0.1, 0.2, detail=""))
+    told = {"report": {"language": "ja"}}
+    b = write_run(tmp_path / "b", gamma(1), judge("kl.mean", 0.4, 0.2, detail=""), config=told)
+    pages = []
+    for flags in ([], ["--lang", "ja"]):
+        assert run_main(["report", str(a), str(b), *flags]) == 1
+        assert "不合格" in capsys.readouterr().out
+        pages.append((b / "comparison" / "comparison.html").read_text(encoding="utf-8"))
+        assert "# a → b: 不合格" in (b / "comparison" / "comparison.md").read_text("utf-8")
+    assert '<html lang="ja">' in pages[0]
+    for english in ("Verdicts", "Token by token", "directory", "Changed:", ">fail<", "nearer"):
+        assert english not in re.sub(r"<style>.*?</style>", "", pages[0], flags=re.DOTALL)
+    assert '<span class="verdict fail">不合格</span>' in pages[0]
+    compare_runs(a, b, tmp_path / "english", language=Language.ENGLISH)
+    assert "Token by token" in (tmp_path / "english" / "comparison.md").read_text("utf-8")
+
+
 def test_nothing_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = write_run(tmp_path / "a", gamma(0), judge("structure.files", 3, 3, detail=""))
     b = tmp_path / "elsewhere" / "b"
@@ -162,8 +185,9 @@ def test_nothing_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     shutil.rmtree(b / "comparison")
     assert run_main(["report", str(a), str(b)]) == 0
     out = capsys.readouterr().out
-    assert "Nothing changed: config, versions, 3 files and 2 measured values are the same." in (
-        " ".join(out.split())
+    assert (
+        "Nothing changed: config and versions are the same, files (3) and measured values (2), too."
+        in (" ".join(out.split()))
     )
     assert {p.name for p in (b / "comparison").iterdir()} == {
         "comparison.html",

@@ -67,7 +67,7 @@ def report(
     if verify and (other or out):
         raise ConfigError("--verify is for one run directory")
     if other is not None:
-        _compare(directory, other, out or other / "comparison", output)
+        _compare(directory, other, out or other / "comparison", output, lang)
     elif out is not None:
         raise ConfigError(
             "--out is for a comparison", remedy="A report is written to DIRECTORY/report."
@@ -110,13 +110,18 @@ def _verify(directory: Path, output: Output) -> None:
     finish(record, output)
 
 
-def _compare(directory: Path, other: Path, out: Path, output: Output) -> None:
+def _compare(
+    directory: Path, other: Path, out: Path, output: Output, lang: Language | None
+) -> None:
     from so8tqc.cli.progress import terminal_progress
-    from so8tqc.services.compare.run import require_two
+    from so8tqc.reports.language import spoken
+    from so8tqc.services.compare.run import read_run, require_two
     from so8tqc.services.compare.service import compare_runs
+    from so8tqc.services.report import configured_language
 
     require_two(directory, other)
     with terminal_progress(quiet=output.quiet) as progress:
-        record = compare_runs(directory, other, out, progress)
+        record = compare_runs(directory, other, out, progress, language=lang)
     add_to_step_summary(out / "comparison.md")
-    finish(record, output, out / "comparison.html")
+    with spoken(lang or configured_language(read_run(other).whole)):
+        finish(record, output, out / "comparison.html")

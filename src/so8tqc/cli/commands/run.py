@@ -50,7 +50,7 @@ def run(
     from so8tqc.config.batch import Batch, load_runs
     from so8tqc.record_kinds.batch import BatchMetrics
     from so8tqc.reports.language import spoken
-    from so8tqc.services.run.batch import BATCH_REPORT, run_batch
+    from so8tqc.services.run.batch import BATCH_REPORT, language_of, run_batch
     from so8tqc.services.run.pipeline import run as run_one
 
     runs = load_runs(
@@ -67,7 +67,8 @@ def run(
             output,
         )
         add_to_step_summary(batch.out / BATCH_REPORT)
-        present(record, output, batch.out / BATCH_REPORT)
+        with spoken(language_of(batch)):
+            present(record, output, batch.out / BATCH_REPORT)
         raise typer.Exit(BatchMetrics.of(record).exit_code)
     one = runs
     record = work(lambda p: run_one(one, p, only=only, from_stage=from_), one, path, output)

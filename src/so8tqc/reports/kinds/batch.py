@@ -5,6 +5,7 @@ from __future__ import annotations
 from so8tqc.record_kinds.batch import BatchFile, BatchMeasured, BatchMetrics
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
+from so8tqc.reports.language import say
 from so8tqc.reports.tables import Table
 from so8tqc.reports.templating import render_markdown
 from so8tqc.wording import percent
@@ -16,12 +17,21 @@ def batch_tables(record: Record) -> list[Table]:
     measured = BatchMeasured.of(record)
     seconds, reused = measured.seconds, measured.reused
     combinations = Table(
-        "Combinations",
-        ["combination", "verdict", "exit code", "passed", "failed", "skipped", "reused", "seconds"],
+        say("Combinations"),
+        [
+            say("combination"),
+            say("verdict"),
+            say("exit code"),
+            say("passed"),
+            say("failed"),
+            say("skipped"),
+            say("reused"),
+            say("seconds"),
+        ],
         [
             [
                 name,
-                row["verdict"].upper() if row["verdict"] == "fail" else row["verdict"],
+                say(row["verdict"]).upper() if row["verdict"] == "fail" else say(row["verdict"]),
                 _shown(row["exit_code"]),
                 *map(_shown, (row.get("passed"), row.get("failed"), row.get("skipped"))),
                 _shown(len(reused[name]) if name in reused else None),
@@ -35,8 +45,16 @@ def batch_tables(record: Record) -> list[Table]:
         for name, row in rows.items()
         for file, found in row.get("files", {}).items()
     ]
-    header = ["combination", "file", "size", "KL mean", "95 % interval", "same top", "verdict"]
-    return [combinations, *([Table("Files", header, files)] if files else [])]
+    header = [
+        say("combination"),
+        say("file"),
+        say("size"),
+        say("KL mean"),
+        say("95 % interval"),
+        say("same top"),
+        say("verdict"),
+    ]
+    return [combinations, *([Table(say("Files"), header, files)] if files else [])]
 
 
 def batch_markdown(record: Record) -> str:
@@ -59,7 +77,7 @@ def _file_cells(found: BatchFile) -> list[str]:
         fmt.number(found["kl_mean"]),
         "" if interval is None else f"{interval[0]:.3g} … {interval[1]:.3g}",
         "" if found["top1"] is None else percent(found["top1"]),
-        found["verdict"],
+        say(found["verdict"]),
     ]
 
 

@@ -21,12 +21,18 @@ from so8tqc.record_kinds.comparison import (
 from so8tqc.record_kinds.pairs import Comparisons, Measure
 from so8tqc.records import Record
 from so8tqc.reports import format as fmt
+from so8tqc.reports.language import current, message, say
 from so8tqc.reports.tables import Table
 from so8tqc.reports.templating import render, render_markdown
 
-_ORDER = ("worse", "better", "undecided", "not comparable")
+_ORDER = (
+    message("worse"),
+    message("better"),
+    message("undecided"),
+    message("not comparable"),
+)
 _SHOWN_DIGITS = 12
-_VALUES = "Values"
+_VALUES = message("Values")
 
 
 class Part(NamedTuple):
@@ -40,45 +46,62 @@ def sentence(record: Record) -> str:
     """What changed, in one sentence."""
     m = ComparisonMetrics.of(record)
     if not m.changed:
-        return (
-            f"Nothing changed: config, versions, {fmt.counted(m.same['files'], 'file')} and "
-            f"{fmt.counted(m.same['values'], 'measured value')} are the same."
+        return say(
+            "Nothing changed: config and versions are the same, files ({files}) and measured "
+            "values ({values}), too.",
+            files=m.same["files"],
+            values=m.same["values"],
         )
     reason = m.paired["reason"]
     outcomes = [value["outcome"] for value in m.values]
-    told = [f"{outcomes.count(word)} {word}" for word in _ORDER if word in outcomes]
-    values = f" ({', '.join(told)})" if told else ""
-    return (
-        f"Changed: {fmt.counted(len(m.config), 'option')}, "
-        f"{fmt.counted(len(m.versions), 'version')}, {fmt.counted(len(m.files), 'file')}, "
-        f"{fmt.counted(len(m.verdicts), 'verdict')}, "
-        f"{fmt.counted(len(outcomes), 'measured value')}{values}."
-        + (f" Not compared token by token: {reason}." if reason else "")
+    told = [f"{say(word)} {outcomes.count(word)}" for word in _ORDER if word in outcomes]
+    changed = say(
+        "Changed: options {options}, versions {versions}, files {files}, verdicts {verdicts}, "
+        "measured values {values}{told}.",
+        options=len(m.config),
+        versions=len(m.versions),
+        files=len(m.files),
+        verdicts=len(m.verdicts),
+        values=len(outcomes),
+        told=f" ({', '.join(told)})" if told else "",
+    )
+    return changed + (
+        " " + say("Not compared token by token: {reason}.", reason=reason) if reason else ""
     )
 
 
 def comparison_parts(record: Record) -> list[Part]:
     """The tables that hold something, the most important first."""
     m = ComparisonMetrics.of(record)
-    verdicts = Table("Verdicts", ["check", "A", "B"], [_verdict(row) for row in m.verdicts])
+    verdicts = Table(
+        say("Verdicts"), [say("check"), "A", "B"], [_verdict(row) for row in m.verdicts]
+    )
     pairs = Table(
-        "Token by token",
-        ["candidate", "measure", "B − A", "95 %", "p", "nearer"],
+        say("Token by token"),
+        [say("candidate"), say("measure"), "B − A", "95 %", "p", say("nearer")],
         _pairs(m.paired["comparisons"]),
     )
     values = Table(
-        _VALUES,
-        ["check", "A", "B", "B is", "by"],
+        say(_VALUES),
+        [say("check"), "A", "B", say("B is"), say("by")],
         [_value(row) for row in sorted(m.values, key=_rank)],
     )
-    files = Table("Files", ["file", "of", "A", "B"], [_file(row) for row in m.files])
+    files = Table(
+        say("Files"), [say("file"), say("role"), "A", "B"], [_file(row) for row in m.files]
+    )
     parts = [
-        Part(verdicts, "Checks that ended otherwise, or that only one run has (–)."),
+        Part(verdicts, say("Checks that ended otherwise, or that only one run has (–).")),
         Part(pairs, _paired_note(m)),
-        Part(values, "Measured values that differ, with their 95 % intervals."),
-        Part(_changes("Config", "option", m.config), "OUT stands for each run's own directory."),
-        Part(files, f"By SHA-256; {m.same['files']} others are the same in both runs."),
-        Part(_changes("Versions", "package", m.versions), ""),
+        Part(values, say("Measured values that differ, with their 95 % intervals.")),
+        Part(
+            _changes(say("Config"), say("option"), m.config),
+            say("OUT stands for each run's own directory."),
+        ),
+        Part(
+            files,
+            say("By SHA-256; {count} others are the same in both runs.", count=m.same["files"]),
+        ),
+        Part(_changes(say("Versions"), say("package"), m.versions), ""),
     ]
     return [part for part in parts if part.table.rows]
 
@@ -88,7 +111,7 @@ def comparison_tables(record: Record) -> list[Table]:
     tables = [part.table for part in comparison_parts(record)]
     return [
         table._replace(header=table.header[:-1], rows=[row[:-1] for row in table.rows])
-        if table.title == _VALUES
+        if table.title == say(_VALUES)
         else table
         for table in tables
     ]
@@ -108,6 +131,7 @@ def _told(record: Record) -> dict[str, object]:
     """What both templates are filled with."""
     return {
         "record": record,
+        "language": str(current()),
         "m": ComparisonMetrics.of(record),
         "sentence": sentence(record),
         "parts": comparison_parts(record),
@@ -127,7 +151,8 @@ def _paired_note(m: ComparisonMetrics) -> str:
     if not comparisons:
         return ""
     note = f" {m.paired['note']}" if m.paired["note"] else ""
-    return f"{comparisons['texts']} texts. {comparisons['method']}{note}"
+    texts = say("{count} texts.", count=comparisons["texts"])
+    return f"{texts} {comparisons['method']}{note}"
 
 
 def _changes(title: str, what: str, changes: Sequence[Change]) -> Table:
@@ -136,20 +161,22 @@ def _changes(title: str, what: str, changes: Sequence[Change]) -> Table:
 
 
 def _verdict(row: VerdictChange) -> list[str]:
-    return [_check(row), row["a"] or "–", row["b"] or "–"]
+    return [_check(row), *(say(side) if side else "–" for side in (row["a"], row["b"]))]
 
 
 def _check(row: VerdictChange | Value) -> str:
-    return f"{row['id']} of {row['subject']}" if row["subject"] else row["id"]
+    if not row["subject"]:
+        return row["id"]
+    return say("{check} of {subject}", check=row["id"], subject=row["subject"])
 
 
 def _pairs(comparisons: Comparisons | None) -> list[list[str]]:
     rows = []
     for pair in comparisons["pairs"] if comparisons else ():
         for found, title in (
-            (pair["kl"], "KL, nats"),
-            (pair["nll"], "NLL, nats"),
-            (pair["top1"], "same top"),
+            (pair["kl"], say("KL, nats")),
+            (pair["nll"], say("NLL, nats")),
+            (pair["top1"], say("same top")),
         ):
             interval = found["ci95"]
             better = found["better"]
@@ -168,13 +195,14 @@ def _pairs(comparisons: Comparisons | None) -> list[list[str]]:
 
 def _nobody(found: Measure) -> str:
     if found["ci95"] is None:
-        return "too few texts"
-    return "equal" if found["difference"] == 0 and found["ci95"] == (0, 0) else "undecided"
+        return say("too few texts")
+    same = found["difference"] == 0 and found["ci95"] == (0, 0)
+    return say("equal") if same else say("undecided")
 
 
 def _value(row: Value) -> list[str]:
     sides = [_measured(row["a"]), _measured(row["b"])]
-    return [_check(row), *sides, row["outcome"], row["how"]]
+    return [_check(row), *sides, say(row["outcome"]), row["how"]]
 
 
 def _measured(side: ValueSide) -> str:
@@ -190,7 +218,7 @@ def _rank(row: Value) -> int:
 
 
 def _file(row: FileChange) -> list[str]:
-    of = f"{row['role']} of {', '.join(row['stages'])}"
+    of = f"{row['role']}: {', '.join(row['stages'])}"
     return [row["name"], of, _ref(row["a"]), _ref(row["b"])]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from so8tqc.closure import versions_of
 from so8tqc.disk.atomic import write_text
 from so8tqc.disk.digests import file_ref
+from so8tqc.languages import Language
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import write_record
 from so8tqc.record_kinds.comparison import (
@@ -20,6 +21,7 @@ from so8tqc.record_kinds.comparison import (
 )
 from so8tqc.records import FileRef, Record, Stopwatch, Verdict
 from so8tqc.reports.kinds.comparison import comparison_html, comparison_markdown
+from so8tqc.reports.language import spoken
 from so8tqc.services.compare.run import Run, read_run
 from so8tqc.services.compare.values import (
     changed_verdicts,
@@ -28,15 +30,24 @@ from so8tqc.services.compare.values import (
     named_checks,
     new_failures,
 )
+from so8tqc.services.report import configured_language
 
 
-def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Record:
+def compare_runs(
+    a: Path,
+    b: Path,
+    out: Path,
+    progress: Progress = SILENT,
+    *,
+    language: Language | None = None,
+) -> Record:
     """Compare run B with run A; writes ``comparison.{html,md,json}`` to ``out``.
 
     Each is the directory of a ``run``, or of one stage such as ``qc``. Where both have a token
     table over the same tokens, mean KL, NLL and share of top tokens are compared by the paired
     bootstrap of :mod:`so8tqc.services.qc.pairwise`, all candidates together. Other values are
-    told apart only if their 95 % intervals do not meet.
+    told apart only if their 95 % intervals do not meet. ``language``: of the pages; None: that of
+    run B.
 
     Returns:
         Record of kind ``comparison``. It fails if a check fails in B that did not fail in A.
@@ -85,8 +96,9 @@ def compare_runs(a: Path, b: Path, out: Path, progress: Progress = SILENT) -> Re
             versions=versions_of(__name__),
             run=watch.info(),
         )
-        write_text(out / "comparison.html", comparison_html(record))
-        write_text(out / "comparison.md", comparison_markdown(record))
+        with spoken(language or configured_language(second.whole)):
+            write_text(out / "comparison.html", comparison_html(record))
+            write_text(out / "comparison.md", comparison_markdown(record))
         write_record(out / "comparison.json", record)
         task.advance(1)
     return record

@@ -11,12 +11,14 @@ from so8tqc.config.batch import Batch, Combination
 from so8tqc.disk.atomic import require_space, write_text
 from so8tqc.disk.locks import claim_folder, exclusive
 from so8tqc.errors import ExitCode, So8tqcError, explained
+from so8tqc.languages import Language
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_files import write_record
 from so8tqc.record_kinds.batch import BatchFile, BatchMeasured, BatchMetrics, BatchRow
 from so8tqc.record_kinds.run import RunMetrics
 from so8tqc.records import Record, Stopwatch, Verdict
 from so8tqc.reports.kinds.batch import batch_markdown
+from so8tqc.reports.language import spoken
 from so8tqc.services.run.pipeline import require_stages, run
 from so8tqc.services.run.preflight import preflight
 
@@ -25,6 +27,12 @@ NOT_RUN = "not run"
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())  # without a log, not to stderr: the record has the error
+
+
+def language_of(batch: Batch) -> Language:
+    """Of the batch's tables: what its runs agree on, else English."""
+    said = {combination.config.report.language for combination in batch.combinations}
+    return said.pop() if len(said) == 1 else Language.ENGLISH
 
 
 @exclusive(claim_folder)
@@ -65,7 +73,8 @@ def run_batch(
         seconds[name] = own.info().seconds
         record = _record(batch, rows, seconds, reused, watch)
         write_record(batch.out / BATCH_RECORD, record)
-        write_text(batch.out / BATCH_REPORT, batch_markdown(record))
+        with spoken(language_of(batch)):
+            write_text(batch.out / BATCH_REPORT, batch_markdown(record))
     return record
 
 
