@@ -13,6 +13,7 @@ from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import BakeConfig, ExportConfig, QCConfig, QuantizeConfig
 from so8tqc.gguf.conversion import UntraceableError
 from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.rewrite import changed_copy
 from so8tqc.llama.ggml import dequantizer, encode
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Record, Verdict
@@ -151,6 +152,17 @@ def test_the_floor_is_read_as_the_file_is(made: Made, tmp_path: Path) -> None:
     assert check.noise_floor is not None
     # bit by bit the same weights in both, but for the fold's rounding to float32
     assert check.value == pytest.approx(check.noise_floor, rel=1e-3)
+
+
+def test_a_file_with_other_keys_is_no_measure_of_itself(made: Made, tmp_path: Path) -> None:
+    """With its rope base an honest file would lose as much: the mistake would be its own limit."""
+    wrong = tmp_path / "wrong.gguf"
+    changed_copy(made.folder / "plain" / "tiny-Q8_0.gguf", wrong, {"llama.rope.freq_base": 500.0})
+    record = judged(made, [wrong], tmp_path / "qc")
+    assert record.check("tensors.keys", wrong.name).verdict is Verdict.FAIL
+    assert not [check for check in record.checks if check.id == "kl.floor"]
+    (told,) = [notice for notice in record.notices if "no quantization floor" in notice]
+    assert "tensors.keys" in told
 
 
 def test_without_it_there_is_no_check(made: Made, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ the reference's own weights (``services.tensors.honest``), run on the same token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +27,11 @@ from so8tqc.services.tensors.honest import is_quantized, write_honest
 
 KL_FLOOR = "kl.floor"
 
-FACTOR = 1.5
-"""Of the floor, that a file may lose. Plain rounding is the worst honest encoder: importance
-and compensation lose less, rounding once more on the way (F16, BF16) a few percent more; a format
-of one bit less loses four times as much (6.02 dB of mean square error a bit)."""
+FACTOR = 2.0
+"""Of the floor, that a file may lose, as of a bake's noise floor. Honest encoders differ by less:
+importance and compensation mostly lose less than plain rounding, rounding once more on the way
+(F16, BF16) a few percent more; a format of one bit less loses four times as much (6.02 dB of mean
+square error a bit)."""
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Floors:
 def quantization_floors(
     names: Mapping[str, Path],
     expected: Mapping[str, Expected],
+    other_keys: Collection[str],
     progress: Progress,
     *,
     wanted: bool,
@@ -59,6 +61,8 @@ def quantization_floors(
     Args:
         names: candidates that are run.
         expected: GGUF candidate → what its tensors must stand for; without, it has no floor.
+        other_keys: candidates whose key-values are not the model's. A floor has the candidate's,
+            so that these have none: it would make their mistake, too.
         progress: told about tensors.
         wanted: False: nobody asks for them.
     """
@@ -70,6 +74,12 @@ def quantization_floors(
         return
     with TemporaryDirectory(prefix="so8tqc-floor-") as root:
         for index, (name, gguf) in enumerate(quantized.items()):
+            if name in other_keys:
+                found.notices.append(
+                    f"{name} has no quantization floor: with its keys, which are not the model's "
+                    "(tensors.keys), an honest file would lose as much."
+                )
+                continue
             folder = Path(root) / str(index)
             folder.mkdir()
             try:

@@ -479,8 +479,9 @@ def _judge_logits(
     found.checks += chat_checks(config, names, capture)
     plain = names
     names = with_kv_types(names, config)
+    other_keys = [name for name in plain if found.failed(name, "tensors.keys")]
     with quantization_floors(
-        plain, found.expected, progress, wanted=config.quantization_floor
+        plain, found.expected, other_keys, progress, wanted=config.quantization_floor
     ) as beside:
         ran = run_models(
             config, names, rotations, capture, dtypes, progress, reference.plan, beside.files
