@@ -78,6 +78,22 @@ def _inside_a_list(name: str, module: Any) -> bool:
     return any(isinstance(module.get_submodule(path), torch.nn.ModuleList) for path in above)
 
 
+def text_part(module: Any, stack: str) -> str:
+    """Dotted name of the outermost part of a model that is its text model alone; "" for the whole.
+
+    What is outside of it joins pictures or sounds to the text, but for the output head.
+
+    Args:
+        module: a transformers model.
+        stack: the list of its decoder layers, see :func:`decoder_stack`.
+    """
+    config = module.config.get_text_config(decoder=True)
+    parts = stack.split(".")
+    around = [".".join(parts[:i]) for i in range(len(parts))]
+    own = (n for n in around if getattr(module.get_submodule(n), "config", None) is config)
+    return next(own, "")
+
+
 def _config_above(module: Any, name: str) -> Any:
     """The configuration of the nearest model around a module."""
     parts = name.split(".")

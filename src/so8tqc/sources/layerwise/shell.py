@@ -15,7 +15,7 @@ from typing import Any
 from so8tqc.architectures import in_other_tower
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.checkpoints.skeleton import Skeleton, from_config, run_options
-from so8tqc.decoder import decoder_stack
+from so8tqc.decoder import decoder_stack, text_part
 from so8tqc.errors import ModelError, RotationError, first_line
 from so8tqc.sources.layerwise.weights import Weights
 from so8tqc.sources.own_forward import attend_causally
@@ -130,13 +130,21 @@ class Shell:
         missing = [
             name
             for name in self.parameters(group)
-            if self.module.get_parameter(name).device.type == "meta" and not in_other_tower(name)
+            if self.module.get_parameter(name).device.type == "meta" and self._is_of_text(name)
         ]
         if missing:
             raise ModelError(
                 f"{len(missing)} weights are missing and would be random, first {missing[0]}",
                 where=str(self.path),
             )
+
+    def _is_of_text(self, parameter: str) -> bool:
+        """Whether text goes through a parameter; a file of the text model alone lacks others."""
+        part = text_part(self.module, self.stack)
+        if not part or parameter.startswith(part + "."):
+            return not in_other_tower(parameter)
+        module = self.module.get_submodule(parameter.rpartition(".")[0])
+        return module is self.head or module is self.module.get_input_embeddings()
 
     def _group_of(self, parameter: str) -> Group:
         """The group of a parameter."""
