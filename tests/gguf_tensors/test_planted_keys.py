@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from so8tqc.record_kinds.audit import AuditMetrics
 from so8tqc.record_kinds.tensors import TensorRow
 from so8tqc.records import Verdict
 from so8tqc.services.export.service import write_gguf
-from so8tqc.services.tensors.expected import history_of
+from so8tqc.services.tensors.expected import expected_of, history_of
 from so8tqc.services.tensors.metadata import differences, metadata_checks
 from so8tqc.services.tensors.service import judge_tensors, tensor_checks, wrong_of
 
@@ -190,3 +191,32 @@ def test_an_audit_says_what_the_file_is_and_what_is_wrong(models: Models, tmp_pa
     for words in ("What wrong.gguf is", "rounded to a plain type", "sliding_window", "llama-bpe",
                   "Tensors of wrong.gguf"):  # fmt: skip
         assert words in page, words
+
+
+def test_wrong_rope_factors_are_found(tokenizer_files: Path, tmp_path: Path) -> None:
+    """The converter makes them of the configuration: no tensor of the model corresponds to them."""
+    model = save_model(tmp_path / "scaled", "llama", tokenizer_files)
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "scaled.gguf"
+    write_gguf(ExportConfig(model=model, out=path))
+    right = open_gguf(path)
+    expected = expected_of(open_checkpoint(model), right)
+    assert wrong_of(judge_tensors(right, expected)) == []
+    factors = right.tensors["rope_freqs.weight"]
+    values = factors.raw.view(np.float32).copy()
+    assert values[-1] == 8.0
+    values[-1] = 16.0
+    with path.open("r+b") as out:
+        out.seek(factors.offset)
+        out.write(values.tobytes())
+    (row,) = wrong_of(judge_tensors(open_gguf(path), expected))
+    assert (row.name, row.verdict, row.outside) == ("rope_freqs.weight", "edited", 1)
