@@ -138,7 +138,8 @@ def _environment(command: str) -> dict[str, str]:
     if command == "config":
         return {}
     if command == "quantize":  # what a comparison takes if no type is named
-        return {**ENVIRONMENT, "SO8TQC_MAX_TOKENS": "48", "SO8TQC_TYPES": "[Q5_K_M, Q8_0]"}
+        few = {"SO8TQC_MAX_TOKENS": "48", "SO8TQC_HESSIAN_TOKENS": "2048"}
+        return {**ENVIRONMENT, **few, "SO8TQC_TYPES": "[Q5_K_M, Q8_0]"}
     if command == "qc":
         return {**ENVIRONMENT, "SO8TQC_MAX_TOKENS": "48", "SO8TQC_PROFILE": "loose.yaml"}
     return {**ENVIRONMENT, "SO8TQC_MAX_TOKENS": "48"}

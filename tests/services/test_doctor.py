@@ -86,3 +86,19 @@ def test_what_is_missing_names_the_command_that_gets_it(monkeypatch: pytest.Monk
 )
 def test_metadata_is_shortened_without_losing_any(text: str, wanted: str) -> None:
     assert module._shorten(text) == wanted
+
+
+def test_a_torchvision_of_another_torch_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version alone says nothing: transformers' classes that see fail to import beside it."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    versions = {"torchvision": "0.28.0", "pillow": "13.0.0", "torch": "2.13.0"}
+    monkeypatch.setattr(module, "_version", lambda name: versions[name])
+    found = module._pictures()
+    assert found.ok is False
+    assert "0.28.0 does not load beside torch 2.13.0" in found.value
+    assert "operator nms does not exist" in found.value
+    (tmp_path / "torchvision.py").write_text("")
+    assert module._pictures().ok

@@ -231,10 +231,26 @@ def _mtmd() -> Finding:
 def _pictures() -> Finding:
     if _version("pillow") == "absent":
         return Finding("pictures", "Pillow is not installed", False, "pip install 'so8tqc[vision]'")
-    vision = _version("torchvision")
-    absent = vision == "absent"
-    rest = "no torchvision, which some processors need" if absent else f"torchvision {vision}"
-    return Finding("pictures", f"Pillow {_version('pillow')}, {rest}", True)
+    pillow, vision = _version("pillow"), _version("torchvision")
+    if vision == "absent":
+        rest = "no torchvision, which some processors need"
+        return Finding("pictures", f"Pillow {pillow}, {rest}", True)
+    # a build for another torch breaks transformers' classes that see, and not only its processors
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "import torchvision"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return Finding("pictures", f"Pillow {pillow}, torchvision {vision}", True)
+    reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    return Finding(
+        "pictures",
+        f"torchvision {vision} does not load beside torch {_version('torch')}: {reason}",
+        False,
+        "pip uninstall torchvision (or install its build for this torch)",
+    )
 
 
 def _converter() -> Finding:
