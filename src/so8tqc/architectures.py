@@ -66,6 +66,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture(gguf="phi3", layout=_RENAMED),
     "qwen2": Architecture(gguf="qwen2", layout=_RENAMED),
     "qwen2_vl": Architecture(gguf="qwen2vl", layout=_RENAMED),
+    "qwen2_vl_text": Architecture(gguf="qwen2vl", layout=_RENAMED),
     "qwen3": Architecture(gguf="qwen3", layout=_RENAMED),
     "smollm3": Architecture(gguf="smollm3", layout=_ROPE_PAIRS),
 }

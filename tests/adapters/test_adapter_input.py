@@ -177,6 +177,68 @@ def test_a_named_folder_and_a_pickled_file_are_the_same_adapter(make_model, tmp_
         bake(BakeConfig(base=model, rotations=tmp_path / "parent", out=tmp_path / "m2"))
 
 
+@pytest.mark.parametrize("as_pickle", [False, True])
+def test_one_adapter_given_twice_is_refused(make_model, tmp_path: Path, as_pickle: bool) -> None:
+    """The same directory, or a copy in another format: the sum would be twice what was trained."""
+    model = make_model("llama", "float32")
+    first = adapter(model, tmp_path / "a", "lora")
+    other = first
+    if as_pickle:
+        other = tmp_path / "copy"
+        shutil.copytree(first, other)
+        tensors = load_file(str(other / "adapter_model.safetensors"))
+        (other / "adapter_model.safetensors").unlink()
+        torch.save(tensors, other / "adapter_model.bin")
+        changed(other, config=lambda said: said.update(base_model_name_or_path="elsewhere"))
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="given twice") as raised:
+        bake(BakeConfig(base=model, rotations=first, adapters=(other,), out=out))
+    assert raised.value.where == str(other)
+    assert not out.exists()
+
+
+def test_two_trainings_of_one_method_are_not_one_adapter(make_model, tmp_path: Path) -> None:
+    """Equal values with another strength are another adapter, and so is one element."""
+    model = make_model("llama", "float32")
+    first = adapter(model, tmp_path / "a", "lora")
+    for name in ("strength", "element"):
+        other = tmp_path / name
+        shutil.copytree(first, other)
+    changed(tmp_path / "strength", config=lambda said: said.update(lora_alpha=5))
+
+    def nudge(held: Tensors) -> None:
+        held[f"{_Q}.lora_B.weight"][0, 0] += 1
+
+    changed(tmp_path / "element", nudge)
+    checkpoint = open_checkpoint(model)
+    for name in ("strength", "element"):
+        found = plan_adapters(checkpoint, [first, tmp_path / name], None, dtype="keep")
+        assert len(found.adapters) == 2
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        ({".*_proj": 8, "q_proj": 64}, True),
+        ({".*_proj": 8, "q_proj": 8}, False),
+        ({"o_proj": 8, "q_proj": 64}, False),
+    ],
+)
+def test_patterns_that_disagree_are_told(
+    make_model, tmp_path: Path, patterns: dict[str, float], told: bool
+) -> None:
+    """PEFT saves patterns sorted: which of two came first in the training is lost."""
+    model = make_model("llama", "float32")
+    directory = adapter(model, tmp_path / "a", "lora")
+    changed(directory, config=lambda said: said.update(alpha_pattern=patterns))
+    found = plan_adapters(open_checkpoint(model), [directory], None, dtype="keep")
+    about = [notice for notice in found.notices if "alpha_pattern" in notice]
+    assert bool(about) == told
+    if told:
+        assert ".*_proj (8) is taken" in about[0]
+        assert "q_proj (64)" in about[0]
+
+
 def test_a_pickle_that_runs_code_is_refused(make_model, tmp_path: Path) -> None:
     directory = adapter(make_model("llama", "bfloat16"), tmp_path / "a", "lora")
     (directory / "adapter_model.safetensors").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -99,8 +100,9 @@ def test_a_dtype_that_changes_gives_a_new_header_and_moves_the_rest(
     destination = source.with_name("new.safetensors")
     told: dict[str, bytes] = {}
 
-    def written(entry: TensorEntry) -> None:
+    def written(entry: TensorEntry, sha256: str) -> None:
         told[entry.name] = entry.file.read_bytes()[entry.start : entry.end]
+        assert sha256 == hashlib.sha256(told[entry.name]).hexdigest()
 
     patches = {"t1": Negative("F32"), "t3": Negative("F16")}
     patch_files([(source, destination)], patches, written)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from so8tqc.sources.inputs.pictures import MARKER, MAX_PIXELS, open_picture, par
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import encode, input_paths, load_texts, load_tokenizer
 from so8tqc.sources.inputs.windows import overlapping_windows
+from so8tqc.sources.layerwise.model import StreamedModel
 from so8tqc.sources.protocol import EncodedText
 from so8tqc.sources.seen import beginning, images_of
 from vision_models import SHOWN
@@ -322,6 +324,36 @@ def test_a_processor_whose_library_is_missing_says_which(make_vision_model: Make
         prepare(["builtin:images"], load_tokenizer(make_vision_model("mistral3")), None)
 
 
+def test_a_torchvision_that_does_not_load_is_named(
+    make_vision_model: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build for another torch: the processor's own error says nothing that helps."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+
+    def fails(_: Path) -> Any:
+        raise RuntimeError("Could not import module 'X'")
+
+    monkeypatch.setattr("so8tqc.sources.inputs.pictures._loaded", fails)
+    with pytest.raises(MissingToolError, match="operator nms does not exist") as raised:
+        prepare(["builtin:images"], load_tokenizer(make_vision_model("qwen2_vl")), None)
+    assert "torchvision" in str(raised.value.remedy)
+
+
+def test_pictures_are_not_streamed(make_vision_model: Maker, tmp_path: Path) -> None:
+    """--stream is refused with the way out, before a layer is read."""
+    model = make_vision_model("qwen2_vl")
+    (text,) = prepare(["builtin:images"], load_tokenizer(model), None, images=1).texts
+    streamed = StreamedModel.open(model, tmp_path / "layers")
+    with pytest.raises(DataError, match="not run a layer at a time") as raised:
+        streamed.run([text])
+    assert streamed.bytes_read == 0
+    assert "--no-stream" in str(raised.value.remedy)
+
+
 def test_the_models_own_sign_in_a_text_is_refused(
     make_vision_model: Maker, picture: Path, tmp_path: Path
 ) -> None:
@@ -379,15 +411,18 @@ def test_ids_of_pictures_without_pictures_are_refused(make_vision_model: Maker) 
         model.hidden(np.asarray(text.tokens).copy())
 
 
-def test_one_position_too_few_is_found_and_named(make_vision_model: Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_position_too_few_or_too_many_is_found_and_named(
+    make_vision_model: Maker, tmp_path: Path, count: int
+) -> None:
     """The processor's merge size is another than the model's: another count of positions."""
     model = tmp_path / "model"
     shutil.copytree(make_vision_model("gemma3"), model)
     for name in ("processor_config.json", "preprocessor_config.json"):
         content = json.loads((model / name).read_text())
-        (model / name).write_text(json.dumps({**content, "image_seq_length": 3}))
+        (model / name).write_text(json.dumps({**content, "image_seq_length": count}))
     texts = prepare(["builtin:images"], load_tokenizer(model), None, images=1).texts
-    with pytest.raises(DataError, match=r"1 picture\(s\) at 3 positions") as raised:
+    with pytest.raises(DataError, match=rf"1 picture\(s\) at {count} positions") as raised:
         HFModel.load(model).hidden(texts[0].tokens)
     assert "how many positions a picture takes" in str(raised.value.remedy)
 

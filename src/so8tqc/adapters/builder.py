@@ -156,18 +156,23 @@ class Builder:
             assert isinstance(step, BlockColumns)
             self.drift[module] = orthogonality_error(step.blocks)
         self._append(entry, found.steps, transposed=transposed or found.columnwise)
+        if found.mix is not None or found.bias is not None:
+            self._add_to_bias(files, module, found)
+        return found
+
+    def _add_to_bias(self, files: AdapterFiles, module: str, found: ModuleSteps) -> None:
         bias = self._names.find(f"{module}.bias")
         if found.mix is not None and bias is not None:
             self._append(bias, (found.mix,))
-        if found.bias is not None:
-            if bias is None:
-                raise RotationError(
-                    f"the adapter adds to a bias, but the base has no {module}.bias",
-                    where=str(files.directory),
-                    remedy="No weight can hold it: train without biases (lora_bias, BEFT).",
-                )
-            self._append(bias, (AddLowRank(found.bias[:, None], np.ones((1, 1))),))
-        return found
+        if found.bias is None:
+            return
+        if bias is None:
+            raise RotationError(
+                f"the adapter adds to a bias, but the base has no {module}.bias",
+                where=str(files.directory),
+                remedy="No weight can hold it: train without biases (lora_bias, BEFT).",
+            )
+        self._append(bias, (AddLowRank(found.bias[:, None], np.ones((1, 1))),))
 
     def _add_experts(
         self, files: AdapterFiles, module: str, container: str, parts: Mapping[str, torch.Tensor]

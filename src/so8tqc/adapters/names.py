@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from so8tqc.architectures import ARCHITECTURES
+from so8tqc.checkpoints.class_source import rules_out_conv1d
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry
 from so8tqc.checkpoints.skeleton import skeleton
 from so8tqc.decoder import is_conv1d
@@ -119,9 +120,15 @@ class StoredNames:
         known = ARCHITECTURES.get(self._checkpoint.model_type)
         if known is not None:
             return known.transposed
+        if self._without_conv1d:
+            return False
         built = skeleton(self._checkpoint)
         module = None if built is None else built.module_of(built.name_in_model(entry.name))
         return module is not None and is_conv1d(module)
+
+    @cached_property
+    def _without_conv1d(self) -> bool:
+        return rules_out_conv1d(self._checkpoint)
 
     def _takes_rows(self, parameter: str) -> bool:
         """Whether experts multiply rows by a parameter, [in, out], as their module says.
@@ -132,15 +139,15 @@ class StoredNames:
         module = None if built is None else built.module_of(parameter)
         return bool(getattr(module, "is_transposed", False))
 
-    @property
+    @cached_property
     def ties_embeddings(self) -> bool:
         """Whether head and embedding are one tensor (unless the file holds both)."""
         config = self._checkpoint.config
         text = config.get("text_config")
         inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-        default = self._stored_head() is None
+        default = self._stored_head is None
         value = config.get("tie_word_embeddings", inner)
-        return bool(default if value is None else value) and self._stored_head() is None
+        return bool(default if value is None else value) and self._stored_head is None
 
     def is_head(self, module: str) -> bool:
         """Whether a module is the output head."""
@@ -157,6 +164,7 @@ class StoredNames:
                 return entry
         return None
 
+    @cached_property
     def _stored_head(self) -> TensorEntry | None:
         for name, entry in self._tensors.items():
             if name.endswith(".weight") and self.is_head(name.removesuffix(".weight")):

@@ -7,6 +7,7 @@ while the new values are computed and written into their own ranges.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ class _Layout:
 def patch_files(
     files: Sequence[tuple[Path, Path]],
     patches: Mapping[str, Patch],
-    written: Callable[[TensorEntry], None] = lambda _: None,
+    written: Callable[[TensorEntry, str], None] | None = None,
 ) -> None:
     """Write each (source, destination), with new values for the tensors in ``patches``.
 
@@ -82,7 +83,8 @@ def patch_files(
     Args:
         files: which.
         patches: tensor → its new value.
-        written: given each new tensor as soon as it is whole, by the thread that wrote it.
+        written: given each new tensor as soon as it is whole, by the thread that wrote it, and the
+            SHA-256 of what was to be written: a file that holds something else is found by it.
 
     Raises:
         ModelError: a source is malformed or ends early.
@@ -95,23 +97,22 @@ def patch_files(
     stop = Event()
 
     def fill(layout: _Layout, entry: TensorEntry, start: int) -> None:
+        digest = hashlib.sha256()
         with layout.destination.open("r+b") as stream:
             stream.seek(start)
             for piece in patches[entry.name].pieces(tensor_view(entry)):
                 if stop.is_set():
                     return
-                stream.write(piece.view(torch.uint8).numpy().data)
+                stored = piece.view(torch.uint8).numpy().data
+                if written is not None:
+                    digest.update(stored)
+                stream.write(stored)
             stream.flush()
             end = stream.tell()
-            written(
-                replace(
-                    entry,
-                    file=layout.destination,
-                    dtype=patches[entry.name].dtype,
-                    start=start,
-                    end=end,
-                )
-            )
+            if written is not None:
+                dtype = patches[entry.name].dtype
+                new = replace(entry, file=layout.destination, dtype=dtype, start=start, end=end)
+                written(new, digest.hexdigest())
             start_writing(stream.fileno(), start, end - start)
 
     with (

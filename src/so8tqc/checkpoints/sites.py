@@ -1,8 +1,9 @@
 """Where the rotated projections of each architecture are found in a checkpoint.
 
-Which module ends a layer's attention, and how its weight is stored, is asked of transformers' own
-model class (``checkpoints.skeleton``). Of a model that transformers does not know, what
-``architectures.ARCHITECTURES`` says is taken, or what is usual.
+Which module ends a layer's attention, and how its weight is stored, ``architectures.ARCHITECTURES``
+says of the types that it knows. Of others, and where a tensor is not found by that, transformers'
+own model class is asked (``checkpoints.skeleton``), which takes seconds to import. Of a model that
+transformers does not know either, what is usual is taken.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from so8tqc.architectures import architecture, in_other_tower
+from so8tqc.architectures import ARCHITECTURES, architecture, in_other_tower
 from so8tqc.checkpoints.safetensors_index import Checkpoint
 from so8tqc.checkpoints.skeleton import Skeleton, skeleton
 from so8tqc.decoder import is_conv1d
@@ -134,8 +135,18 @@ def locate(targets: Collection[Target], checkpoint: Checkpoint) -> tuple[TensorS
         RotationError: a gate for a layer or projection that does not exist.
         ModelError: no text tower, or several.
     """
+    if checkpoint.model_type in ARCHITECTURES:
+        try:
+            return _located(targets, checkpoint, None)
+        except RotationError:
+            pass  # the class can say more of what is missing
+    return _located(targets, checkpoint, skeleton(checkpoint))
+
+
+def _located(
+    targets: Collection[Target], checkpoint: Checkpoint, built: Skeleton | None
+) -> tuple[TensorSite, ...]:
     layers = layers_of_text(checkpoint)
-    built = skeleton(checkpoint)
     names = checkpoint.tensors.keys()
     return tuple(
         _head(target, names)
@@ -260,10 +271,13 @@ def _transposed(weight: str, known: bool, built: Skeleton | None) -> bool:
 def layers_with_attention(checkpoint: Checkpoint) -> frozenset[int]:
     """Decoder layers that have an attention output projection: those that want a gate.
 
-    Empty for a model without attention. Of a model that transformers does not know, those that
-    store the usual projection; all of them where none does.
+    Empty for a model without attention. Every layer of the types in ``ARCHITECTURES`` has it. Of a
+    model that transformers does not know, those that store the usual projection; all of them where
+    none does.
     """
     layers = layers_of_text(checkpoint)
+    if checkpoint.model_type in ARCHITECTURES:
+        return frozenset(layers)
     built = skeleton(checkpoint)
     if built is not None and built.stack:
         return built.attention_layers.intersection(layers)

@@ -10,7 +10,7 @@ from pathlib import Path
 from so8tqc.adapters.changed import AdapterPatch
 from so8tqc.adapters.files import adapter_fingerprint
 from so8tqc.adapters.plan import AdapterPlan
-from so8tqc.checkpoints.baking import hash_tensors, sha256_tensor
+from so8tqc.checkpoints.baking import hash_tensors
 from so8tqc.checkpoints.copy import copy_companions
 from so8tqc.checkpoints.patch import patch_files
 from so8tqc.checkpoints.plan import CHUNK_ELEMENTS, MEMORY_ARRAYS
@@ -100,8 +100,8 @@ def bake_adapters(
             hashing = pool.submit(_before, config, ready, progress)
             after: dict[str, str] = {}
 
-            def written(entry: TensorEntry) -> None:
-                after[entry.name] = sha256_tensor(entry)
+            def written(entry: TensorEntry, sha256: str) -> None:
+                after[entry.name] = sha256
 
             left = write_adapted(ready.checkpoint, ready.plan, directory, progress, written)
             before = hashing.result()
@@ -183,11 +183,11 @@ def write_adapted(
     plan: AdapterPlan,
     directory: Path,
     progress: Progress,
-    written: Callable[[TensorEntry], None] = lambda _: None,
+    written: Callable[[TensorEntry, str], None] | None = None,
 ) -> list[str]:
     """Write companions and shards into a directory that exists; notices of what is left behind.
 
-    ``written`` is given each changed tensor, see ``checkpoints.patch.patch_files``.
+    ``written`` is given each changed tensor and its SHA-256, see ``checkpoints.patch.patch_files``.
     """
     left = copy_companions(base.directory, base.files, directory)
     total = sum(c.entry.end - c.entry.start for c in plan.changed)

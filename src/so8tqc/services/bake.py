@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from so8tqc.adapters.trained import trained
+from so8tqc.architectures import ARCHITECTURES
 from so8tqc.checkpoints.baking import TensorFold, hash_tensors
 from so8tqc.checkpoints.copy import copy_companions
 from so8tqc.checkpoints.patch import patch_files
@@ -303,7 +304,8 @@ def _prepared(config: BakeConfig) -> Iterator[_Prepared]:
                 where=str(config.base),
                 remedy=f"Give them: so8tqc bake {config.base} ROTATIONS --out {config.out}",
             )
-        skeleton(checkpoint)  # before other threads import what it imports
+        if checkpoint.model_type not in ARCHITECTURES:
+            skeleton(checkpoint)  # before other threads import what it imports
         reading = reader.submit(lambda: fitted(source.rotations(), checkpoint))
         planned = plan_bake(
             checkpoint,

@@ -140,6 +140,30 @@ def _pattern(patterns: object, module: str, where: str) -> float | None:
     return None
 
 
+def ambiguous_alphas(files: AdapterFiles) -> str | None:
+    """What to say of modules that several ``alpha_pattern``s match, which disagree; else None.
+
+    The first match wins, and ``save_pretrained`` sorts the patterns (peft 0.21.2): which came first
+    while the adapter was trained, its file does not tell. (Ranks are told by the shapes.)
+    """
+    patterns = files.config.get("alpha_pattern")
+    if not isinstance(patterns, dict):
+        return None
+    where = f"{files.directory / CONFIG_NAME}, alpha_pattern"
+    for module in sorted(files.parts):
+        one_by_one = {p: _pattern({p: v}, module, where) for p, v in patterns.items()}
+        found = {p: v for p, v in one_by_one.items() if v is not None}
+        if len(set(found.values())) > 1:
+            taken, *others = (f"{p} ({v:g})" for p, v in found.items())
+            return (
+                f"{files.directory}: alpha_pattern {taken} is taken for {module}, as PEFT takes it "
+                f"when it loads this adapter, but {', '.join(others)} matches, too. PEFT sorts the "
+                "patterns when it saves, so that the training may have used another: compare "
+                "with the training's own configuration."
+            )
+    return None
+
+
 def expert_steps(
     files: AdapterFiles, module: str, parts: Parts, experts: int, rows: slice | None = None
 ) -> list[AddLowRank]:

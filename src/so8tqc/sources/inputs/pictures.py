@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -305,8 +307,26 @@ def _processor(directory: Path, where: str) -> Any:
             remedy="Install it for your torch: see https://pytorch.org/get-started (torchvision).",
         ) from None
     except Exception as error:  # noqa: BLE001  each class fails in its own way
+        if (broken := _broken_torchvision()) is not None:
+            raise MissingToolError(
+                f"torchvision is installed, but does not load beside this torch: {broken}",
+                where=str(directory),
+                remedy="Install its build for this torch, or pip uninstall torchvision.",
+            ) from None
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"no usable processor, which the pictures of {where} need: {told[0][:_SHOWN]}",
             where=str(directory),
         ) from None
+
+
+def _broken_torchvision() -> str | None:
+    """Why an installed torchvision cannot be imported; None if it can, or is not installed."""
+    if find_spec("torchvision") is None:
+        return None
+    try:
+        import_module("torchvision")
+    except Exception as error:  # noqa: BLE001  a build for another torch fails in its own way
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        return told[0][:_SHOWN]
+    return None
