@@ -57,10 +57,10 @@ def changed_by(root: Path, file: str) -> set[str]:
         ("services/run/pipeline.py", set()),
         ("reports/kinds/longtext.py", set()),
         ("reports/html.py", set()),
-        ("metrics/cpu_kernels.py", {"export", "calibrate", "qc", "choose", "longtext"}),
-        ("metrics/gpu_kernels.py", {"qc", "choose", "longtext"}),
+        ("metrics/cpu_kernels.py", set(SERVICES) - {"bake"}),
+        ("metrics/gpu_kernels.py", {"quantize", "qc", "choose", "longtext"}),
         ("metrics/temperature/fit.py", {"calibrate"}),
-        ("llama/guarded_script.py", {"export", "qc", "choose"}),
+        ("llama/guarded_script.py", {"export", "quantize", "qc", "choose"}),
         ("llama/imatrix_worker.py", {"quantize"}),
         ("llama/quantize_worker.py", {"quantize"}),
         ("llama/model_worker.py", {"export", "calibrate", "qc", "choose", "longtext"}),
@@ -88,8 +88,12 @@ def test_what_libllama_makes_does_not_depend_on_the_solver(copied: Path, tmp_pat
     solver = libllama.model_copy(update={"solver": "hessian"})
     quantize = "so8tqc.services.quantize.service"
     alone = own_sources().closure(quantize, without=_idle(libllama))
-    assert not {"numba", "torch"} & set(alone.distributions)
+    assert not {"numba", "torch", "scipy"} & set(alone.distributions)
     assert "so8tqc.services.quantize.imatrix" in alone.modules
+    compared = "so8tqc.sources.compare"
+    sized = solver.model_copy(update={"max_size": 1})
+    assert compared not in own_sources().closure(quantize, without=_idle(solver)).modules
+    assert compared in own_sources().closure(quantize, without=_idle(sized)).modules
     assert {"numba", "torch"} <= set(
         own_sources().closure(quantize, without=_idle(solver)).distributions
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -157,6 +157,27 @@ class QuantizeConfig(QuantizeOptions):
         description="For hessians: auto, the model directory that the GGUF was exported from; "
         "default what the record of its export says.",
     )
+    max_size: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="With solver: hessian, bytes of the file, e.g. 100MB: the type of each tensor "
+        "is chosen so that it loses least.",
+    )
+
+    @model_validator(mode="after")
+    def _mixture_of_one_recipe(self) -> Self:
+        if self.max_size is None or not self.chooses_types:
+            return self
+        if "types" in self.model_fields_set and len(set(self.types)) > 1:
+            raise ValueError("max_size makes one file: give one type")
+        if self.pure:
+            raise ValueError("max_size mixes types: it cannot be pure")
+        return self
+
+    @property
+    def chooses_types(self) -> bool:
+        """Whether ``max_size`` is what types of single tensors are chosen by."""
+        return self.solver == "hessian"
 
 
 class CheckConfig(Options):
@@ -260,6 +281,11 @@ class ChooseConfig(ChoiceOptions, EvaluationOptions, ReferenceOptions, QuantizeC
     max_evaluations: int = Field(
         24, ge=1, description="Files evaluated at most, those of the types included."
     )
+
+    @property
+    def chooses_types(self) -> bool:
+        """No: its ``max_size`` is a budget that types, and mixtures of two, are held against."""
+        return False
 
     @model_validator(mode="after")
     def _evaluates_every_type(self) -> ChooseConfig:

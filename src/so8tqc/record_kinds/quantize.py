@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import JsonValue
+
 from so8tqc.record_kinds.base import Entry, Metrics, OnThisMachine
 from so8tqc.records import Frozen
 
@@ -40,7 +42,7 @@ class QuantizedFile(Entry):
         types: GGML type → tensors.
         fallbacks: tensor → type, where the columns forbid the recipe's.
         layer_error, attention_output_error: layer → ‖Q − W‖/‖W‖.
-        recipe: of a mixture that ``choose`` has found.
+        recipe: of a mixture that ``choose`` has found, or ``--max-size``.
     """
 
     type: str | None
@@ -53,6 +55,14 @@ class QuantizedFile(Entry):
     layer_error: dict[int, float]
     attention_output_error: dict[int, float]
     recipe: Recipe | None = None
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """Of ``quantize``: those that make this file alone, where they are not those of all."""
+        made: dict[str, JsonValue] = {"types": [self.type]}
+        if self.recipe is not None:
+            made |= {"tensor_types": list(self.recipe.tensor_types), "max_size": None}
+        return made
 
 
 class Build(Frozen):
@@ -128,6 +138,57 @@ class Solver(Entry):
     files: dict[str, SolvedFile]
 
 
+class Family(Entry):
+    """Tensors whose predicted KL was off by the same factor, as a probe of some has shown.
+
+    Attributes:
+        tensors: that were probed.
+        predicted, measured: KL of these in the recipe's types, nats.
+        factor: the one over the other.
+    """
+
+    tensors: int
+    predicted: float
+    measured: float
+    factor: float
+
+
+class Chosen(Entry):
+    """A tensor whose type was chosen; ``kl``: candidate type → KL that it is predicted to cost."""
+
+    type: str
+    kl: dict[str, float]
+
+
+class Mixture(Entry):
+    """Types of single tensors, chosen so that a file of at most ``max_bytes`` loses least.
+
+    Attributes:
+        max_bytes, bytes: asked for, and of the file.
+        smallest, largest: what the smallest and the largest types of all tensors would take.
+        tokens: of calibration text, on which KL was measured.
+        predicted_kl, measured_kl: of the file's weights from the unquantized ones, nats.
+        prediction_error: the one over the other, less 1; None where nothing is lost.
+        evaluations: models that were run for it, but for the unquantized one.
+        families: name → the factor of its predictions.
+        tensors: name → the type chosen, and what others would cost.
+        given: tensor → the type that it has by the recipe, or by what was asked for it.
+    """
+
+    max_bytes: int
+    bytes: int
+    smallest: int
+    largest: int
+    tokens: int
+    predicted_kl: float
+    measured_kl: float
+    prediction_error: float | None
+    evaluations: int
+    families: dict[str, Family]
+    tensors: dict[str, Chosen]
+    given: dict[str, str]
+
+
 class QuantizeMetrics(Metrics):
     """Of kind ``quantize``: name → file; ``library``: version of llama-cpp-python."""
 
@@ -136,6 +197,7 @@ class QuantizeMetrics(Metrics):
     library: str | None
     imatrix: Coverage | None = None
     solver: Solver | None = None
+    mixture: Mixture | None = None
 
 
 class Workers(Entry):

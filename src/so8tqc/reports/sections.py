@@ -11,7 +11,12 @@ from so8tqc.reports.html import Plot, Section
 from so8tqc.reports.kinds import audit, bake, calibrate, choose, identify, locate, qc
 from so8tqc.reports.kinds.export import export_table
 from so8tqc.reports.kinds.longtext import case_table
-from so8tqc.reports.kinds.quantize import file_table, solved_table
+from so8tqc.reports.kinds.quantize import (
+    chosen_table,
+    file_table,
+    prediction_table,
+    solved_table,
+)
 from so8tqc.reports.tables import Table, generic_tables
 
 _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
@@ -20,7 +25,12 @@ _TABLES: Mapping[str, Callable[[Record], Iterable[Table | None]]] = {
     "export": lambda record: [export_table(record)],
     "identify": lambda record: [identify.reading_table(record)],
     "locate": locate.tables,
-    "quantize": lambda record: [file_table(record), solved_table(record)],
+    "quantize": lambda record: [
+        file_table(record),
+        solved_table(record),
+        chosen_table(record),
+        prediction_table(record),
+    ],
     "calibrate": calibrate.tables,
     "qc": qc.tables,
     "choose": choose.tables,

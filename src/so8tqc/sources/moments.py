@@ -304,13 +304,13 @@ def _hooked(model: HFModel, layer: Any) -> Iterator[_Hooks]:
             hooks.calls = stack.enter_context(watched())
             names = {id(module): name for name, module in model.module.named_modules()}
             for module in layer.modules():
-                if _is_linear(module):
+                if is_linear(module):
                     handle = module.register_forward_hook(hooks.hook(names[id(module)]))
                     stack.callback(handle.remove)
         yield hooks
 
 
-def _is_linear(module: Any) -> bool:
+def is_linear(module: Any) -> bool:
     import torch
 
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"

@@ -27,8 +27,9 @@ from so8tqc.record_files import write_record
 from so8tqc.records import Record, Verdict
 from so8tqc.reports.kinds.choose import tried_table
 from so8tqc.services.choose.inversions import four_bit_share, inversions
-from so8tqc.services.choose.patterns import override_patterns, quantized_types
+from so8tqc.services.choose.patterns import quantized_types
 from so8tqc.services.choose.service import choose
+from so8tqc.services.quantize.patterns import override_patterns
 from so8tqc.services.quantize.service import quantize
 from so8tqc.services.report import write_stage_reports
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from so8tqc.gguf.file import GGUFFile, GGUFTensor
-from so8tqc.services.choose.patterns import override_patterns, quantized_types
+from so8tqc.services.choose.patterns import quantized_types
+from so8tqc.services.quantize.patterns import override_patterns
 
 
 @given(

@@ -51,6 +51,7 @@ _OWN = (
     "hessians",
     "hessian_data",
     "hessian_tokens",
+    "max_size",
     "threads",
     "config",
     "set_",
@@ -78,6 +79,14 @@ def quantize(
     hessians: HessiansOption = None,
     hessian_data: HessianDataOption = None,
     hessian_tokens: HessianTokensOption = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --solver hessian: bytes of the file, e.g. 100MB; the type of each tensor is "
+            "chosen so that it loses least.",
+        ),
+    ] = None,
     comparison: Mapping[str, object] = NOTHING,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
@@ -94,6 +103,8 @@ def quantize(
         so8tqc quantize model-F16.gguf --type IQ2_M --imatrix auto --out quantized/
 
         so8tqc quantize model-F16.gguf --type Q4_K_M --solver hessian --model baked/ --out q/
+
+        so8tqc quantize model-F16.gguf --max-size 100MB --solver hessian --model baked/ --out q/
 
         so8tqc quantize model-F16.gguf --type Q4_K_M --tensor-type 'attn_(v|output)=Q8_0' --out q/
     """
@@ -119,10 +130,12 @@ def quantize(
         threads=threads,
     )
     output = Output(json, quiet)
-    if comparison:
-        _as_before(flags, comparison, config, set_, output)
+    size = given(max_size=max_size)
+    made = None if comparison else configure(QuantizeConfig, {**flags, **size}, config, set_)
+    if made is None or (size and not made.chooses_types):
+        _as_before(flags, {**comparison, **size}, config, set_, output)
         return
-    run_stage(service, configure(QuantizeConfig, flags, config, set_), output)
+    run_stage(service, made, output)
 
 
 def _as_before(

@@ -262,7 +262,7 @@ def _quantize(directory: Path, record: Record, links: list[Link]) -> list[Link]:
                 inputs=inputs,
                 outputs=(resource(path, path.relative_to(directory).as_posix()),),
                 parameters={
-                    "options": {**_options(record), "types": [files[name].type]},
+                    "options": {**_options(record), **files[name].options},
                     "build": derived.build.model_dump(mode="json"),
                 },
                 verdict=record.verdict.value,

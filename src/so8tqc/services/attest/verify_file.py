@@ -155,7 +155,7 @@ def _recorded(path: Path, name: str) -> _Recorded:
     references = {**record.outputs, **record.inputs}  # a matrix may have been computed on the way
     return _Recorded(
         type=str(found.files[name].type),
-        options=record.config,
+        options={**record.config, **found.files[name].options},
         inputs={kind: references[kind] for kind in _INPUTS if kind in references},
         tensors=derived.tensors[name],
         build=derived.build,

@@ -33,7 +33,7 @@ from so8tqc.records import (
 from so8tqc.services.choose.budget import Budget, budget_of, verdicts
 from so8tqc.services.choose.evaluation import Evaluation, Tables
 from so8tqc.services.choose.inversions import inversions
-from so8tqc.services.choose.patterns import override_patterns, quantized_types
+from so8tqc.services.choose.patterns import quantized_types
 from so8tqc.services.choose.recommend import recommend, speeds
 from so8tqc.services.choose.rows import (
     as_recorded,
@@ -46,6 +46,7 @@ from so8tqc.services.choose.rows import (
 from so8tqc.services.choose.search import Mixture, Search, search
 from so8tqc.services.qc.judging import Bootstrap, effect_check
 from so8tqc.services.qc.pairwise import compare_candidates
+from so8tqc.services.quantize.patterns import override_patterns
 from so8tqc.services.quantize.recipe import stem
 from so8tqc.services.quantize.service import quantize
 from so8tqc.sources.inputs.hub import with_local_paths
@@ -160,7 +161,7 @@ def _rows(files: Mapping[str, Path], found: Tables, bootstrap: Bootstrap) -> dic
 
 def _quantize_config(config: ChooseConfig, **changes: object) -> QuantizeConfig:
     fields = {name: getattr(config, name) for name in QuantizeConfig.model_fields}
-    return QuantizeConfig(**{**fields, **changes})
+    return QuantizeConfig(**{**fields, "max_size": None, **changes})
 
 
 def _search(

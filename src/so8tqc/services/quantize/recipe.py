@@ -68,7 +68,8 @@ def outputs(config: QuantizeConfig) -> tuple[Output, ...]:
     found: dict[str, Output] = {}
     for wanted in config.types:
         name, file_type = resolve_type(wanted)
-        path = config.out / f"{stem(config.gguf)}-{name}.gguf"
+        mixed = "" if config.max_size is None else "-mixed"
+        path = config.out / f"{stem(config.gguf)}-{name}{mixed}.gguf"
         if path.resolve() == config.gguf.resolve():
             raise ConfigError(
                 f"{name} would replace the input",

@@ -12,12 +12,20 @@ from so8tqc.config import QuantizeConfig
 from so8tqc.disk.atomic import remove_leftovers
 from so8tqc.disk.digests import file_ref
 from so8tqc.disk.locks import claim_folder, exclusive
+from so8tqc.errors import ConfigError, ToolError
 from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.llama.imatrix import ImportanceMatrix, read_imatrix, tensors_without_importance
 from so8tqc.llama.quantizer import Quantizer
 from so8tqc.progress import SILENT, Progress
 from so8tqc.quantizers.hessians import MomentsFile
-from so8tqc.record_kinds.quantize import Coverage, QuantizeMeasured, QuantizeMetrics, Solver
+from so8tqc.record_kinds.quantize import (
+    Coverage,
+    QuantizedFile,
+    QuantizeMeasured,
+    QuantizeMetrics,
+    Recipe,
+    Solver,
+)
 from so8tqc.records import Record, Stopwatch, overall, versions
 from so8tqc.services.quantize.calibration import calibration_texts
 from so8tqc.services.quantize.derivation import derivation
@@ -29,6 +37,16 @@ from so8tqc.services.quantize.hessians import (
     require_fit,
 )
 from so8tqc.services.quantize.imatrix import compute_imatrix
+from so8tqc.services.quantize.mixture import (
+    RECIPE,
+    Chooser,
+    Plan,
+    Room,
+    choosable,
+    mixture_notices,
+    size_check,
+)
+from so8tqc.services.quantize.patterns import override_patterns
 from so8tqc.services.quantize.proof import fallback_notices, fallbacks
 from so8tqc.services.quantize.recipe import (
     Output,
@@ -54,6 +72,9 @@ SOLVING = (
 )
 """What has no part in a file that libllama alone makes."""
 
+CHOOSING = ("so8tqc.services.quantize.mixture",)
+"""What has no part in a file of a recipe's types."""
+
 
 @exclusive(claim_folder)
 def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
@@ -73,6 +94,8 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         ToolError: no libllama, it failed, or the disk is full.
     """
     watch = Stopwatch()
+    if config.max_size is not None:
+        config = _of_one_recipe(config)
     with ExitStack() as processes:
         quantizers = [processes.enter_context(closing(Quantizer()))]  # starts during what follows
         source = open_gguf(config.gguf)
@@ -86,6 +109,12 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
         )
     files = {Path(result.file.path).name: result.described for result in results.values()}
     checks = [check for result in results.values() for check in result.checks]
+    mixture = None
+    if work.mixed is not None:
+        (result,) = results.values()
+        mixture = work.mixed.chooser.confirmed(work.mixed.plan, Path(result.file.path))
+        files = {name: _with_recipe(entry, work.mixed) for name, entry in files.items()}
+        checks.append(size_check(mixture, Path(result.file.path).name))
     inputs = {"gguf": reference}
     written = {name: result.file for name, result in results.items()}
     metrics = QuantizeMetrics(
@@ -115,6 +144,9 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
                 f"hessian_data: {p.name}": file_ref(p) for p in data_paths(config.hessian_data)
             }
             inputs["model"] = file_ref(model_directory(config.model, config.gguf))
+    if mixture is not None:
+        metrics = metrics.model_copy(update={"mixture": mixture})
+        notices += mixture_notices(mixture)
     if config.imatrix == AUTO:
         inputs |= {f"imatrix_data: {p.name}": file_ref(p) for p in data_paths(config.imatrix_data)}
     return Record(
@@ -131,10 +163,19 @@ def quantize(config: QuantizeConfig, progress: Progress = SILENT) -> Record:
     )
 
 
+class _Mixed(NamedTuple):
+    """A file whose types were chosen, and the options that give it these."""
+
+    chooser: Chooser
+    plan: Plan
+    tensor_types: tuple[str, ...]
+
+
 class _Work(NamedTuple):
     files: tuple[PlannedFile, ...]
     matrix: ImportanceMatrix | None
     moments: MomentsFile | None
+    mixed: _Mixed | None = None
 
 
 def _prepare(
@@ -152,6 +193,14 @@ def _prepare(
     if config.imatrix != AUTO:
         _require_importance(planned, source, matrix)
     require_room(config.out, source, [file.tensors for file in planned])
+    if config.max_size is not None:  # with what is not known yet as small as it can be
+        Room.of(
+            int(config.max_size),
+            source,
+            planned[0].tensors,
+            choosable(config, source, planned[0].tensors),
+        )
+        model_directory(config.model, config.gguf)
     given_moments = None
     if config.solver == "hessian" and config.hessians != AUTO:
         given_moments = MomentsFile(Path(config.hessians))
@@ -171,7 +220,63 @@ def _prepare(
         place = config.out / f"{stem(config.gguf)}-hessians.npz"
         given_moments = compute_moments(calibration, source, place, progress)
         require_fit(given_moments, source)
-    return _Work(planned, matrix, given_moments)
+    if config.max_size is None or given_moments is None:
+        return _Work(planned, matrix, given_moments)
+    mixed = _mixed(config, source, planned[0], given_moments, progress)
+    told = config.model_copy(update={"tensor_types": mixed.tensor_types})
+    planned = _plan(told, source, quantizer, files, None if matrix is None else matrix.path)
+    _require_types(planned[0], mixed.plan)
+    return _Work(planned, matrix, given_moments, mixed)
+
+
+def _of_one_recipe(config: QuantizeConfig) -> QuantizeConfig:
+    """The same with one type.
+
+    Raises:
+        ConfigError: who chooses types by size is not asked for.
+    """
+    if not config.chooses_types:
+        raise ConfigError(
+            "types of single tensors are chosen from second moments",
+            where="max_size",
+            remedy="Give --solver hessian; or so8tqc choose, which searches mixtures of two types.",
+        )
+    types = config.types if "types" in config.model_fields_set else (RECIPE,)
+    return config.model_copy(update={"types": types})
+
+
+def _mixed(
+    config: QuantizeConfig,
+    source: GGUFFile,
+    planned: PlannedFile,
+    moments: MomentsFile,
+    progress: Progress,
+) -> _Mixed:
+    assert config.max_size is not None  # the caller's condition
+    free = choosable(config, source, planned.tensors)
+    directory = model_directory(config.model, config.gguf)
+    chooser = Chooser(config, source, directory, moments, progress)
+    plan = chooser.choose(int(config.max_size), planned.tensors, free)
+    return _Mixed(chooser, plan, override_patterns(plan.types))
+
+
+def _require_types(file: PlannedFile, plan: Plan) -> None:
+    """See that libllama gives every tensor the type that was chosen for it.
+
+    Raises:
+        ToolError: it does not.
+    """
+    for name, type_ in plan.types.items():
+        if (other := file.tensors[name].type) != type_:
+            raise ToolError(f"libllama stores it as {other}, not as {type_}", where=name)
+
+
+def _with_recipe(entry: QuantizedFile, mixed: _Mixed) -> QuantizedFile:
+    words = ", ".join(f"{count} {type_}" for type_, count in entry.types.items())
+    recipe = Recipe(
+        type=str(entry.type), tensor_types=list(mixed.tensor_types), words=f"by curvature: {words}"
+    )
+    return entry.model_copy(update={"recipe": recipe})
 
 
 def _calibration(config: QuantizeConfig) -> Calibration | None:

@@ -149,7 +149,7 @@ def _digest(array: npt.NDArray[np.float32]) -> str:
 def _solved(
     names: Sequence[str], written: GGUFFile, source: GGUFFile, known: SecondMoments, workers: int
 ) -> _Found:
-    weights = {name: _weights(source, name) for name in names}
+    weights = {name: weights_of(source, name) for name in names}
     types = {name: written.tensors[name].type for name in names}
     try:
         damping = _damping(weights, types, known, workers)
@@ -162,7 +162,12 @@ def _solved(
     return _Found(stored, damping)
 
 
-def _weights(source: GGUFFile, name: str) -> npt.NDArray[np.float32]:
+def weights_of(source: GGUFFile, name: str) -> npt.NDArray[np.float32]:
+    """A tensor's weights.
+
+    Raises:
+        ModelError: one is not finite.
+    """
     values = source.tensors[name].values()
     if not np.isfinite(values).all():
         raise ModelError("a weight is not finite", where=f"{source.path}, {name}")
@@ -212,7 +217,7 @@ def _held_out(
     The products are summed column by column in a fixed order: they decide.
     """
     swept = solve(values, curvature, type_, passes=0)
-    delta = (values - _decoded(swept.stored, type_, values.shape)).astype(np.float64)
+    delta = (values - decoded(swept.stored, type_, values.shape)).astype(np.float64)
     return float(sum(row_costs(delta, held).tolist()))
 
 
@@ -227,9 +232,10 @@ def row_costs(
     return costs
 
 
-def _decoded(
+def decoded(
     stored: npt.NDArray[np.uint8], type_: str, shape: tuple[int, ...]
 ) -> npt.NDArray[np.float32]:
+    """What bytes of a type stand for, by libggml."""
     values = np.empty(shape, np.float32)
     dequantizer(type_)(np.ascontiguousarray(stored).reshape(-1), values.reshape(-1))
     return values
@@ -248,7 +254,7 @@ def _compared(
     whole = error(weights)
 
     def relative(stored: npt.NDArray[np.uint8]) -> float:
-        moved = error(weights - _decoded(stored, replaced.type, weights.shape))
+        moved = error(weights - decoded(stored, replaced.type, weights.shape))
         share = (max(moved, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
         return float(f"{share:.{_DIGITS}g}")
 

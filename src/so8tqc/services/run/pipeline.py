@@ -43,7 +43,7 @@ from so8tqc.services.pages import draw_pages
 from so8tqc.services.qc.profiles import profile_file
 from so8tqc.services.qc.service import qc
 from so8tqc.services.qc.token_file import TOKENS_FILE
-from so8tqc.services.quantize.service import SOLVING, quantize
+from so8tqc.services.quantize.service import CHOOSING, SOLVING, quantize
 from so8tqc.services.report import report, write_stage_reports
 from so8tqc.services.run.directory import RunDirectory
 from so8tqc.services.trained_base import is_trained_directory
@@ -366,9 +366,10 @@ def _fingerprint(stage: Stage, directory: RunDirectory) -> str:
 
 def _idle(config: object) -> tuple[str, ...]:
     """Modules that a stage imports and that do nothing under its options."""
-    if isinstance(config, QuantizeConfig) and config.solver == "libllama":
-        return SOLVING
-    return ()
+    if not isinstance(config, QuantizeConfig):
+        return ()
+    solving = SOLVING if config.solver == "libllama" else ()
+    return (*solving, *(CHOOSING if config.max_size is None else ()))
 
 
 def _summary(config: RunConfig, records: dict[str, Record], watch: Stopwatch) -> Record:
