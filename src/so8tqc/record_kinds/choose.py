@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from so8tqc.record_kinds.base import Interval, Metrics, OnThisMachine
 from so8tqc.record_kinds.pairs import Comparisons
-from so8tqc.record_kinds.quantize import QuantizedFile
+from so8tqc.record_kinds.quantize import Mixture, QuantizedFile
 
 
 class Row(TypedDict):
@@ -64,7 +64,10 @@ class Sensitivity(TypedDict):
 
 
 class Searched(TypedDict):
-    """What a search did; ``mixture`` names the one it chose, ``ended`` says why it ended."""
+    """What a search did; ``mixture`` names the one it chose, ``ended`` says why it ended.
+
+    ``prediction`` is there where types were chosen by curvature.
+    """
 
     low: str
     high: str
@@ -74,6 +77,7 @@ class Searched(TypedDict):
     ended: str
     evaluations: int
     max_evaluations: int
+    prediction: NotRequired[Mixture]
 
 
 class Inversion(TypedDict):

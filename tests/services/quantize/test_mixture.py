@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from so8tqc.services.export.service import write_gguf
 from so8tqc.services.quantize import mixture as module
 from so8tqc.services.quantize import pricing
 from so8tqc.services.quantize.service import quantize
+from wide_llama import write_calibration, write_wide
 
 pytestmark = [
     pytest.mark.llama,
@@ -39,33 +39,7 @@ LIMIT = 240_000
 
 @pytest.fixture(scope="module")
 def model(tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Layers that matter more the earlier they are, so that types should differ."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-    )
-    made = LlamaForCausalLM(config)
-    for name, parameter in made.named_parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_(std=parameter.shape[1] ** -0.5)
-        if ".2." in name and "down" in name:
-            parameter.data *= 0.1
-    folder = tmp_path_factory.mktemp("mixture") / "model"
-    made.half().save_pretrained(str(folder))
-    for file in tokenizer_files.iterdir():
-        shutil.copy(file, folder / file.name)
-    return folder
+    return write_wide(tmp_path_factory.mktemp("mixture") / "model", tokenizer_files)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +51,7 @@ def exported(model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def text(model: Path) -> Path:
-    path = model.parent / "calibration.txt"
-    words = (Path(__file__).parents[3] / "docs" / "concepts.md").read_text(encoding="utf-8")
-    path.write_text(words * 3, encoding="utf-8")
-    return path
+    return write_calibration(model.parent / "calibration.txt")
 
 
 @pytest.fixture(scope="module")

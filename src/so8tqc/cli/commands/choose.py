@@ -17,6 +17,10 @@ from so8tqc.cli.options import (
     CtxOption,
     DataOption,
     DeviceMapOption,
+    ExportedFromOption,
+    HessianDataOption,
+    HessiansOption,
+    HessianTokensOption,
     ImagesOption,
     ImatrixDataOption,
     ImatrixOption,
@@ -27,6 +31,7 @@ from so8tqc.cli.options import (
     QuietOption,
     RotationsOption,
     SetOption,
+    SolverOption,
     StrideOption,
     TensorTypesOption,
     ThreadsOption,
@@ -95,6 +100,11 @@ def choose(
     allow_requantize: AllowRequantizeOption = False,
     imatrix: ImatrixOption = None,
     imatrix_data: ImatrixDataOption = None,
+    solver: SolverOption = None,
+    model: ExportedFromOption = None,
+    hessians: HessiansOption = None,
+    hessian_data: HessianDataOption = None,
+    hessian_tokens: HessianTokensOption = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -113,6 +123,8 @@ def choose(
         so8tqc choose model-F16.gguf --type Q4_K_M --type Q6_K --reference model/ --out q/
 
         so8tqc choose model-F16.gguf --max-kl 0.05 --reference model/ --out q/
+
+        so8tqc choose model-F16.gguf --max-kl 0.05 --solver hessian --model model/ --out q/
     """
     flags = given(
         gguf=gguf,
@@ -142,6 +154,11 @@ def choose(
         allow_requantize=allow_requantize or None,
         imatrix=imatrix,
         imatrix_data=imatrix_data,
+        solver=solver,
+        model=model,
+        hessians=hessians,
+        hessian_data=hessian_data,
+        hessian_tokens=hessian_tokens,
         threads=threads,
     )
     run_choose(flags, config, set_, Output(json, quiet))

@@ -27,6 +27,7 @@ from pathlib import Path
 from so8tqc.gguf.file import GGUFFile
 from so8tqc.gguf.mixture import mix, mixture_bytes
 from so8tqc.record_kinds.choose import Row, Sensitivity, Tried
+from so8tqc.record_kinds.quantize import Mixture as CurvatureMixture
 from so8tqc.services.choose.budget import Budget
 from so8tqc.services.choose.groups import Group, groups
 
@@ -65,6 +66,8 @@ class Search:
         mixture: the mixture that is better than every type's file, None if none is.
         low, high: the two types, "" if no mixture was searched.
         ended: why the search ended, a sentence.
+        name: what the chosen mixture is called beside the types; None: none was chosen.
+        prediction: of a search by curvature, what types were chosen by.
     """
 
     tried: list[Tried] = field(default_factory=list)
@@ -73,6 +76,8 @@ class Search:
     low: str = ""
     high: str = ""
     ended: str = ""
+    name: str | None = None
+    prediction: CurvatureMixture | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def search(
         evaluations: how many files may be evaluated beyond the types.
     """
     found = Search(
-        tried=[_tried(name, "type", row, budget.missed(row)) for name, row in rows.items()]
+        tried=[tried_file(name, "type", row, budget.missed(row)) for name, row in rows.items()]
     )
     ends = _ends(rows, budget)
     if isinstance(ends, str):
@@ -137,7 +142,8 @@ def _ends(rows: Mapping[str, Row], budget: Budget) -> tuple[str, str] | str:
     return min(smaller, key=lambda name: rows[name]["kl_mean"]), high
 
 
-def _tried(recipe: str, purpose: str, row: Row, missed: list[str]) -> Tried:
+def tried_file(recipe: str, purpose: str, row: Row, missed: list[str]) -> Tried:
+    """An evaluated file, as a record shows it."""
     return {
         "recipe": recipe,
         "purpose": purpose,
@@ -292,7 +298,7 @@ class _Between:
             names = tuple(group.name for group in chosen)
             mixture = Mixture(*self._names, names, raised, path, rows[name])
             missed = self._budget.missed(rows[name])
-            self._found.tried.append(_tried(mixture.recipe, purpose, rows[name], missed))
+            self._found.tried.append(tried_file(mixture.recipe, purpose, rows[name], missed))
             measured.append(mixture)
         return measured
 

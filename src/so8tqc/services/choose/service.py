@@ -5,8 +5,8 @@ With a budget (mean KL, same top token, size) mixtures of types are searched, to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from so8tqc.closure import versions_of
@@ -21,7 +21,8 @@ from so8tqc.gguf.mixture import differing_tensors
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import SILENT, Progress
 from so8tqc.record_kinds.choose import ChooseMeasured, ChooseMetrics, Row, Searched
-from so8tqc.record_kinds.quantize import QuantizedFile, Recipe
+from so8tqc.record_kinds.quantize import Mixture as CurvatureMixture
+from so8tqc.record_kinds.quantize import QuantizedFile, QuantizeMetrics, Recipe
 from so8tqc.records import (
     Check,
     FileRef,
@@ -31,6 +32,12 @@ from so8tqc.records import (
     overall,
 )
 from so8tqc.services.choose.budget import Budget, budget_of, verdicts
+from so8tqc.services.choose.curvature import (
+    Made,
+    Measured,
+    best_of_size,
+    smallest_of_quality,
+)
 from so8tqc.services.choose.evaluation import Evaluation, Tables
 from so8tqc.services.choose.inversions import inversions
 from so8tqc.services.choose.patterns import quantized_types
@@ -43,7 +50,7 @@ from so8tqc.services.choose.rows import (
     scope,
     written_paths,
 )
-from so8tqc.services.choose.search import Mixture, Search, search
+from so8tqc.services.choose.search import Mixture, Search, search, tried_file
 from so8tqc.services.qc.judging import Bootstrap, effect_check
 from so8tqc.services.qc.pairwise import compare_candidates
 from so8tqc.services.quantize.patterns import override_patterns
@@ -107,7 +114,7 @@ def _choose(
     searched = None
     if config.has_budget:
         searched = _search(config, evaluation, budget, state, bootstrap, progress)
-        if searched.mixture is not None:  # one candidate more
+        if searched.name is not None:  # one candidate more
             compared = compare_candidates(state.tables, bootstrap)
     tried = len(state.rows) if searched is None else len(searched.tried)
     recommended, reason = recommend(state.rows, budget, config, tried)
@@ -179,16 +186,92 @@ def _search(
         tables.update({files[name]: table for name, table in found.to_reference.items()})
         return _rows(files, found, bootstrap)
 
+    if config.solver == "hessian":
+        return _search_by_curvature(config, budget, state, evaluate, tables, progress)
     ladder = {name: open_gguf(path) for name, path in state.paths.items()}
     left = config.max_evaluations - len(ladder)
     with temporary_directory(config.out / "mixtures") as folder:
         found = search(ladder, state.rows, budget, evaluate, folder, left)
         if found.mixture is not None:
             _make(found.mixture, ladder, config, state, folder, progress)
-            name = mixture_name(found.mixture)
+            name = found.name = mixture_name(found.mixture)
             state.rows[name] = found.mixture.row
             state.tables[name] = tables[found.mixture.path]
     return found
+
+
+def _search_by_curvature(
+    config: ChooseConfig,
+    budget: Budget,
+    state: _State,
+    evaluate: Callable[[Mapping[str, Path], bool], dict[str, Row]],
+    tables: Mapping[Path, TokenTable],
+    progress: Progress,
+) -> Search:
+    found = Search(
+        tried=[tried_file(n, "type", row, budget.missed(row)) for n, row in state.rows.items()]
+    )
+    left = config.max_evaluations - len(state.rows)
+    if left < 1:
+        found.ended = "No evaluations are left for mixtures."
+        return found
+    label = min(state.rows, key=lambda name: state.rows[name]["bytes"])
+    with temporary_directory(config.out / "mixtures") as folder:
+
+        def made(**changes: object) -> tuple[Made, QuantizeMetrics]:
+            out = folder / str(len(found.tried))
+            weighing = {
+                name: Path(state.outputs[name].path)
+                for name in ("imatrix", "hessians")
+                if name in state.outputs
+            }
+            options = {"types": (label,), "out": out, **weighing, **changes}
+            record = quantize(_quantize_config(config, **options), progress)
+            (entry,) = files_by_type(record).values()
+            metrics = QuantizeMetrics.of(record)
+            return Made(Path(str(entry.path)), entry, record.checks), metrics
+
+        def first(limit: int) -> tuple[Made, CurvatureMixture]:
+            one, metrics = made(max_size=limit)
+            assert metrics.mixture is not None  # the size was asked for
+            return one, metrics.mixture
+
+        def of_types(types: Mapping[str, str]) -> Made:
+            patterns = override_patterns(types)
+            one, _ = made(tensor_types=patterns)
+            words = "types by curvature"
+            recipe = Recipe(type=label, tensor_types=list(patterns), words=words)
+            return replace(one, entry=one.entry.model_copy(update={"recipe": recipe}))
+
+        def measure(one: Made) -> Row:
+            return evaluate({"mixture": one.path}, True)["mixture"]
+
+        if budget.asks_quality:
+            source = open_gguf(config.gguf)
+            best = smallest_of_quality(
+                state.rows, state.files, budget, source, first, of_types, measure, found, left
+            )
+        else:
+            assert budget.max_bytes is not None  # a budget that asks neither is none
+            best = best_of_size(budget.max_bytes, first, measure, budget, found)
+        if best is not None:
+            _keep(best, label, config, state, tables[best.made.path])
+            found.low = found.high = label
+            found.name = f"{label}-mixed"
+    return found
+
+
+def _keep(
+    best: Measured, label: str, config: ChooseConfig, state: _State, table: TokenTable
+) -> None:
+    """Give a mixture its place beside the types' files."""
+    name = f"{label}-mixed"
+    path = config.out / f"{stem(config.gguf)}-{name}.gguf"
+    publish(best.made.path, path)
+    state.rows[name], state.tables[name] = best.row, table
+    state.files[name] = best.made.entry.model_copy(update={"path": str(path)})
+    state.paths[name], state.outputs[name] = path, file_ref(path)
+    state.checks += [check.model_copy(update={"subject": path.name}) for check in best.made.checks]
 
 
 def mixture_name(mixture: Mixture) -> str:
@@ -243,17 +326,19 @@ def _make(
 
 
 def _search_metrics(searched: Search, config: ChooseConfig) -> Searched:
-    mixture = searched.mixture
-    return {
+    made: Searched = {
         "low": searched.low,
         "high": searched.high,
         "tried": searched.tried,
         "sensitivity": searched.sensitivity,
-        "mixture": None if mixture is None else mixture_name(mixture),
+        "mixture": searched.name,
         "ended": searched.ended,
         "evaluations": len(searched.tried),
         "max_evaluations": config.max_evaluations,
     }
+    if searched.prediction is not None:
+        made["prediction"] = searched.prediction
+    return made
 
 
 def _inputs(config: ChooseConfig, made: Record) -> dict[str, FileRef]:
