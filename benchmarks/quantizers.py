@@ -3,13 +3,14 @@ and this project's by stage.
 
 python benchmarks/quantizers.py WORK [TOKENS [TYPE …]]
 
-The model is that of examples/off_grid_model.py. All encoders write the same types and bytes;
-importance is the diagonal of the second moments of what enters each matrix, over the very TOKENS
-tokens of builtin:calibration that the solver has. The texts that judge are builtin:validation, at
-most 256 tokens each. KL is the mean per token from the unquantized model, in nats: once of the
-weights, run by transformers in float32, once as libllama runs the file. Intervals are 95 %, of the
-ratio to importance, paired by text (bootstrap over texts). WORK keeps what was made, so that a
-second call goes on.
+The model is that of examples/off_grid_model.py. All encoders write the same types and bytes, but
+for the last, which chooses the types of single matrices within these bytes; importance is the
+diagonal of the second moments of what enters each matrix, over the very TOKENS tokens of
+builtin:calibration that the solver has. The texts that judge are builtin:validation, at most 256
+tokens each. KL is the mean per token from the unquantized model, in nats: once of the weights, run
+by transformers in float32, once as libllama runs the file. Intervals are 95 %, of the ratio to
+importance, paired by text (bootstrap over texts). WORK keeps what was made, so that a second call
+goes on.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ RESAMPLES = 2000
 
 
 class Encoder(NamedTuple):
-    """How a file is made: its name, and what changes in ``quantize``."""
+    """How a file is made: its name, what changes in ``quantize``, and whether types are chosen."""
 
     name: str
     options: dict[str, Any]
     passes: int | None = None
+    chooses: bool = False
 
 
 class Judged(NamedTuple):
@@ -81,6 +83,7 @@ def encoders(work: Path, hessians: Path) -> tuple[Encoder, ...]:
         Encoder("libllama + importance", {"imatrix": work / "importance.gguf"}),
         Encoder("sweep alone", solved, passes=0),
         Encoder("sweep and descent", solved),
+        Encoder("types by curvature", {**solved, "model": work / "model"}, chooses=True),
     )
 
 
@@ -150,15 +153,26 @@ def against(ours: Judged, peer: Judged) -> str:
     )
 
 
-def make(encoder: Encoder, type_: str, gguf: Path, work: Path) -> tuple[Path, float]:
-    """The file, and the seconds that it took (0 if it was there)."""
+def make(
+    encoder: Encoder, type_: str, gguf: Path, work: Path, size: int | None
+) -> tuple[Path, float]:
+    """The file, and the seconds that it took (0 if it was there).
+
+    Args:
+        encoder: who makes it.
+        type_: the recipe.
+        gguf: the unquantized file.
+        work: where files are kept.
+        size: bytes of the files of the recipe's types, for an encoder that chooses others.
+    """
     folder = work / encoder.name.replace(" ", "_").replace(",", "")
-    path = folder / f"model-{type_}.gguf"
+    path = folder / f"model-{type_}{'-mixed' if encoder.chooses else ''}.gguf"
     if path.is_file():
         return path, 0.0
+    options = {**encoder.options, **({"max_size": size} if encoder.chooses else {})}
     start = time.perf_counter()
     with staged(encoder):
-        quantize(QuantizeConfig(gguf=gguf, out=folder, types=(type_,), **encoder.options))
+        quantize(QuantizeConfig(gguf=gguf, out=folder, types=(type_,), **options))
     return path, time.perf_counter() - start
 
 
@@ -198,9 +212,9 @@ def table(
     head = f"| {type_} | bytes | KL, weights | {judgement} | {run}"
     print(f"\n{head} |\n{'|---' * (head.count('|'))}|")
     judged: dict[str, tuple[Judged, Judged]] = {}
-    rows = []
+    rows: list[tuple[str, int, float]] = []
     for encoder in known:
-        path, seconds = make(encoder, type_, gguf, work)
+        path, seconds = make(encoder, type_, gguf, work, rows[0][1] if rows else None)
         judged[encoder.name] = (
             judge(reference, weights_source(path), texts),
             judge(reference, GGUFSource(path, "candidate"), texts),

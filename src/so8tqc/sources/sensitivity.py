@@ -39,14 +39,14 @@ def sensitivities(
     (``sources.attended``), where the layer has an ``o_proj`` that this enters.
 
     Args:
-        model: on the CPU, in float32; no weight's gradient is computed.
+        model: as it was loaded; no weight's gradient is computed.
         chunks: of text, each run forward and back once.
         progress: told about chunks.
     """
     import torch
 
     sums: dict[str, float] = {}
-    draw = torch.Generator().manual_seed(SEED)
+    draw = torch.Generator(model.device).manual_seed(SEED)
     tokens = 0
     with (
         progress.task("gradients", total=len(chunks), unit="chunks") as task,
@@ -59,7 +59,7 @@ def sensitivities(
             with torch.no_grad():
                 gradient = torch.softmax(logits, -1)
                 drawn = torch.multinomial(gradient, 1, generator=draw)[:, 0]
-                gradient[torch.arange(len(drawn)), drawn] -= 1
+                gradient.scatter_add_(1, drawn[:, None], -torch.ones_like(gradient[:, :1]))
             logits.backward(gradient)
             tokens += len(drawn)
             task.advance(1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
+from so8tqc.errors import ModelError
 from so8tqc.gguf.file import GGUFFile, GGUFTensor
 from so8tqc.progress import SILENT, Progress
 from so8tqc.sources.compare import compare
@@ -17,6 +18,7 @@ from so8tqc.sources.converted.history import traced
 from so8tqc.sources.gguf_weights import GGUFWeights, require_architecture
 from so8tqc.sources.layerwise.choice import ModelLoader, plain_source
 from so8tqc.sources.layerwise.gguf import GGUFFileWeights
+from so8tqc.sources.layerwise.shell import UnstreamableError
 from so8tqc.sources.protocol import EncodedText, LogitSource
 
 _ITSELF = "itself"
@@ -77,4 +79,10 @@ class Variants:
     ) -> LogitSource:
         file = replace(self._file, tensors={**self._file.tensors, **replaced})
         weights = GGUFFileWeights(GGUFWeights(file, self._checkpoint, self._conversion))
-        return plain_source(loader.of_weights(Path(name), self._checkpoint, weights), name)
+        try:
+            return plain_source(loader.of_weights(Path(name), self._checkpoint, weights), name)
+        except UnstreamableError as reason:
+            raise ModelError(
+                f"it cannot be run a layer at a time: {reason}",
+                where=str(self._checkpoint.directory),
+            ) from None

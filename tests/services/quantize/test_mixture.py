@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from so8tqc.cli.app import app
 from so8tqc.config import AttestConfig, ExportConfig, QuantizeConfig, VerifyConfig
-from so8tqc.errors import ConfigError, InputError
+from so8tqc.errors import ConfigError, DataError, InputError
 from so8tqc.gguf.file import open_gguf
 from so8tqc.llama.vendor import is_vendored
-from so8tqc.quantizers.hessians import MomentsFile
+from so8tqc.quantizers.hessians import Manifest, MomentsFile, write_moments
 from so8tqc.quantizers.solve import chosen_rows
 from so8tqc.record_files import write_record
 from so8tqc.record_kinds.quantize import QuantizeMetrics
@@ -181,6 +181,22 @@ def test_predictions_are_the_errors_of_decoded_bytes(
         assert found["Q8_0"] < found["Q5_0" if "Q5_0" in found else "Q6_K"]
 
 
+def test_an_embedding_that_is_no_head_costs_by_its_rows(
+    exported: Path, hessians: Path, tmp_path: Path
+) -> None:
+    moments = MomentsFile(hessians)
+    kept = [g for g in moments.manifest.groups if "token_embd.weight" not in g.tensors]
+    less = tmp_path / "less.npz"
+    write_moments(less, Manifest(inputs=moments.manifest.inputs), map(moments.part, kept))
+    sensitive = {"head": 7.0, "embedding": 2.0}
+    source = open_gguf(exported)
+    (price,) = pricing.prices(source, MomentsFile(less), sensitive, {})
+    assert price.name == "token_embd.weight"
+    assert price.hessian is None
+    delta = np.random.default_rng(0).normal(size=(10, 96))
+    assert price.nats(delta, 512) == pytest.approx(2.0 * (delta**2).sum() / 10)
+
+
 def test_verify_and_a_statement_make_it_again(mixed: tuple[Path, Record], tmp_path: Path) -> None:
     out, _ = mixed
     record = verify(VerifyConfig(file=out / FILE))
@@ -234,6 +250,24 @@ def test_a_size_that_nothing_has(
     assert {chosen.type for chosen in found.tensors.values()} <= {"Q2_K", "Q4_0", "IQ4_NL"}
     with pytest.raises(InputError):
         run(exported, model, text, hessians, tmp_path, max_size=smallest - 1)
+
+
+def test_too_little_text_to_measure_on(
+    exported: Path, model: Path, hessians: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("One sentence.", encoding="utf-8")
+    with pytest.raises(DataError, match="too few to measure KL on"):
+        run(exported, model, short, hessians, tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"types": ("F16",)}, {"tensor_types": (".=Q8_0",)}])
+def test_nothing_to_choose(
+    more: dict[str, Any], exported: Path, model: Path, text: Path, hessians: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no matrix whose type could be chosen"):
+        run(exported, model, text, hessians, tmp_path, **more)
+    assert list(tmp_path.glob("*.gguf")) == []
 
 
 def test_who_cannot_choose_is_told(exported: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from so8tqc import wording
 from so8tqc.checkpoints.safetensors_index import open_checkpoint
 from so8tqc.config import QuantizeConfig
-from so8tqc.errors import InputError, ModelError
+from so8tqc.errors import DataError, InputError, ModelError
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, aligned, block_layout, open_gguf
 from so8tqc.llama.quantizer import PlannedTensor
 from so8tqc.progress import SILENT, Progress
@@ -35,7 +36,7 @@ from so8tqc.record_kinds.quantize import Chosen, Family, Mixture
 from so8tqc.records import Check, judge
 from so8tqc.services.quantize.calibration import calibration_texts
 from so8tqc.services.quantize.hessians import require_same_weights
-from so8tqc.services.quantize.pricing import Price, prices, sampled_costs
+from so8tqc.services.quantize.pricing import Price, priced_tensors, prices, sampled_costs
 from so8tqc.services.quantize.proof import PLAIN_TYPES
 from so8tqc.services.quantize.recipe import EMBEDDING, HEAD
 from so8tqc.services.quantize.solver import decoded, weights_of
@@ -125,8 +126,16 @@ class Room:
         """The room for ``chosen``, in a file that has everything else as planned.
 
         Raises:
-            InputError: it is too small for the smallest types.
+            InputError: it is too small for the smallest types, or there are no tensors to choose
+                types of.
         """
+        if not chosen:
+            raise InputError(
+                "there is no matrix whose type could be chosen: the recipe quantizes none, or the "
+                "types of all are given",
+                where=str(source.path),
+                remedy="Give a --type that quantizes, and fewer --tensor-type.",
+            )
         header = source.size - sum(stored_bytes(t, t.type) for t in source.tensors.values())
         others = (stored_bytes(source.tensors[n], planned[n].type) for n in planned.keys() - chosen)
         sizes = {
@@ -168,6 +177,7 @@ class Chooser:
 
     Raises:
         ModelError: the directory is not the file's.
+        DataError: the calibration text is shorter than a chunk.
         MissingToolError: there is no converter.
     """
 
@@ -188,6 +198,12 @@ class Chooser:
         model = HFModel.load(directory)
         try:
             self._chunks = chunks_of(ids, bos, min(CHUNK_TOKENS, model.context), CHUNKS)
+            if not self._chunks:
+                raise DataError(
+                    f"the text has {ids.size} tokens, too few to measure KL on",
+                    where=", ".join(config.hessian_data),
+                    remedy="Give more calibration text (--hessian-data).",
+                )
             self._sensitive = sensitivities(model, self._chunks, progress)
         finally:
             model.close()
@@ -209,9 +225,18 @@ class Chooser:
         costs: dict[str, dict[str, float]] = {}
         probed: dict[str, GGUFTensor] = {}
         predicted: dict[str, float] = {}
+        known = (self._source, self._moments, self._sensitive, self._names)
+        priced = priced_tensors(*known)
+        free = [name for name in free if name in priced]
+        if not free:
+            raise ModelError(
+                "of none of its tensors it is known what errors cost",
+                where=str(self._source.path),
+                remedy="Give the model directory that it was exported from (--model).",
+            )
         wanted = _probed(free)
         with self._progress.task("predicting", total=len(free), unit="tensors") as task:
-            for price in prices(self._source, self._moments, self._sensitive, self._names):
+            for price in prices(*known):
                 if price.name not in free:
                     continue
                 types = candidates(self._source.tensors[price.name])
@@ -221,27 +246,21 @@ class Chooser:
                     tensor, nats = self._probe(price, type_)
                     probed[price.name], predicted[price.name] = tensor, nats
                 task.advance(1, item=price.name)
-        if not costs:
-            raise ModelError(
-                "of none of its tensors it is known what errors cost",
-                where=str(self._source.path),
-                remedy="Give the model directory that it was exported from (--model).",
-            )
         families = self._families(probed, predicted)
         room = Room.of(limit, self._source, planned, tuple(costs))
-        priced = {
+        kl = {
             name: {type_: nats * families[_family(name)].factor for type_, nats in of.items()}
             for name, of in costs.items()
         }
         options = {
             name: [Option(type_, room.sizes[name][type_], cost) for type_, cost in of.items()]
-            for name, of in priced.items()
+            for name, of in kl.items()
         }
         chosen = cheapest(options, limit - room.taken)
         return Plan(
             room,
             families,
-            {name: Chosen(type=o.type, kl=priced[name]) for name, o in chosen.items()},
+            {name: Chosen(type=o.type, kl=kl[name]) for name, o in chosen.items()},
             {
                 n: t.type
                 for n, t in planned.items()
@@ -320,9 +339,11 @@ def mixture_notices(mixture: Mixture) -> Iterator[str]:
             f"take: {wording.size(mixture.largest)}."
         )
     if mixture.given:
+        counts = Counter(mixture.given.values())
+        types = ", ".join(f"{count} {type_}" for type_, count in sorted(counts.items()))
         yield (
-            "Types that were not chosen, but given or the recipe's: "
-            + ", ".join(f"{name} {type_}" for name, type_ in mixture.given.items())
+            f"Not chosen, but as asked for or as the recipe has them: {types}, first "
+            f"{next(iter(mixture.given))}."
         )
 
 

@@ -77,27 +77,47 @@ def prices(
     Raises:
         ModelError: second moments are singular.
     """
-    modules = {tensor: name.removesuffix(".weight") for name, tensor in names.items()}
+    of = _modules(source, moments, sensitive, names)
     embeds = sensitive[sensitivity.EMBEDDING]
-    seen = set()
     for group in moments.manifest.groups:
-        head = group.key.split("/")[0] == HEAD
-        known = [HEAD if head else modules.get(name, "") for name in group.tensors]
-        if not any(module in sensitive for module in known):
+        own = [name for name in group.tensors if name in of]
+        if not own:
             continue
         hessian = moments.moments(group).whole
         try:
             curvature = damped(hessian, UNJUDGED)
         except ShapeError as error:
-            raise ModelError(error.what, where=group.tensors[0], remedy=error.remedy) from None
-        for name, module in zip(group.tensors, known, strict=True):
-            if module in sensitive:
-                seen.add(name)
-                by_row = embeds if name == EMBEDDING else 0.0
-                yield Price(name, curvature, hessian, sensitive[module], by_row)
-    if EMBEDDING in source.tensors and EMBEDDING not in seen:
+            raise ModelError(error.what, where=own[0], remedy=error.remedy) from None
+        for name in own:
+            by_row = embeds if name == EMBEDDING else 0.0
+            yield Price(name, curvature, hessian, sensitive[of[name]], by_row)
+    if of.get(EMBEDDING) == sensitivity.EMBEDDING:
         alike = np.ones(source.tensors[EMBEDDING].shape[-1])
         yield Price(EMBEDDING, independent(alike), None, 0.0, embeds)
+
+
+def priced_tensors(
+    source: GGUFFile, moments: MomentsFile, sensitive: Mapping[str, float], names: Mapping[str, str]
+) -> frozenset[str]:
+    """The tensors that :func:`prices` knows the price of."""
+    return frozenset(_modules(source, moments, sensitive, names))
+
+
+def _modules(
+    source: GGUFFile, moments: MomentsFile, sensitive: Mapping[str, float], names: Mapping[str, str]
+) -> dict[str, str]:
+    """Tensor → the module that its price is known of; an embedding that is no head by itself."""
+    modules = {tensor: name.removesuffix(".weight") for name, tensor in names.items()}
+    found = {}
+    for group in moments.manifest.groups:
+        head = group.key.split("/")[0] == HEAD
+        for name in group.tensors:
+            module = HEAD if head else modules.get(name, "")
+            if module in sensitive:
+                found[name] = module
+    if EMBEDDING in source.tensors:
+        found.setdefault(EMBEDDING, sensitivity.EMBEDDING)
+    return found
 
 
 def sampled_costs(
