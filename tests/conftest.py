@@ -66,6 +66,12 @@ def _offline() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests compute what they assert, but those of what is kept."""
+    monkeypatch.setattr("so8tqc.services.qc.evaluations.default_folder", lambda: None)
+
+
+@pytest.fixture(autouse=True)
 def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests marked ``gpu`` need one; all others are about the CPU's numbers, and see none."""
     if request.node.get_closest_marker("gpu") is None:

@@ -470,6 +470,14 @@ class QCOptions(StreamOptions, EvaluationOptions, VerdictOptions):
         description="Run beside each quantized GGUF file what an honest encoder makes of the "
         "reference's weights in the same types, as its limit.",
     )
+    evaluation_cache: bool = Field(
+        True,
+        description="Keep what models say of texts in the user's cache, and take from it what an "
+        "earlier call computed from the same bytes.",
+    )
+    evaluation_folder: Path | None = Field(
+        None, description="Another folder for it than that in the user's cache."
+    )
 
     @field_validator("protocol")
     @classmethod

@@ -221,6 +221,7 @@ class QCMetrics(Metrics):
         capture: the reference, where it is one.
         comparisons: of every two candidates.
         sequential: when texts were no longer taken, with ``until``.
+        kept: comparison that an earlier call computed → when, UTC.
     """
 
     profile: str | None
@@ -236,3 +237,4 @@ class QCMetrics(Metrics):
     capture: Recorded | None = None
     comparisons: Comparisons | None = None
     sequential: Sequential | None = None
+    kept: dict[str, str] = Field(default={})

@@ -136,6 +136,15 @@ def qc(
             "(default).",
         ),
     ] = None,
+    evaluation_cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--evaluation-cache/--no-evaluation-cache",
+            show_default=False,
+            help="Take from the user's cache what an earlier call computed from the same bytes and "
+            "tokens, and keep there what is computed (default).",
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -199,6 +208,7 @@ def qc(
         stream=stream,
         gguf_reading=gguf_reading,
         quantization_floor=quantization_floor,
+        evaluation_cache=evaluation_cache,
     )
     options = configure(QCConfig, flags, config, set_)
     run_reported_stage(service, options, options.out, Output(json, quiet), "report.html")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from so8tqc.adapters.plan import AdapterPlan
 from so8tqc.checkpoints.plan import DTYPE_NAMES
 from so8tqc.config import QCConfig
-from so8tqc.disk.digests import short_name
+from so8tqc.disk.digests import sha256_json, short_name
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.gguf.file import is_gguf, open_gguf
 from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
@@ -24,7 +24,17 @@ from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.adapter_bake import write_adapted
 from so8tqc.services.chat_template import template_checks
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
+from so8tqc.services.qc.evaluations import (
+    Evaluations,
+    Kept,
+    adapters_digest,
+    common_key,
+    folder_of,
+    model_digest,
+    rotations_digest,
+)
 from so8tqc.services.qc.judging import Bootstrap
+from so8tqc.services.qc.quantization_floor import Floors
 from so8tqc.services.qc.readings import FileModels, Reading, readings_of
 from so8tqc.services.qc.texts import prepared_texts
 from so8tqc.services.qc.trained_on import base_of_training
@@ -100,6 +110,7 @@ class Comparison:
         notices: what is to be said of the texts.
         kv_types: candidate that is run with another cache → its type.
         sequential: how texts were taken, with ``until``.
+        kept: pairs whose tables an earlier call computed (``services.qc.evaluations``).
     """
 
     tables: Mapping[Pair, TokenTable]
@@ -112,6 +123,7 @@ class Comparison:
     notices: tuple[str, ...]
     kv_types: Mapping[str, str]
     sequential: Sequential | None
+    kept: Mapping[Pair, Kept] = field(default_factory=dict)
 
     def floor(self, name: str) -> TokenTable | None:
         """What correct rounding to a candidate's storage dtype costs by itself."""
@@ -142,9 +154,9 @@ def run_models(
     dtypes: Mapping[str, str],
     progress: Progress,
     plan: AdapterPlan | None = None,
-    beside: Mapping[str, Path] | None = None,
+    beside: Floors | None = None,
 ) -> Comparison:
-    """Run every model once over the texts.
+    """Run every model once over the texts; but those of which everything is kept.
 
     Args:
         config: of the ``qc``.
@@ -154,7 +166,7 @@ def run_models(
         dtypes: model directory among the candidates → dtype it stores the fold in.
         progress: told about the texts.
         plan: what adapters make of the base, if the reference has some.
-        beside: quantized candidate → its floor, which is run as the candidate is.
+        beside: floors of the quantized candidates, which are run as the candidates are.
 
     Raises:
         InputError: texts, tokenizer or models are unusable or do not belong together.
@@ -164,41 +176,186 @@ def run_models(
     adapters = () if plan is None else tuple(files.directory for files in plan.adapters)
     loader = _loader(config, names, adapters)
     readings = readings_of(config, names, kv_types_of(config, names), loader)
-    with _floors(plan, dtypes, progress) as floors:
+    trained = rotations is not None or bool(adapters)
+    pairs = _pairs(names, readings, dtypes, beside, trained=trained, recorded=capture is not None)
+    earlier = _earlier(config, names, rotations, capture, adapters, dtypes, readings, beside, texts)
+    kept = earlier.find(pairs)
+    missing = [pair for pair in pairs if pair not in kept]
+    floors = [n for n in (beside.names if beside else ()) if (REFERENCE, floor_name(n)) in missing]
+    ran = _Ran({}, texts, None, {})
+    with ExitStack() as stack:
+        encoded = stack.enter_context(beside.written(floors)) if beside and floors else {}
+        missing = [p for p in missing if p[1] not in map(floor_name, set(floors) - set(encoded))]
+        if missing:
+            exact = stack.enter_context(_floors(plan, dtypes, missing, progress))
 
-        def build() -> _Models:
-            return _sources(
-                config, names, rotations, capture, dtypes, adapters, floors, loader, readings,
-                beside or {},
-            )  # fmt: skip
+            def build() -> _Models:
+                return _sources(
+                    config, names, rotations, capture, dtypes, adapters, exact, loader, readings,
+                    encoded, missing,
+                )  # fmt: skip
 
-        ran = loader.built(build, lambda made: made.sources, texts, progress)
-        sources, pairs = ran.sources, ran.pairs
-        try:
-            texts = with_embedded(
-                texts, sources, lambda: load_model(config, input_directory(config))
-            )
-            tables, texts, sequential = _compared(config, sources, pairs, texts, names, progress)
-        finally:
-            for source in sources:
-                source.close()
-    loader.finished()
+            ran = _run(config, build, loader, texts, names, progress)
+    tables = {**ran.tables, **{pair: one.table for pair, one in kept.items()}}
+    earlier.keep(ran.tables)
     return Comparison(
-        tables=tables,
+        tables=_alike(tables, kept),
         file_types={name: open_gguf(path).file_type for name, path in _ggufs(names, ran.failed)},
         witness=REFERENCE if capture is None else GATED,
         dtypes=dtypes,
-        texts=texts,
+        texts=ran.texts,
         failed=ran.failed,
         by_weights={
             name: reading.by_weights
             for name, reading in readings.items()
             if reading.by_weights is not None
         },
-        notices=(*notices, *dict.fromkeys(loader.notices)),
+        notices=(*notices, *dict.fromkeys(loader.notices), *earlier.notices),
         kv_types=kv_types_of(config, names),
-        sequential=sequential,
+        sequential=ran.sequential,
+        kept=kept,
     )
+
+
+class _Ran(NamedTuple):
+    """What running gave: tables, the texts they are of, how these were taken, and failures."""
+
+    tables: Mapping[Pair, TokenTable]
+    texts: tuple[EncodedText, ...]
+    sequential: Sequential | None
+    failed: Mapping[str, str]
+
+
+def _run(
+    config: QCConfig,
+    build: Callable[[], _Models],
+    loader: ModelLoader,
+    texts: tuple[EncodedText, ...],
+    names: Mapping[str, Path],
+    progress: Progress,
+) -> _Ran:
+    made = loader.built(build, lambda made: made.sources, texts, progress)
+    sources, pairs = made.sources, made.pairs
+    try:
+        texts = with_embedded(texts, sources, lambda: load_model(config, input_directory(config)))
+        tables, texts, sequential = _compared(config, sources, pairs, texts, names, progress)
+    finally:
+        for source in sources:
+            source.close()
+    loader.finished()
+    return _Ran(tables, texts, sequential, made.failed)
+
+
+def _pairs(
+    names: Mapping[str, Path],
+    readings: Mapping[str, Reading],
+    dtypes: Mapping[str, str],
+    beside: Floors | None,
+    *,
+    trained: bool,
+    recorded: bool,
+) -> list[Pair]:
+    """Which sources are compared with which.
+
+    Args:
+        names, readings, dtypes, beside: as in :func:`run_models`.
+        trained: whether there are rotations or adapters, and so a base.
+        recorded: whether the reference is a capture.
+    """
+    pairs: list[Pair] = []
+    if trained:
+        witness = GATED if recorded else REFERENCE
+        pairs += [(REFERENCE, GATED)] if recorded else []
+        pairs.append((BASE, REFERENCE))
+        pairs += [(witness, _floor(dtype)) for dtype in dict.fromkeys(dtypes.values())]
+        pairs.append((witness, ARITHMETIC))
+    for name in names:
+        reading = readings.get(name)
+        if reading is not None and reading.by_weights not in (None, name):
+            pairs += [(REFERENCE, reading.by_weights), (reading.by_weights, name)]
+        if reading is not None and trained:
+            pairs.append((BASE, name))
+        pairs.append((REFERENCE, name))
+        if beside is not None and name in beside.names:
+            pairs.append((REFERENCE, floor_name(name)))
+    return pairs
+
+
+def _earlier(
+    config: QCConfig,
+    names: Mapping[str, Path],
+    rotations: RotationSet | None,
+    capture: Capture | None,
+    adapters: Sequence[Path],
+    dtypes: Mapping[str, str],
+    readings: Mapping[str, Reading],
+    beside: Floors | None,
+    texts: Sequence[EncodedText],
+) -> Evaluations:
+    """What earlier calls computed of the same; arguments as in :func:`run_models`."""
+    folder = folder_of(config)
+    if folder is None:
+        return Evaluations(None, "", {}, texts, "")
+    base = model_digest(base_of(config)) if capture is None or config.base is not None else ""
+    trained: list[object] | None = None
+    if rotations is not None or adapters:
+        turned = None if rotations is None else rotations_digest(rotations)
+        trained = [base, turned, adapters_digest(adapters), _training(config)]
+    reference: object = trained or model_digest(config.reference)
+    found: dict[str, object] = {REFERENCE: ["reference", reference]}
+    if capture is not None:
+        found[REFERENCE] = ["recorded", model_digest(config.reference)]
+        found[GATED] = ["gated", trained, str(capture.dtype)]
+    found[BASE] = ["model", base]
+    found |= {_floor(dtype): ["folded", trained, dtype] for dtype in dtypes.values()}
+    found[ARITHMETIC] = ["folded", trained, None]
+    caches = kv_types_of(config, names)
+    for name, path in names.items():
+        digest = model_digest(path)
+        reading = readings.get(name)
+        found[name] = ["model", digest]
+        if reading is not None:
+            found[name] = ["file", digest, caches.get(name)]
+            if reading.by_weights is not None:
+                found[reading.by_weights] = ["weights", digest, model_digest(reading.directory)]
+        if beside is not None and name in beside.names:
+            found[floor_name(name)] = ["honest", found[name], base, trained]
+    where = _text_directory(config)
+    return Evaluations(
+        folder,
+        common_key(config, texts, where, __name__),
+        {name: sha256_json(told) for name, told in found.items()},
+        texts,
+        sha256_json([bool(readings), sorted(set(dtypes.values())), trained]),
+    )
+
+
+def _training(config: QCConfig) -> list[object]:
+    """The quantized base that an adapter was trained on, if another is run."""
+    told = config.trained_on
+    path = Path(told) if told is not None else None
+    return [
+        None if told is None else str(told),
+        model_digest(path) if path is not None and path.is_dir() else None,
+    ]
+
+
+def _text_directory(config: QCConfig) -> Path | None:
+    """Whose tokenizer GGUF files are held against, if one is known."""
+    try:
+        return input_directory(config)
+    except InputError:
+        return None
+
+
+def _alike(
+    tables: Mapping[Pair, TokenTable], kept: Mapping[Pair, Kept]
+) -> Mapping[Pair, TokenTable]:
+    """Tables of one call mark the same ties: those that were kept saw the witness and its fold."""
+    marks = [one.table.tie for one in kept.values() if one.table.tie is not None]
+    if not marks:
+        return tables
+    return {pair: replace(table, tie=marks[0]) for pair, table in tables.items()}
 
 
 def _compared(
@@ -350,38 +507,44 @@ def _sources(
     loader: ModelLoader,
     readings: Mapping[str, Reading],
     beside: Mapping[str, Path],
+    wanted: Sequence[Pair],
 ) -> _Models:
-    sources = reference_sources(config, capture, rotations, adapters, loader)
-    pairs: list[Pair] = []
-    if adapters:
-        witness = REFERENCE
-        if capture is not None:
-            witness = GATED
-            unmerged = _unmerged(config, rotations, adapters, witness)
-            sources.insert(1, RoundedSource(unmerged, capture.dtype))
-            pairs.append((REFERENCE, witness))
-        pairs.append((BASE, REFERENCE))
-        for name, folder in floors.items():
-            sources.append(HFSource(load_model(config, folder), name))
-            pairs.append((witness, name))
-    elif rotations is not None and isinstance(base := sources[-1], HFSource | StreamedSource):
-        model, witness = base.model, REFERENCE
-        if capture is not None:
-            witness = GATED
-            gated = gated_source(model, rotations, witness)
-            sources.insert(1, RoundedSource(gated, capture.dtype))
-            pairs.append((REFERENCE, witness))
-        pairs.append((BASE, REFERENCE))
-        for dtype in dict.fromkeys(dtypes.values()):
-            sources.append(folded_source(model, rotations, _floor(dtype), dtype))
-            pairs.append((witness, _floor(dtype)))
-        sources.append(folded_source(model, rotations, ARITHMETIC, None))
-        pairs.append((witness, ARITHMETIC))
-    made = _Models(sources, pairs, {})
-    _add_candidates(
-        made, config, names, loader, readings, beside, with_base=BASE in _names(sources)
+    """The sources of the pairs that are wanted, the reference first."""
+    used = {REFERENCE, *(name for pair in wanted for name in pair)}
+    sources = reference_sources(
+        config, capture, rotations, adapters, loader, with_base=BASE in used
     )
+    if adapters:
+        if GATED in used and capture is not None:
+            unmerged = _unmerged(config, rotations, adapters, GATED)
+            sources.insert(1, RoundedSource(unmerged, capture.dtype))
+        sources += [
+            HFSource(load_model(config, folder), name)
+            for name, folder in floors.items()
+            if name in used
+        ]
+    elif rotations is not None and (model := _shared(sources, config, loader)) is not None:
+        if GATED in used and capture is not None:
+            gated = gated_source(model, rotations, GATED)
+            sources.insert(1, RoundedSource(gated, capture.dtype))
+        for dtype in dict.fromkeys(dtypes.values()):
+            if _floor(dtype) in used:
+                sources.append(folded_source(model, rotations, _floor(dtype), dtype))
+        if ARITHMETIC in used:
+            sources.append(folded_source(model, rotations, ARITHMETIC, None))
+    made = _Models(sources, [], {})
+    _add_candidates(made, config, names, loader, readings, beside, used)
+    there = _names(made.sources)
+    made.pairs = [pair for pair in wanted if there.issuperset(pair)]
     return made
+
+
+def _shared(sources: Sequence[LogitSource], config: QCConfig, loader: ModelLoader) -> Model | None:
+    """The base model under the gates: of one of the sources, or loaded beside a capture."""
+    for source in sources:
+        if isinstance(source, HFSource | StreamedSource | GatedSource):
+            return source.model
+    return _loaded(config, base_of(config), loader)
 
 
 def _names(sources: Iterable[LogitSource]) -> set[str]:
@@ -395,19 +558,21 @@ def _add_candidates(
     loader: ModelLoader,
     readings: Mapping[str, Reading],
     beside: Mapping[str, Path],
-    *,
-    with_base: bool,
+    used: Collection[str],
 ) -> None:
-    """The candidates' sources, and which are compared with which.
+    """The candidates' sources.
 
     Args:
         made: the reference's sources; the candidates are added.
         config, names, loader, readings, beside: as of :func:`_sources`.
-        with_base: whether GGUF files are also compared with the base.
+        used: names of the sources that are compared.
     """
-    files = {n: path for n, path in names.items() if n in readings and readings[n].by_libllama}
+    by_libllama = {
+        n: path for n, path in names.items() if n in readings and readings[n].by_libllama
+    }
+    files = {n: path for n, path in by_libllama.items() if n in used}
     kv_types = kv_types_of(config, names)
-    floors = {floor_name(n): path for n, path in beside.items() if n in files}
+    floors = {floor_name(n): path for n, path in beside.items() if n in by_libllama}
     loaded = open_each(files | floors, threads=config.threads, kv_types=kv_types)
     opened = {source.name: source for source in loaded.sources}
     made.failed = {name: str(error) for name, error in loaded.failed.items() if name in files}
@@ -416,47 +581,49 @@ def _add_candidates(
     for name, path in names.items():
         if name in loaded.failed:
             continue
-        if name not in readings:
+        if name not in readings and name in used:
             made.sources.append(plain_source(loader.load(path), name))
         elif name in opened:
             made.sources.append(opened[name])
-        if (reading := readings.get(name)) is not None and reading.by_weights is not None:
+        reading = readings.get(name)
+        if reading is not None and reading.by_weights in used:
             model = by_weights.load(path, reading.directory)
-            made.sources.append(plain_source(model, reading.by_weights))
-            if reading.by_weights != name:
-                made.pairs += [(REFERENCE, reading.by_weights), (reading.by_weights, name)]
-        if name in readings and with_base:
-            made.pairs.append((BASE, name))
-        made.pairs.append((REFERENCE, name))
+            made.sources.append(plain_source(model, str(reading.by_weights)))
         floor = floor_name(name)
         if floor in loaded.failed:
             loader.notices.append(f"{name} has no quantization floor: {loaded.failed[floor]}")
         elif floor in opened:
             made.sources.append(opened[floor])
-            made.pairs.append((REFERENCE, floor))
         elif name in beside and reading is not None and not reading.by_libllama:
             made.sources.append(
                 plain_source(by_weights.load(beside[name], reading.directory), floor)
             )
-            made.pairs.append((REFERENCE, floor))
 
 
 @contextmanager
 def _floors(
-    plan: AdapterPlan | None, dtypes: Mapping[str, str], progress: Progress
+    plan: AdapterPlan | None,
+    dtypes: Mapping[str, str],
+    wanted: Sequence[Pair],
+    progress: Progress,
 ) -> Iterator[Mapping[str, Path]]:
     """Our own exact bakes of adapters, as directories that last as long as the comparison.
 
     One for each dtype that a candidate stores, which is its noise floor, and one in float32, which
-    rounds nothing that float32 arithmetic does not. None without adapters.
+    rounds nothing that float32 arithmetic does not. None without adapters, and none that no pair
+    wants.
     """
     if plan is None:
         yield {}
         return
-    wanted = {_floor(dtype): dtype for dtype in dict.fromkeys(dtypes.values())}
+    all_of_them = {_floor(dtype): dtype for dtype in dict.fromkeys(dtypes.values())}
+    all_of_them[ARITHMETIC] = "float32"
+    used = {name for pair in wanted for name in pair}
     with TemporaryDirectory(prefix="so8tqc-floor-") as root:
         folders = {}
-        for name, dtype in (wanted | {ARITHMETIC: "float32"}).items():
+        for name, dtype in all_of_them.items():
+            if name not in used:
+                continue
             folders[name] = Path(root) / name.replace(" ", "-")
             folders[name].mkdir()
             changed = tuple(replace(c, dtype=DTYPE_NAMES[dtype]) for c in plan.changed)
@@ -549,8 +716,10 @@ def reference_sources(
     rotations: RotationSet | None,
     adapters: Sequence[Path] = (),
     loader: ModelLoader | None = None,
+    *,
+    with_base: bool = True,
 ) -> list[LogitSource]:
-    """The reference, then with rotations the base that they are applied to.
+    """The reference, then with rotations the base that they are applied to, if it is wanted.
 
     Without a loader models are resident.
     """
@@ -559,13 +728,15 @@ def reference_sources(
     recorded = None if capture is None else CaptureSource(capture, REFERENCE)
     if adapters:
         trained = recorded or _unmerged(config, rotations, adapters, REFERENCE)
-        return [trained, HFSource(load_model(config, base_of(config)), BASE)]
+        base = [HFSource(load_model(config, base_of(config)), BASE)] if with_base else []
+        return [trained, *base]
     if rotations is None:
         if recorded is not None:
             return [recorded]
         return [plain_source(_loaded(config, config.reference, loader), REFERENCE)]
     model = _loaded(config, base_of(config), loader)
-    return [recorded or gated_source(model, rotations, REFERENCE), plain_source(model, BASE)]
+    gated = recorded or gated_source(model, rotations, REFERENCE)
+    return [gated, *([plain_source(model, BASE)] if with_base else [])]
 
 
 def _loaded(config: QCConfig, path: Path, loader: ModelLoader | None) -> Model:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from so8tqc.errors import So8tqcError
 from so8tqc.gguf.conversion import UntraceableError
-from so8tqc.gguf.file import open_gguf
+from so8tqc.gguf.file import GGUFFile, open_gguf
 from so8tqc.metrics.bootstrap import paired_bootstrap, ratio_of_sums
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
@@ -34,20 +33,54 @@ importance and compensation mostly lose less than plain rounding, rounding once 
 square error a bit)."""
 
 
-@dataclass
 class Floors:
-    """The files beside the candidates.
+    """The files beside the candidates, written when they are asked for.
+
+    Args:
+        files: quantized candidates that have a floor → their files.
+        expected: candidate → what its tensors must stand for.
+        progress: told about tensors.
 
     Attributes:
-        files: candidate → its floor.
         notices: why others have none.
     """
 
-    files: dict[str, Path] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
+    def __init__(
+        self, files: Mapping[str, GGUFFile], expected: Mapping[str, Expected], progress: Progress
+    ) -> None:
+        self._files = files
+        self._expected = expected
+        self._progress = progress
+        self.notices: list[str] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The candidates that have one."""
+        return tuple(self._files)
+
+    @contextmanager
+    def written(self, names: Collection[str]) -> Iterator[Mapping[str, Path]]:
+        """Candidate → its floor, for as long as they are run; what cannot be encoded is told.
+
+        Args:
+            names: of which candidates.
+        """
+        wanted = {name: gguf for name, gguf in self._files.items() if name in names}
+        if not wanted:
+            yield {}
+            return
+        found: dict[str, Path] = {}
+        with TemporaryDirectory(prefix="so8tqc-floor-") as root:
+            for index, (name, gguf) in enumerate(wanted.items()):
+                folder = Path(root) / str(index)
+                folder.mkdir()
+                try:
+                    found[name] = write_honest(gguf, self._expected[name], folder, self._progress)
+                except (UntraceableError, So8tqcError, OSError) as reason:
+                    self.notices.append(f"{name} has no quantization floor: {reason}.")
+            yield found
 
 
-@contextmanager
 def quantization_floors(
     names: Mapping[str, Path],
     expected: Mapping[str, Expected],
@@ -55,8 +88,8 @@ def quantization_floors(
     progress: Progress,
     *,
     wanted: bool,
-) -> Iterator[Floors]:
-    """The floors of the quantized candidates, for as long as they are run.
+) -> Floors:
+    """The floors of the quantized candidates.
 
     Args:
         names: candidates that are run.
@@ -66,27 +99,17 @@ def quantization_floors(
         progress: told about tensors.
         wanted: False: nobody asks for them.
     """
-    found = Floors()
     files = {name: open_gguf(path) for name, path in names.items() if name in expected}
     quantized = {name: gguf for name, gguf in files.items() if wanted and is_quantized(gguf)}
-    if not quantized:
-        yield found
-        return
-    with TemporaryDirectory(prefix="so8tqc-floor-") as root:
-        for index, (name, gguf) in enumerate(quantized.items()):
-            if name in other_keys:
-                found.notices.append(
-                    f"{name} has no quantization floor: with its keys, which are not the model's "
-                    "(tensors.keys), an honest file would lose as much."
-                )
-                continue
-            folder = Path(root) / str(index)
-            folder.mkdir()
-            try:
-                found.files[name] = write_honest(gguf, expected[name], folder, progress)
-            except (UntraceableError, So8tqcError, OSError) as reason:
-                found.notices.append(f"{name} has no quantization floor: {reason}.")
-        yield found
+    able = {name: gguf for name, gguf in quantized.items() if name not in other_keys}
+    found = Floors(able, expected, progress)
+    found.notices += [
+        f"{name} has no quantization floor: with its keys, which are not the model's "
+        "(tensors.keys), an honest file would lose as much."
+        for name in quantized
+        if name not in able
+    ]
+    return found
 
 
 def quantization_check(

@@ -48,6 +48,7 @@ from so8tqc.services.identify.answer import Answer
 from so8tqc.services.qc.capture import capture_metrics, capture_notices, vocabulary_checks
 from so8tqc.services.qc.compatibility import require_same_architecture
 from so8tqc.services.qc.conversion import conversion_fault, is_plain
+from so8tqc.services.qc.evaluations import kept_notice
 from so8tqc.services.qc.judging import (
     Bootstrap,
     calibration_summary,
@@ -138,6 +139,7 @@ class _Logits:
     capture: Recorded | None = None
     comparisons: Comparisons | None = None
     sequential: Sequential | None = None
+    kept: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -480,12 +482,10 @@ def _judge_logits(
     plain = names
     names = with_kv_types(names, config)
     other_keys = [name for name in plain if found.failed(name, "tensors.keys")]
-    with quantization_floors(
+    beside = quantization_floors(
         plain, found.expected, other_keys, progress, wanted=config.quantization_floor
-    ) as beside:
-        ran = run_models(
-            config, names, rotations, capture, dtypes, progress, reference.plan, beside.files
-        )
+    )
+    ran = run_models(config, names, rotations, capture, dtypes, progress, reference.plan, beside)
     found.notices += [*beside.notices, *_told(ran, names)]
     for name, why in ran.failed.items():
         found.checks.append(judge("logits.run", 0, 1, comparison=">=", subject=name, detail=why))
@@ -522,6 +522,7 @@ def _judge_logits(
         else capture_metrics(capture, ran.tables.get((REFERENCE, GATED))),
         comparisons=compare_candidates(tables, bootstrap),
         sequential=ran.sequential,
+        kept={f"{a} → {b}": f"{kept.made:%Y-%m-%dT%H:%M:%SZ}" for (a, b), kept in ran.kept.items()},
     )
     for table in list(tables.values())[:1]:  # all are of the same tokens
         if (told := routing_notice(table)) is not None:
@@ -608,6 +609,8 @@ def _cost(name: str, table: TokenTable, floor: TokenTable) -> str:
 def _told(ran: Comparison, names: Mapping[str, Path]) -> list[str]:
     """What is to be said of the texts, how many were taken, and what quantized caches cost."""
     notices = list(ran.notices)
+    if ran.kept:
+        notices.append(kept_notice(ran.kept, len(ran.tables)))
     if ran.sequential is not None:
         notices.append(sequential_notice(ran.sequential))
     return notices + [
@@ -665,6 +668,7 @@ def _metrics(found: _Findings, profile: str) -> QCMetrics:
         capture=logits.capture,
         comparisons=logits.comparisons,
         sequential=logits.sequential,
+        kept=logits.kept,
     )
 
 

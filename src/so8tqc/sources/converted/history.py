@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from so8tqc.errors import ToolError
 from so8tqc.gguf.conversion import Conversion, read_conversion
 from so8tqc.llama.config_keys import causal_class_of, derived, given, missing_keys
 from so8tqc.llama.converter import in_plain_words, trace_conversion
-from so8tqc.llama.vendor import find_converter
+from so8tqc.llama.vendor import Converter, find_converter
 from so8tqc.sources.converted.unasked_keys import unasked
 
 NO_MTP = "--no-mtp"
@@ -84,11 +84,37 @@ def _met_halfway(error: ToolError, checkpoint: Checkpoint, told: Told) -> bool:
 def traced(checkpoint: Checkpoint) -> Conversion:
     """What the converter does to every tensor of a model directory; it writes no GGUF.
 
+    It starts for seconds, so that a process asks it once as long as no file of the directory has
+    changed.
+
     Raises:
         MissingToolError: there is no converter (``so8tqc vendor``).
         ToolError: it failed, or left no trace.
     """
     converter = find_converter()
+    told = (converter.script, *_state(checkpoint.directory))
+    if told not in _TRACED:
+        _TRACED[told] = _trace(checkpoint, converter)
+        while len(_TRACED) > _MOST_TRACED:
+            _TRACED.pop(next(iter(_TRACED)))
+    return _TRACED[told]
+
+
+_MOST_TRACED = 4
+_TRACED: dict[tuple[object, ...], Conversion] = {}
+
+
+def _state(directory: Path) -> Iterator[tuple[object, ...]]:
+    """What the system says of the files of a directory, and of itself."""
+    yield (directory.absolute(),)
+    for path in sorted(directory.rglob("*")):
+        if not path.exists():  # a link to nothing
+            continue
+        told = path.stat()
+        yield path, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
+
+
+def _trace(checkpoint: Checkpoint, converter: Converter) -> Conversion:
     with TemporaryDirectory(prefix="so8tqc-") as scratch:
         trace = Path(scratch) / "trace.json"
         until_understood(

@@ -1,0 +1,254 @@
+"""Token tables that earlier calls computed, kept by what they were computed from.
+
+A pair of models on some texts gives the same table whenever the bytes of both, the tokens, what
+computes and how are the same; limits, profiles and the bootstrap only judge it. So an *evaluation*
+is kept in the user's cache under a digest of exactly these, and ``qc`` with one more candidate runs
+the reference and that candidate. Nothing is believed by its name or its time of change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from so8tqc.adapters.files import adapter_fingerprint
+from so8tqc.closure import own_sources
+from so8tqc.config import QCConfig
+from so8tqc.disk.digests import sha256_file, sha256_json
+from so8tqc.disk.parts import parts_here
+from so8tqc.errors import So8tqcError
+from so8tqc.metrics.divergence import TokenTable
+from so8tqc.records import versions
+from so8tqc.resources import user_cache
+from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.qc.token_file import read_tokens, write_tokens
+from so8tqc.sources import ranks
+from so8tqc.sources.compare import Pair
+from so8tqc.sources.protocol import EncodedText
+from so8tqc.sources.seen import images_of
+
+MOST_BYTES = 1 << 30
+"""Of all that is kept; what was longest not used goes first."""
+
+_MODEL_FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A table of an earlier call."""
+
+    table: TokenTable
+    made: datetime
+
+
+class Evaluations:
+    """The tables of one call's pairs, among those that are kept.
+
+    Args:
+        folder: where they are; None: nothing is kept, nothing is found.
+        common: what all pairs of the call share, as :func:`common_key` gives it.
+        identities: source → digest of what it computes its logits from.
+        texts: what is scored; a table of other positions is none of this call's.
+        routing: what a mark of a tie depends on beside the pair (see ``services.qc.ties``).
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        common: str,
+        identities: Mapping[str, str],
+        texts: Sequence[EncodedText],
+        routing: str,
+    ) -> None:
+        self._folder = folder
+        self._common = common
+        self._identities = identities
+        self._texts = texts
+        self._routing = routing
+        self.notices: list[str] = []
+
+    def find(self, pairs: Iterable[Pair]) -> dict[Pair, Kept]:
+        """Those of the pairs that are kept. What cannot be read as such is as if it were not."""
+        found: dict[Pair, Kept] = {}
+        for pair in pairs:
+            if (kept := self._read(pair)) is not None:
+                found[pair] = kept
+        return found
+
+    def keep(self, tables: Mapping[Pair, TokenTable]) -> None:
+        """Keep tables that were computed; a disk that takes none is told, and costs nothing."""
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for pair, table in tables.items():
+                if (path := self._path(pair)) is not None:
+                    write_tokens(path, {self._name(pair, table.tie is not None): table})
+            _forget(self._folder)
+        except (OSError, So8tqcError) as error:
+            self.notices.append(f"What was computed could not be kept for later calls: {error}.")
+
+    def _read(self, pair: Pair) -> Kept | None:
+        path = self._path(pair)
+        if path is None or not path.is_file():
+            return None
+        try:
+            made = path.stat().st_mtime
+            ((name, table),) = read_tokens(path).items()
+        except (So8tqcError, OSError, ValueError):
+            return None
+        if name != self._name(pair, table.tie is not None):
+            return None
+        if not self._is_of_these_texts(table):
+            return None
+        with suppress(OSError):
+            os.utime(path, (datetime.now(tz=UTC).timestamp(), made))  # used now, made then
+        return Kept(table, datetime.fromtimestamp(made, tz=UTC))
+
+    def _path(self, pair: Pair) -> Path | None:
+        if self._folder is None or not all(name in self._identities for name in pair):
+            return None
+        return self._folder / f"{self._key(pair)}.npz"
+
+    def _key(self, pair: Pair) -> str:
+        return sha256_json([self._common, *(self._identities[name] for name in pair)])
+
+    def _name(self, pair: Pair, marked: bool) -> str:
+        """How the table is called in its file: that of another key, or other marks, is none."""
+        return sha256_json([self._key(pair), self._routing]) if marked else self._key(pair)
+
+    def _is_of_these_texts(self, table: TokenTable) -> bool:
+        positions = [text.scored + text.start for text in self._texts]
+        expected = np.concatenate(positions) if positions else np.empty(0)
+        names = tuple(dict.fromkeys(text.id for text in self._texts))
+        return table.texts == names and np.array_equal(table.position, expected)
+
+
+def folder_of(config: QCConfig) -> Path | None:
+    """Where evaluations are kept; None where nothing is.
+
+    ``until`` decides while it runs how many texts are taken, and processes that work together
+    would have to find the same: both compute everything.
+    """
+    if not config.evaluation_cache or config.until is not None or ranks.count() > 1:
+        return None
+    return config.evaluation_folder or default_folder()
+
+
+def default_folder() -> Path | None:
+    """In the user's cache; None where there can be none."""
+    try:
+        return user_cache() / "evaluations"
+    except OSError:
+        return None
+
+
+def common_key(
+    config: QCConfig, texts: Sequence[EncodedText], tokenizer: Path | None, computes: str
+) -> str:
+    """Digest of what all pairs of a call share: texts, code, libraries, and how models are run.
+
+    Args:
+        config: of the ``qc``.
+        texts: token ids, which of them are scored, and their pictures.
+        tokenizer: the directory that encoded them, whose vocabulary GGUF files are held against.
+        computes: the module that does: another version of what it leans on makes all tables anew.
+    """
+    import torch
+
+    closure = own_sources().closure(computes)
+    return sha256_json(
+        {
+            "texts": [_text(text) for text in texts],
+            "code": closure.digest,
+            "libraries": versions(*closure.distributions),
+            "dtype": config.compute_dtype,
+            "devices": config.device_map,
+            "gpu": torch.cuda.is_available(),
+            "stream": config.stream,
+            "tokenizer": None if tokenizer is None else directory_digest(tokenizer),
+        }
+    )
+
+
+def _text(text: EncodedText) -> list[object]:
+    images = images_of(text.tokens)
+    pictures = None
+    if images is not None:
+        inputs = {name: _array(value) for name, value in images.inputs.items()}
+        pictures = [_array(images.mask), inputs, images.count]
+    answers = None if text.answers is None else _array(text.answers)
+    return [text.id, _array(text.tokens), text.first, text.start, answers, pictures]
+
+
+def _array(values: Any) -> str:
+    """Digest of an array or tensor: type, shape and values."""
+    import hashlib
+
+    array = np.ascontiguousarray(np.asarray(values))
+    told = f"{array.dtype.str} {array.shape} ".encode()
+    return hashlib.sha256(told + array.tobytes()).hexdigest()
+
+
+def rotations_digest(rotations: RotationSet) -> str:
+    """Of the matrices themselves, where and on which side they act: however they were read."""
+    blocks = {str(target): _array(rotations.column_blocks(target)) for target in rotations}
+    return sha256_json([str(rotations.site), blocks])
+
+
+def adapters_digest(directories: Iterable[Path]) -> list[str]:
+    """Of adapters, in their order."""
+    return [adapter_fingerprint(directory) for directory in directories]
+
+
+def model_digest(path: Path) -> str:
+    """Of a model file in all its parts, or of a model directory."""
+    if path.is_dir():
+        return directory_digest(path)
+    return sha256_json([_digest(part) for part in parts_here(path)])
+
+
+def directory_digest(path: Path) -> str:
+    """Of the files in a directory by which a model and its tokenizer are what they are."""
+    files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in _MODEL_FILES)
+    return sha256_json({file.name: _digest(file) for file in files})
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, read once in a process as long as the system says that it is the same."""
+    told = path.stat()
+    return _digest_of(path, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
+
+
+@cache
+def _digest_of(path: Path, *_told: int) -> str:
+    return sha256_file(path)
+
+
+def _forget(folder: Path) -> None:
+    """Delete what was longest not used, until the rest is within :data:`MOST_BYTES`."""
+    told = [(path, path.stat()) for path in folder.glob("*.npz")]
+    total = sum(stat.st_size for _, stat in told)
+    for path, stat in sorted(told, key=lambda item: item[1].st_atime):
+        if total <= MOST_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        total -= stat.st_size
+
+
+def kept_notice(kept: Mapping[Pair, Kept], pairs: int) -> str:
+    """That comparisons were not computed now, how many, and since when they are kept."""
+    oldest = min(one.made for one in kept.values())
+    return (
+        f"{len(kept)} of {pairs} comparisons were computed by earlier calls, from the same bytes "
+        f"and tokens, and kept (the oldest on {oldest:%Y-%m-%d at %H:%M} UTC); "
+        "--no-evaluation-cache computes all of them again."
+    )
