@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from so8tqc.config import BakeConfig, ExportConfig, QCConfig, QuantizeConfig
+from so8tqc.config import BakeConfig, CaptureConfig, ExportConfig, QCConfig, QuantizeConfig
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.records import Record
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
 from so8tqc.services.bake import bake
+from so8tqc.services.capture import capture
 from so8tqc.services.export.service import export
 from so8tqc.services.qc import evaluations, models
-from so8tqc.services.qc.models import ARITHMETIC, BASE, REFERENCE
+from so8tqc.services.qc.models import ARITHMETIC, BASE, GATED, REFERENCE
 from so8tqc.services.qc.service import qc
 from so8tqc.services.quantize.service import quantize
 
@@ -334,3 +336,29 @@ def test_a_quantized_file_brings_its_floor_and_its_readings(
     shutil.copyfile(q8, copy)
     bench.qc(copy, **options)
     assert len(passes) == 2
+
+
+def test_a_recorded_reference_is_known_by_its_logits(
+    bench: Bench, kept: Path, passes: Passes
+) -> None:
+    recorded = bench.folder / "recorded.safetensors"
+    told: dict[str, Any] = {
+        "model": bench.base, "rotations": bench.gates, "data": (str(bench.texts),),
+        "out": recorded, "dtype": "float32",
+    }  # fmt: skip
+    capture(CaptureConfig.model_validate(told))
+    options: dict[str, Any] = {"reference": recorded, "base": bench.base}
+    first = bench.qc(bench.one, **options)
+    assert judged(bench.qc(bench.one, **options)) == judged(first)
+    assert [pairs for _, pairs in passes] == [
+        {
+            (REFERENCE, GATED), (BASE, REFERENCE), (GATED, ARITHMETIC),
+            (GATED, "noise floor bfloat16"), (REFERENCE, "one"),
+        },
+    ]  # fmt: skip
+    tensors = load_file(str(recorded))
+    changed = {n: t * 1.5 if n.startswith("logits") else t for n, t in tensors.items()}
+    with safe_open(str(recorded), framework="pt") as file:
+        save_file(changed, str(recorded), file.metadata())
+    bench.qc(bench.one, **options)
+    assert passes[1][1] == {(REFERENCE, GATED), (BASE, REFERENCE), (REFERENCE, "one")}
