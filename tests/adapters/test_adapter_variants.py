@@ -197,7 +197,7 @@ def test_every_method_of_peft_is_baked_or_refused_with_its_reason(
     assert baked == {
         "LORA", "ADALORA", "OFT", "BOFT", "HRA", "PSOFT", "ROAD", "VERA", "LOHA", "LOKR", "IA3",
         "LN_TUNING", "BEFT", "MISS", "SHIRA", "C3A", "DELORA", "HIRA", "GRALORA", "RANDLORA",
-        "VBLORA", "FOURIERFT", "WAVEFT",
+        "VBLORA", "FOURIERFT", "WAVEFT", "TRAINABLE_TOKENS",
     }  # fmt: skip
     assert in_front == {
         "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT",
@@ -284,12 +284,8 @@ def test_a_bias_that_the_base_does_not_have(make_model, tmp_path: Path) -> None:
         bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
 
 
-def test_single_tokens_and_turned_embeddings_are_refused(make_model, tmp_path: Path) -> None:
+def test_turned_embeddings_are_refused(make_model, tmp_path: Path) -> None:
     model = make_model("llama", "bfloat16")
-    directory = trained(model, tmp_path / "t", "Lora", target_modules=["q_proj"],
-                        trainable_token_indices=[3, 5])  # fmt: skip
-    with pytest.raises(InputError, match="single tokens"):
-        bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
     directory = adapter(model, tmp_path / "oft", "oft")
     file = directory / "adapter_model.safetensors"
     tensors = load_file(str(file))

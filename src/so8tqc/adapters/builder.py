@@ -13,9 +13,10 @@ from so8tqc.adapters.files import AdapterFiles
 from so8tqc.adapters.methods import module_steps
 from so8tqc.adapters.methods.context import ModuleSteps, Shape
 from so8tqc.adapters.methods.lora import expert_steps
+from so8tqc.adapters.methods.tokens import require_apart, trains_tokens
 from so8tqc.adapters.methods.vera import vera_projections
 from so8tqc.adapters.names import EXPERT_PARAMETERS, ExpertSlice, StoredNames
-from so8tqc.adapters.steps import AddLowRank, BlockColumns, BlockRows, Step, same_sums
+from so8tqc.adapters.steps import AddLowRank, BlockColumns, BlockRows, Step, same_rows, same_sums
 from so8tqc.checkpoints.patch import tensor_view
 from so8tqc.checkpoints.plan import DTYPE_NAMES
 from so8tqc.checkpoints.safetensors_index import Checkpoint, TensorEntry, torch_dtype
@@ -67,6 +68,7 @@ class Builder:
                 "merge_and_unload multiplies in the other order and gives another model."
             )
         _require_sum(group)
+        require_apart(group)
         self._before = frozenset(self._parts)
         for files in group:
             self._replace(files)
@@ -131,7 +133,10 @@ class Builder:
         self, files: AdapterFiles, module: str, parts: Mapping[str, torch.Tensor]
     ) -> ModuleSteps:
         entry = self._entry(files, module)
-        self._tell_tied(files, module, entry)
+        if not (trains_tokens(parts) and self._names.is_embedding(module)):  # PEFT ties them itself
+            self._tell_tied(files, module, entry)
+        if trains_tokens(parts):
+            self._require_head_without_bias(files, module, entry)
         if entry.name in self._before and _takes_the_base_alone(files):
             raise RotationError(
                 f"{files.kind} on {module}, which an adapter of another method has changed before: "
@@ -159,6 +164,20 @@ class Builder:
         if found.mix is not None or found.bias is not None:
             self._add_to_bias(files, module, found)
         return found
+
+    def _require_head_without_bias(
+        self, files: AdapterFiles, module: str, entry: TensorEntry
+    ) -> None:
+        """Refuse trained tokens of a head that has a bias, which PEFT's forward leaves out."""
+        head = next((n for n in self._checkpoint.tensors if self._names.is_head_bias(n)), None)
+        tied = self._names.ties_embeddings and entry == self._names.embedding()
+        if head is not None and (tied or self._names.is_head(module)):
+            raise RotationError(
+                f"the adapter trains single tokens of {module}, and the base has {head}: PEFT's "
+                "forward of such a head leaves the bias out",
+                where=str(files.directory),
+                remedy="No weight can hold that, and what was meant is not told.",
+            )
 
     def _add_to_bias(self, files: AdapterFiles, module: str, found: ModuleSteps) -> None:
         bias = self._names.find(f"{module}.bias")
@@ -251,7 +270,7 @@ class Builder:
         other, its = self._owner.setdefault((id(files), name), (module, steps))
         if other == module:
             return False
-        if same_sums(its, steps):
+        if same_sums(its, steps) or same_rows(its, steps):
             return True
         tied = self._names.is_head(other) or self._names.is_head(module)
         raise RotationError(
@@ -284,14 +303,17 @@ class Builder:
             entry = self._names.find(name)
             if entry is None and self._is_tied_head(files, name, tensor):
                 continue
+            tied = self._names.ties_embeddings and self._names.is_head(name.removesuffix(".weight"))
+            one = self._names.embedding() if tied else None
+            if entry is None and one is not None and tuple(tensor.shape) != one.shape:
+                entry = one
             if entry is None:
-                tied = self._names.is_head(name.removesuffix(".weight"))
                 raise RotationError(
                     f"the adapter saves {name}, which the base does not have",
                     where=str(files.directory),
                     remedy="The base ties its head to the embedding, and the training untied them: "
                     "save the base with tie_word_embeddings false first."
-                    if tied and self._names.ties_embeddings
+                    if tied
                     else "The adapter belongs to another base model.",
                 )
             if tuple(tensor.shape) != entry.shape:

@@ -67,6 +67,7 @@ PARTS = frozenset(
         "fourierft_spectrum",
         "waveft_spectrum",
         "beft_bias",
+        "trainable_tokens_delta",
         *(f"vblora_logits_{side}" for side in "AB"),
         *(f"vblora_logits_{side}_topk_{what}" for side in "AB" for what in ("indices", "weights")),
         *(f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"),
@@ -82,12 +83,10 @@ _PLACES = frozenset(
 )
 """Parts that are whole numbers."""
 
-_WRAPPERS = frozenset({"base_layer", "ln_tuning_layers"})
+_WRAPPERS = frozenset({"base_layer", "ln_tuning_layers", "token_adapter"})
 _PREFIXES = ("base_model.model.", "base_model.")
 _UNSUPPORTED = {
     "oft_embedding_R": "rotates an embedding",
-    "token_adapter": "trains single tokens",
-    "trainable_tokens_delta": "trains single tokens",
 }
 
 
@@ -221,7 +220,8 @@ def read_files(path: Path) -> AdapterFiles:
         if at is not None and at > 0:
             leaf = words[-1] if words[-1] in _LEAVES and at < len(words) - 1 else "weight"
             name = f"{words[at]}.{leaf}"
-            module = parts.setdefault(".".join(words[:at]), {})
+            owner = words[: at - 1] if words[at - 1] == "token_adapter" else words[:at]
+            module = parts.setdefault(".".join(owner), {})
             if name in module:
                 raise RotationError(f"two tensors for {name}", where=f"{file}, {key}")
             module[name] = tensor

@@ -153,6 +153,10 @@ class StoredNames:
         """Whether a module is the output head."""
         return module.rsplit(".", 1)[-1] in _HEADS and _LAYER.search(module + ".") is None
 
+    def is_head_bias(self, name: str) -> bool:
+        """Whether a tensor is the output head's bias."""
+        return name.endswith(".bias") and self.is_head(name.removesuffix(".bias"))
+
     def is_embedding(self, module: str) -> bool:
         """Whether a module is the token embedding."""
         return module.rsplit(".", 1)[-1] in _EMBEDDINGS and _LAYER.search(module + ".") is None

@@ -55,6 +55,7 @@ _UNDERSTOOD: dict[str, frozenset[str]] = {
             "runtime_config",
             "ensure_weight_tying",
             "target_modules_to_tie",
+            "trainable_token_indices",
         }
     ),
     "OFT": frozenset(
@@ -106,6 +107,8 @@ _UNDERSTOOD: dict[str, frozenset[str]] = {
             "beta2",
             "total_step",
             "orth_reg_weight",
+            "trainable_token_indices",
+            "ensure_weight_tying",
             "lora_dropout",
             "init_lora_weights",
             "loftq_config",
@@ -161,6 +164,7 @@ _UNDERSTOOD: dict[str, frozenset[str]] = {
             "proportional_parameters",
         }
     ),
+    "TRAINABLE_TOKENS": frozenset({"token_indices"}),
 }
 
 _IN_FRONT = "it puts learned tokens or cached keys in front of the input, which no weight can hold"

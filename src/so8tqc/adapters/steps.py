@@ -228,6 +228,55 @@ class AddLowRank:
         return float(self._a.double().norm(dim=0).max())
 
 
+@dataclass(frozen=True)
+class ReplaceRows:
+    """Some rows are others: W'[t_k] = D[k].
+
+    What is put there is exact; the bound stays that of the other rows.
+
+    Attributes:
+        places: t, ascending.
+        values: D [k, in] float64.
+    """
+
+    places: Columns
+    values: FloatArray
+    row_multiple: int = 1
+
+    def apply(self, chunk: Chunk) -> None:
+        """See :class:`Step`."""
+        import torch
+
+        first, last = np.searchsorted(self.places, (chunk.rows.start, chunk.rows.stop)).tolist()
+        if first == last:
+            return
+        at = torch.from_numpy(self.places[first:last] - chunk.rows.start)
+        chunk.value[at] = torch.from_numpy(np.ascontiguousarray(self.values[first:last]))
+        chunk.bounded(None)
+
+    def exact(self, before: Exact, _base: Exact, /) -> Exact:
+        """See :class:`Step`."""
+
+        def values(row: int, columns: Columns, bits: int) -> Dyadic:
+            at = int(np.searchsorted(self.places, row))
+            if at == len(self.places) or self.places[at] != row:
+                return before(row, columns, bits)
+            return dyadic(self.values[at, columns])
+
+        return values
+
+
+def same_rows(some: Sequence[Step], others: Sequence[Step]) -> bool:
+    """Whether both put the same rows in the same places."""
+    return len(some) == len(others) and all(
+        isinstance(one, ReplaceRows)
+        and isinstance(other, ReplaceRows)
+        and np.array_equal(one.places, other.places)
+        and np.array_equal(one.values, other.values)
+        for one, other in zip(some, others, strict=True)
+    )
+
+
 def same_sums(some: Sequence[Step], others: Sequence[Step]) -> bool:
     """Whether both are sums of the same s·B·A, factor by factor."""
     import torch

@@ -29,6 +29,7 @@ from so8tqc.adapters.methods.psoft import psoft
 from so8tqc.adapters.methods.road import road
 from so8tqc.adapters.methods.scales import beft, ia3
 from so8tqc.adapters.methods.spectra import fourierft, shira, waveft
+from so8tqc.adapters.methods.tokens import tokens, trains_tokens
 from so8tqc.adapters.methods.vera import vera
 from so8tqc.errors import RotationError
 
@@ -55,6 +56,7 @@ _METHODS: dict[str, Callable[[Context], ModuleSteps]] = {
     "VBLORA": vblora,
     "FOURIERFT": fourierft,
     "WAVEFT": waveft,
+    "TRAINABLE_TOKENS": tokens,
 }
 
 
@@ -76,7 +78,7 @@ def module_steps(
         ShapeError: their shapes disagree with each other, the declared rank, or the weight.
     """
     try:
-        method = _METHODS[files.kind]
+        method = tokens if trains_tokens(parts) else _METHODS[files.kind]
     except KeyError:
         raise RotationError(f"{files.kind} has no fold", where=str(files.directory)) from None
     return method(Context(files, module, parts, shape, weight, embedding))

@@ -25,6 +25,7 @@ from so8tqc.adapters.steps import (
     BlockRows,
     MixRowPairs,
     NormalisedAdd,
+    ReplaceRows,
     ScaleRows,
     Step,
     Steps,
@@ -388,6 +389,7 @@ def _step_name(step: Step) -> str:
         (ScaleRows, "the scale of the rows"),
         (SubtractProjection, "the reflections"),
         (MixRowPairs, "the rotation of output pairs"),
+        (ReplaceRows, "the trained rows"),
     )
     return next((name for kind, name in names if isinstance(step, kind)), "a step")
 
