@@ -148,10 +148,10 @@ TRANSPOSED = Diagnosis(
 )
 
 
-def test_a_diagnosis_keeps_what_was_measured() -> None:
+def test_a_diagnosis_keeps_what_no_sentence_is_known_for() -> None:
     with spoken(Language.JAPANESE):
         assert finding(TRANSPOSED) == (
-            "転置した回転が折り込まれています: Rᵀ instead of R (2 of 2 tensors of baked)."
+            "転置した回転が折り込まれています：Rᵀ instead of R（baked のテンソル 2 個中 2 個）。"
         )
     assert finding(TRANSPOSED) == TRANSPOSED.text
 
@@ -180,7 +180,7 @@ def test_people_read_japanese_and_machines_read_the_same_english(
     for text in (page, markdown):
         assert "検査 3 件：合格 1、不合格 1、未判定 1。" in text
         assert "95 % 信頼区間 0.1 … 0.3" in text
-        assert "転置した回転が折り込まれています: Rᵀ instead of R" in text
+        assert "転置した回転が折り込まれています：Rᵀ instead of R（baked" in text
         assert "平均 KL ダイバージェンス" in text
     shown = capsys.readouterr().out
     assert "転置 (transposed)" in shown
@@ -265,7 +265,7 @@ ENGLISH_WORDS = re.compile(r"[a-z]{3,}(?: [a-z]{2,})+")
 def test_the_frame_of_a_real_page_has_no_english_sentence_left(
     real_run: Path, tmp_path: Path, language: Language
 ) -> None:
-    """Headings, labels, captions, plots: what reports/ writes. Details and notices are records'."""
+    """Headings, labels, captions, plots; test_measured.py has what services write."""
     copied = tmp_path / "run"
     shutil.copytree(real_run, copied, ignore=shutil.ignore_patterns("*.gguf", "baked_model"))
     report(copied, language=language)

@@ -13,6 +13,7 @@ from rich.text import Text
 from so8tqc.records import Check, Verdict
 from so8tqc.reports import format as fmt
 from so8tqc.reports.language import message, say
+from so8tqc.reports.measured import measured
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.SKIP: "yellow"}
 _HEADER = (
@@ -93,4 +94,4 @@ def _print_reasons(console: Console, checks: Sequence[Check]) -> None:
     for (verdict, subject, detail), ids in reasons.items():
         named = say(", ").join(ids)
         named = say("{checks} of {name}", checks=named, name=subject) if subject else named
-        console.print(f"{verdict} {escape(named)}: {escape(detail)}")
+        console.print(f"{verdict} {escape(named)}: {escape(measured(detail))}")

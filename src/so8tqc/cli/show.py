@@ -27,6 +27,7 @@ from so8tqc.reports.kinds.comparison import sentence as comparison_sentence
 from so8tqc.reports.kinds.identify import sentence as identify_sentence
 from so8tqc.reports.kinds.verify import link_tables
 from so8tqc.reports.language import message, say
+from so8tqc.reports.measured import measured
 from so8tqc.reports.tables import Table as ReportTable
 
 _TABLES = {"batch": batch_tables, "comparison": comparison_tables, "verify": link_tables}
@@ -82,7 +83,7 @@ def _show(console: Console, record: Record, path: Path | None) -> None:
     for shown in _TABLES.get(record.kind, terminal_tables)(record):
         _show_table(console, shown)
     for notice in record.notices:
-        console.print(f"[yellow]·[/] {escape(notice)}")
+        console.print(f"[yellow]·[/] {escape(measured(notice))}")
     _show_diagnosis(console, record)
     for name, output in record.outputs.items():
         label = "" if Path(output.path).name == name else f"[dim]{escape(name)}:[/] "

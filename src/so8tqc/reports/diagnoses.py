@@ -1,10 +1,11 @@
-"""Diagnoses in the language of a report: the finding is said, what was measured stays."""
+"""Diagnoses in the language of a report: what was found, and what to do."""
 
 from __future__ import annotations
 
 from so8tqc.check_guide import BEFORE_COMMANDS
 from so8tqc.records import Diagnosis
 from so8tqc.reports.language import message, say
+from so8tqc.reports.measured import measured
 
 CODES = (
     message("not_baked"),
@@ -33,9 +34,8 @@ CODES = (
 
 
 def finding(diagnosis: Diagnosis) -> str:
-    """Its text: a record writes ``what is wrong: what was measured``; the first is a message."""
-    head, colon, measured = diagnosis.text.partition(": ")
-    return f"{say(head)}{colon}{measured}" if colon else say(head)
+    """Its text: a record writes ``what is wrong: what was measured``."""
+    return measured(diagnosis.text)
 
 
 def remedy(diagnosis: Diagnosis) -> str:

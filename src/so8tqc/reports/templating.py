@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from so8tqc.reports import checks, diagnoses
 from so8tqc.reports import format as fmt
 from so8tqc.reports.language import say
+from so8tqc.reports.measured import measured
 from so8tqc.wording import percent
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "say": say,
+        "measured": measured,
         "check_title": checks.title,
         "check_meaning": checks.meaning,
         "explained_by": checks.explained_by,

@@ -5,14 +5,20 @@ from __future__ import annotations
 from so8tqc.record_kinds.check import CheckMetrics
 from so8tqc.records import Record
 from so8tqc.reports.language import say
+from so8tqc.reports.measured import measured
 
 
 def answer(record: Record) -> list[tuple[str, str]]:
     """Label and sentence of each line: what it is, trust, what was not looked at, what next."""
     found = CheckMetrics.of(record)
-    lines = [("", found.what), ("", found.trust)]
+    lines = [("", measured(found.what)), ("", measured(found.trust))]
     if found.unseen:
-        lines.append((say("Not looked at"), "; ".join(text.rstrip(".") for text in found.unseen)))
+        lines.append(
+            (
+                say("Not looked at"),
+                say("; ").join(measured(text.rstrip(".")) for text in found.unseen),
+            )
+        )
     if found.next:
         lines.append((say("Next"), found.next))
     return lines

@@ -23,6 +23,7 @@ from so8tqc.reports import format as fmt
 from so8tqc.reports.figures import BLUE, GREY, SERIES, legend_below, style
 from so8tqc.reports.html import Plot, deciding, drawn
 from so8tqc.reports.language import say
+from so8tqc.reports.measured import measured
 from so8tqc.reports.pairs import pair_table
 from so8tqc.reports.tables import (
     Column,
@@ -216,7 +217,7 @@ def tensor_table(name: str, rows: Sequence[TensorRow]) -> Table | None:
         (say("verdict"), lambda row: row.verdict),
         (say("distance"), percent_of(lambda row: row.error)),
         (say("error over the grid's"), number_of(lambda row: row.over_grid)),
-        (say("found"), lambda row: row.detail),
+        (say("found"), lambda row: measured(row.detail)),
     ]
     ordered = {row.name: row for row in sorted(rows, key=lambda row: row.honest)}
     return tabulate(say("Tensors of {name}", name=name), say("tensor"), columns, ordered)

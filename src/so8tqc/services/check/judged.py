@@ -8,6 +8,7 @@ from pathlib import Path
 
 from so8tqc.records import Check, Diagnosis, FileRef, Verdict
 from so8tqc.reports.commands import command
+from so8tqc.wording import counted
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Judged:
         if self.failed:
             first = self.diagnosis[0].text if self.diagnosis else self.failed[0].detail
             more = len(self.failed) - 1
-            others = f" ({more} more check{'s' if more > 1 else ''} failed)" if more else ""
+            others = f" ({counted(more, 'more check')} failed, too)" if more else ""
             return f"Not to be trusted: {_sentence(first)}{others}"
         if not self.judged:
             return "Not judged: there is nothing here that it could be judged by."

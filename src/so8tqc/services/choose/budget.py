@@ -102,9 +102,12 @@ def verdicts(row: Row, name: str, budget: Budget, config: ChoiceOptions) -> list
                   detail="Size of the file chosen.")
         )  # fmt: skip
     if "survival" in row:
-        detail = "Upper end of KL to the gated model minus KL to the base: negative if the gate "
+        told = (
+            "Upper end of KL to the gated model minus KL to the base: negative if the gate "
+            "survives in the file."
+        )
         checks.append(
             judge("effect.survival", row["survival"], 0.0, comparison="<", subject=name,
-                  unit="nats", detail=detail + "survives in the file.")
+                  unit="nats", detail=told)
         )  # fmt: skip
     return checks

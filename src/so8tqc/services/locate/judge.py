@@ -170,8 +170,10 @@ def sentence(row: OperationRow) -> str:
     """Where it is, how far it is off, and what explains it."""
     said = f"{row.place}: error {row.error:.2g}, of which rounding explains {row.limit:.2g}"
     if row.gain is not None and row.error <= row.limit:
-        said = f"{row.place}: {row.gain:.5g} times the reference's, where rounding explains 1 ± "
-        said += f"{row.gain_limit:.2g}"
+        said = (
+            f"{row.place}: {row.gain:.5g} times the reference's, where rounding explains 1 ± "
+            f"{row.gain_limit:.2g}"
+        )
     return f"{said}; {row.cause}" if row.cause else said
 
 
