@@ -13,7 +13,6 @@ import pytest
 
 from so8tqc.cli.main import run as run_main
 from so8tqc.config import ExportConfig, QuantizeConfig
-from so8tqc.errors import InputError
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, open_gguf
 from so8tqc.llama.vendor import is_vendored
 from so8tqc.record_kinds.choose import Row
@@ -28,7 +27,7 @@ from so8tqc.services.choose.curvature import (
 )
 from so8tqc.services.choose.search import Search
 from so8tqc.services.export.service import write_gguf
-from so8tqc.services.quantize.mixture import stored_bytes
+from so8tqc.services.quantize.mixture import TooSmallError, stored_bytes
 from so8tqc.services.quantize.service import quantize
 from wide_llama import DOCS, write_calibration, write_wide
 
@@ -117,6 +116,8 @@ class _World:
         return Made(Path(str(len(self.made))), self.made[-1], ())
 
     def first(self, limit: int) -> tuple[Made, Mixture]:
+        if limit < self.costs.smallest:
+            raise TooSmallError(f"nothing is as small as {limit}")
         types, predicted = self.costs.best(limit)
         return self.of_types(types), _mixture(self.source, predicted)
 
@@ -184,6 +185,17 @@ def test_where_no_types_file_has_the_quality_nothing_is_made() -> None:
     assert found.ended == "No type's file has the quality asked for."
 
 
+def test_below_the_smallest_type_there_is_nothing_to_try() -> None:
+    world, found = _World(), Search()
+    rows, files = _pure(world)
+    budget = Budget(9.0, None, None, by_interval=False)
+    best = smallest_of_quality(
+        rows, files, budget, world.source, world.first, world.of_types, world.measure, found, 9
+    )
+    assert best is None
+    assert found.ended.startswith("Nothing is as small as")
+
+
 def test_a_size_takes_one_file_and_one_that_nothing_has_none() -> None:
     world, found = _World(), Search()
     budget = Budget(None, None, world.costs.smallest + 2000, by_interval=False)
@@ -194,7 +206,7 @@ def test_a_size_takes_one_file_and_one_that_nothing_has_none() -> None:
     assert len(found.tried) == 1
     assert found.prediction is not None
     assert best_of_size(TAKEN, world.first, world.measure, budget, found) is None
-    assert "less than" in found.ended
+    assert found.ended == f"Nothing is as small as {TAKEN}."
 
 
 @pytest.mark.llama
@@ -262,6 +274,11 @@ def _is_what_its_recipe_makes(
     assert Path(again.outputs[recipe["type"]].path).read_bytes() == file.read_bytes()
 
 
-def test_the_error_of_a_size_is_one_of_input() -> None:
-    with pytest.raises(InputError):
-        _World().first(TAKEN)
+def test_a_model_directory_that_is_none_is_told_before_anything_is_made(
+    tokenizer_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["choose", str(tmp_path / "a-F16.gguf"), "--max-size", "1MB", "--solver", "hessian"]
+    code = run_main([*command, "--out", str(tmp_path / "out"), "--model", str(tokenizer_files)])
+    assert code == 3
+    assert str(tokenizer_files) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "record.json").exists()

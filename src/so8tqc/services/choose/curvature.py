@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from so8tqc.errors import InputError
 from so8tqc.gguf.file import GGUFFile
 from so8tqc.quantizers.knapsack import Option, cheapest
 from so8tqc.record_kinds.choose import Row
@@ -27,12 +26,12 @@ from so8tqc.record_kinds.quantize import Mixture, QuantizedFile
 from so8tqc.records import Check
 from so8tqc.services.choose.budget import Budget
 from so8tqc.services.choose.search import Search, tried_file
-from so8tqc.services.quantize.mixture import stored_bytes
+from so8tqc.services.quantize.mixture import TooSmallError, stored_bytes
 
 Numbers = npt.NDArray[np.float64]
 
 MIXTURES = 3
-"""Files made at most: with two types that is one evaluation less than six."""
+"""Files made at most: with two types that is five evaluations."""
 
 _NEAR = 0.003
 """Sizes that differ by less are not tried one after the other."""
@@ -131,8 +130,8 @@ def best_of_size(
     """One mixture for a size; what was tried is noted in ``found``."""
     try:
         made, mixture = first(limit)
-    except InputError as reason:  # the types were quantized with the same options
-        found.ended = f"{reason.what[:1].upper()}{reason.what[1:]}."
+    except TooSmallError as reason:
+        found.ended = _sentence(reason)
         return None
     measured = _measured(made, mixture.predicted_kl, measure, budget, found)
     found.prediction = mixture
@@ -178,7 +177,11 @@ def smallest_of_quality(
     costs: Costs | None = None
     for _ in range(min(evaluations, MIXTURES)):
         if costs is None:
-            made, mixture = first(limit)
+            try:
+                made, mixture = first(limit)
+            except TooSmallError as reason:
+                found.ended = _sentence(reason)
+                return None
             costs, predicted = Costs(mixture, source), mixture.predicted_kl
             found.prediction = mixture
             points = [
@@ -204,6 +207,10 @@ def smallest_of_quality(
         "file that keeps the budget.".replace("%", " %")
     )
     return best
+
+
+def _sentence(reason: TooSmallError) -> str:
+    return f"{reason.what[:1].upper()}{reason.what[1:]}."
 
 
 def _measured(

@@ -53,6 +53,7 @@ from so8tqc.services.choose.rows import (
 from so8tqc.services.choose.search import Mixture, Search, search, tried_file
 from so8tqc.services.qc.judging import Bootstrap, effect_check
 from so8tqc.services.qc.pairwise import compare_candidates
+from so8tqc.services.quantize.mixture import require_tools_to_choose
 from so8tqc.services.quantize.patterns import override_patterns
 from so8tqc.services.quantize.recipe import stem
 from so8tqc.services.quantize.service import quantize
@@ -77,6 +78,8 @@ def choose(config: ChooseConfig, progress: Progress = SILENT) -> Record:
     """
     watch = Stopwatch()
     config = with_local_paths(config, progress)
+    if config.solver == "hessian" and config.has_budget:
+        require_tools_to_choose(config)
     evaluation = Evaluation(config)
     try:
         return _choose(config, evaluation, watch, progress)

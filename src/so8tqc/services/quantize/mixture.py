@@ -27,6 +27,7 @@ from so8tqc.config import QuantizeConfig
 from so8tqc.errors import DataError, InputError, ModelError
 from so8tqc.gguf.file import GGUFFile, GGUFTensor, aligned, block_layout, open_gguf
 from so8tqc.llama.quantizer import PlannedTensor
+from so8tqc.llama.vendor import find_converter
 from so8tqc.progress import SILENT, Progress
 from so8tqc.quantizers.grids import GRIDS
 from so8tqc.quantizers.hessians import MomentsFile
@@ -35,7 +36,7 @@ from so8tqc.quantizers.solve import solve
 from so8tqc.record_kinds.quantize import Chosen, Family, Mixture
 from so8tqc.records import Check, judge
 from so8tqc.services.quantize.calibration import calibration_texts
-from so8tqc.services.quantize.hessians import require_same_weights
+from so8tqc.services.quantize.hessians import model_directory, require_same_weights
 from so8tqc.services.quantize.pricing import Price, priced_tensors, prices, sampled_costs
 from so8tqc.services.quantize.proof import PLAIN_TYPES
 from so8tqc.services.quantize.recipe import EMBEDDING, HEAD
@@ -61,6 +62,22 @@ _OF_WIDE_ROWS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 _OF_OTHER_ROWS = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 _NEW_KEY = 64
 """Bytes of a key-value that libllama may add, at most."""
+
+
+def require_tools_to_choose(config: QuantizeConfig) -> None:
+    """See that the model directory and the converter are here, without which nothing is chosen.
+
+    Raises:
+        InputError: nothing says which directory it is.
+        ModelError: it is no model directory.
+        MissingToolError: there is no converter.
+    """
+    open_checkpoint(model_directory(config.model, config.gguf))
+    find_converter()
+
+
+class TooSmallError(InputError):
+    """A size that no mixture of types has."""
 
 
 def candidates(source: GGUFTensor) -> tuple[str, ...]:
@@ -126,8 +143,8 @@ class Room:
         """The room for ``chosen``, in a file that has everything else as planned.
 
         Raises:
-            InputError: it is too small for the smallest types, or there are no tensors to choose
-                types of.
+            TooSmallError: the smallest types do not fit.
+            InputError: there are no tensors to choose types of.
         """
         if not chosen:
             raise InputError(
@@ -146,7 +163,7 @@ class Room:
         }
         room = cls(limit, header + 2 * _NEW_KEY + sum(others), sizes)
         if room.smallest > limit:
-            raise InputError(
+            raise TooSmallError(
                 f"no mixture of types is as small as {wording.size(limit)}: the smallest has "
                 f"{wording.size(room.smallest)} ({room.smallest} bytes)",
                 where=str(source.path),
@@ -219,7 +236,7 @@ class Chooser:
             free: the tensors whose types may be chosen.
 
         Raises:
-            InputError: nothing is as small.
+            TooSmallError: nothing is as small.
             ModelError: of no tensor it is known what errors cost.
         """
         costs: dict[str, dict[str, float]] = {}

@@ -44,6 +44,7 @@ from so8tqc.services.quantize.mixture import (
     Room,
     choosable,
     mixture_notices,
+    require_tools_to_choose,
     size_check,
 )
 from so8tqc.services.quantize.patterns import override_patterns
@@ -200,7 +201,7 @@ def _prepare(
             planned[0].tensors,
             choosable(config, source, planned[0].tensors),
         )
-        model_directory(config.model, config.gguf)
+        require_tools_to_choose(config)
     given_moments = None
     if config.solver == "hessian" and config.hessians != AUTO:
         given_moments = MomentsFile(Path(config.hessians))
