@@ -882,13 +882,14 @@ DIAGNOSES: dict[str, Fault] = {
 PROFILES: dict[str, Note] = {
     "default": Note(
         "The profile that judges unless another is named",
-        "Absolute targets for model directories, widened by the measured noise floor of their "
-        "storage type; for GGUF files, limits of each file type.",
+        "Absolute targets, widened by what is measured beside the candidate: for model directories "
+        "the noise floor of their storage type, for quantized GGUF files the quantization floor of "
+        "their types.",
         "It is chosen by qc --profile; limits of your own stand in a file: --profile FILE.yaml",
     ),
     "strict": Note(
         "The absolute targets, whatever the storage type",
-        "No noise floor widens a target, and a check that could not be made fails the verdict. No "
+        "No floor widens a target, and a check that could not be made fails the verdict. No "
         "16-bit checkpoint of a real model meets it: it is for float32 bakes.",
         "It is chosen by qc --profile; limits of your own stand in a file: --profile FILE.yaml",
     ),

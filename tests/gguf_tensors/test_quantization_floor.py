@@ -16,7 +16,7 @@ from so8tqc.gguf.file import open_gguf
 from so8tqc.gguf.rewrite import changed_copy
 from so8tqc.llama.ggml import dequantizer, encode
 from so8tqc.llama.vendor import is_vendored
-from so8tqc.records import Record, Verdict
+from so8tqc.records import Check, Record, Verdict
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
@@ -189,3 +189,53 @@ def test_where_it_cannot_be_made_it_is_absent_and_said(
     assert len(told) == 1
     assert "tiny-Q8_0.gguf" in told[0]
     assert "blk.0.odd" in told[0]
+
+
+def limited(made: Made, file: Path, out: Path, profile: str, kl: float) -> dict[str, Check]:
+    """The candidate's checks by a profile that allows a Q4_K_M so much."""
+    out.mkdir()
+    path = out / "profile.yaml"
+    path.write_text(f"a:\n  models: {{}}\n  gguf: {{default: {{kl.mean: {{{profile}: {kl}}}}}}}\n")
+    record = judged(made, [file], out / "qc", profile=str(path))
+    return {check.id: check for check in record.checks}
+
+
+def test_an_absolute_target_is_said_and_the_floor_decides(made: Made, tmp_path: Path) -> None:
+    """A type may cost this model more than a profile foresaw, or much less."""
+    q4 = made.folder / "plain" / "tiny-Q4_K_M.gguf"
+    tight = limited(made, q4, tmp_path / "tight", "target", 1e-9)
+    assert tight["kl.mean"].verdict is Verdict.PASS
+    assert tight["kl.mean"].target_met is False
+    floor = tight["kl.floor"].noise_floor
+    assert floor is not None
+    assert tight["kl.mean"].noise_floor == floor
+    assert tight["kl.mean"].limit == FACTOR * floor
+    fixed = limited(made, q4, tmp_path / "fixed", "limit", 1e-9)
+    assert fixed["kl.mean"].verdict is Verdict.FAIL
+    worse = coarser(made.folder / "plain" / "tiny-Q8_0.gguf", tmp_path / "worse.gguf")
+    wide = limited(made, worse, tmp_path / "wide", "target", 9.0)
+    assert wide["kl.mean"].verdict is Verdict.PASS
+    assert wide["kl.floor"].verdict is Verdict.FAIL
+
+
+def test_without_a_floor_the_target_is_the_limit(made: Made, tmp_path: Path) -> None:
+    q4 = made.folder / "plain" / "tiny-Q4_K_M.gguf"
+    path = tmp_path / "profile.yaml"
+    path.write_text("a:\n  models: {}\n  gguf: {default: {kl.mean: {target: 1.0e-9}}}\n")
+    record = judged(made, [q4], tmp_path / "qc", profile=str(path), quantization_floor=False)
+    (mean,) = [check for check in record.checks if check.id == "kl.mean"]
+    assert mean.verdict is Verdict.FAIL
+    assert mean.limit == 1e-9
+
+
+def test_every_limit_of_quantized_types_is_measured_beside_the_file(
+    made: Made, tmp_path: Path
+) -> None:
+    """By the profile that is the default: calibration and the top token, too."""
+    q4 = made.folder / "plain" / "tiny-Q4_K_M.gguf"
+    record = judged(made, [q4], tmp_path / "qc", profile="default")
+    mine = {check.id: check for check in record.checks if check.subject == q4.name}
+    for name in ("kl.mean", "kl.top1", *(f"calibration.{w}" for w in ("ece", "brier", "nll"))):
+        assert mine[name].noise_floor is not None
+        assert mine[name].target is not None
+        assert not mine[name].failed

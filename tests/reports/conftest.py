@@ -17,6 +17,7 @@ from so8tqc.config import (
     RunConfig,
 )
 from so8tqc.llama.vendor import is_vendored
+from so8tqc.resources import package_file
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
@@ -47,6 +48,9 @@ def real_run(make_model: object, tmp_path_factory: pytest.TempPathFactory) -> Pa
     data = folder / "texts.jsonl"
     lines = [json.dumps({"id": f"t{i}", "text": text[:500]}) for i, text in enumerate(texts)]
     data.write_text("\n".join(lines), encoding="utf-8")
+    profile = folder / "profile.yaml"  # a page shall have checks that failed
+    limits = package_file("profiles.yaml").read_text(encoding="utf-8")
+    profile.write_text(limits.replace("{target: 0.", "{limit: 0."), encoding="utf-8")
     run(
         RunConfig(
             name="tiny",
@@ -58,7 +62,7 @@ def real_run(make_model: object, tmp_path_factory: pytest.TempPathFactory) -> Pa
             quantize=QuantizeOptions(types=("Q4_K_M", "Q8_0")),
             calibrate_type="Q4_K_M",
             calibrate=CalibrateOptions(png=False, resamples=200, allow_small=True),
-            qc=QCOptions(resamples=200, max_tokens=96),
+            qc=QCOptions(resamples=200, max_tokens=96, profile=str(profile)),
             longtext=LongTextOptions(min_tokens=384, max_new_tokens=40, png=False, resamples=200),
         )
     )

@@ -78,7 +78,8 @@ def test_a_check_says_its_limits_in_the_profiles_that_come_along() -> None:
     for profile, content in PROFILES_FILE.items():
         for files, limits in (("models", content["models"]), *content["gguf"].items()):
             given = limits["kl.mean"]
-            values = (given.get("limit"), given.get("target"), given.get("floor_factor"))
+            factor = None if "limit" in given else given.get("floor_factor", 2.0)
+            values = (given.get("limit"), given.get("target"), factor)
             wanted[profile, files] = values
     assert told == wanted
     assert {row.comparison for row in found.limits} == {"<="}
@@ -93,8 +94,9 @@ def test_the_limits_shown_are_those_that_judge(capsys: pytest.CaptureFixture[str
     mean, _, top = capsys.readouterr().out.partition("\nkl.top1")
     assert re.search(r"default +model directories +≤ max\(1e-06, 2 × noise floor\)", mean)
     assert re.search(r"strict +model directories +≤ 1e-06\n", mean)
-    assert re.search(r"default, strict +Q5_K_M, Q4_K_M +≤ 0.25\n", mean)
-    assert re.search(r"default, strict +other GGUF types +≥ 0.5\n", top)
+    assert re.search(r"default +Q5_K_M, Q4_K_M +≤ max\(0.25, 2 × quantization floor\)\n", mean)
+    assert re.search(r"strict +Q5_K_M, Q4_K_M +≤ 0.25\n", mean)
+    assert re.search(r"strict +other GGUF types +≥ 0.5\n", top)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_the_limits_shown_are_those_that_judge(capsys: pytest.CaptureFixture[str
 def test_a_subject_narrows_the_limits_to_its_type(name: str, limit: float) -> None:
     (found,) = explain(name)
     assert found.id == "kl.mean"
-    assert {row.limit for row in found.limits} == {limit}
+    assert {row.target if row.limit is None else row.limit for row in found.limits} == {limit}
 
 
 def test_a_subject_that_says_no_type_narrows_nothing() -> None:
@@ -177,7 +179,8 @@ def test_json_has_the_same_in_the_language_asked(capsys: pytest.CaptureFixture[s
     mean, three = json.loads(capsys.readouterr().out)
     assert (mean["id"], mean["kind"], three["kind"]) == ("kl.mean", "check", "exit code")
     assert mean["meaning"] == GUIDE["kl.mean"].meaning
-    assert [row["limit"] for row in mean["limits"]] == [0.015, 0.015]
+    assert [row["limit"] for row in mean["limits"]] == [None, 0.015]
+    assert [row["target"] for row in mean["limits"]] == [0.015, None]
     assert run_main(["explain", "--json", "--lang", "ja"]) == 0
     told = {entry["id"]: entry for entry in json.loads(capsys.readouterr().out)}
     japanese = catalogue(Language.JAPANESE)

@@ -107,10 +107,15 @@ def _written(limit: ProfileLimit) -> str:
         value = limit.limit if limit.target is None else limit.target
         return f"{sign} {fmt.number(value)}"
     target, factor = fmt.number(limit.target), fmt.number(limit.floor_factor)
-    if limit.comparison == "<=":
-        return say("≤ max({target}, {factor} × noise floor)", target=target, factor=factor)
-    return say(
-        "≥ min({target}, 1 − {factor} × (1 − noise floor) − 1 / tokens)",
-        target=target,
-        factor=factor,
-    )
+    values = {"target": target, "factor": factor}
+    match limit.files == MODELS, limit.comparison:
+        case True, "<=":
+            return say("≤ max({target}, {factor} × noise floor)", **values)
+        case True, _:
+            return say("≥ min({target}, 1 − {factor} × (1 − noise floor) − 1 / tokens)", **values)
+        case False, "<=":
+            return say("≤ max({target}, {factor} × quantization floor)", **values)
+        case _:
+            return say(
+                "≥ min({target}, 1 − {factor} × (1 − quantization floor) − 1 / tokens)", **values
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -105,8 +105,9 @@ def fidelity_checks(
         limits: check id → limit.
         subject: the candidate's name.
         bootstrap: for intervals.
-        floor: our exact fold, rounded to the storage dtype, against the reference; None
-            where no noise floor exists (quantized files).
+        floor: what honest rounding alone leaves, against the reference: our exact fold in the
+            storage dtype, or of a quantized file the same types encoded from the reference's own
+            weights; None where there is none.
     """
     checks = []
     values = _values(table)
@@ -116,7 +117,7 @@ def fidelity_checks(
             value, noise = values[check_id], floors.get(check_id)
             checks.append(_fidelity(check_id, value, limit, subject, table, bootstrap, noise))
         else:
-            checks.append(_calibration(check_id, limit, subject, table, bootstrap))
+            checks.append(_calibration(check_id, limit, subject, table, bootstrap, floor))
     return checks
 
 
@@ -354,26 +355,27 @@ def mean_interval(
     return None if np.isnan(low) else (low, high)
 
 
+_CALIBRATION = {
+    "calibration.brier": "Brier score",
+    "calibration.nll": "negative log likelihood",
+    "calibration.ece": f"expected calibration error ({BINS} bins)",
+}
+
+
 def _calibration(
-    check_id: str, limit: Limit, subject: str, table: TokenTable, bootstrap: Bootstrap
+    check_id: str,
+    limit: Limit,
+    subject: str,
+    table: TokenTable,
+    bootstrap: Bootstrap,
+    floor: TokenTable | None,
 ) -> Check:
     """How much worse calibrated the candidate is than the reference; negative is better."""
-    statistic = _difference_of_means
-    match check_id:
-        case "calibration.brier":
-            per_text = table.per_text("brier_candidate", "brier_reference")
-            what = "Brier score"
-        case "calibration.nll":
-            per_text = table.per_text("nll_candidate", "nll_reference")
-            what = "negative log likelihood"
-        case "calibration.ece":
-            per_text = np.concatenate(
-                [_bin_sums(table, "candidate"), _bin_sums(table, "reference")], axis=1
-            )
-            statistic = _difference_of_ece
-            what = f"expected calibration error ({BINS} bins)"
-        case _:
-            raise AssertionError(f"{check_id} is not among the checks of a profile")
+    statistic, per_text = _calibration_sums(check_id, table)
+    noise = None
+    if floor is not None and limit.target is not None:
+        of_floor, sums = _calibration_sums(check_id, floor)
+        noise = float(of_floor(sums.sum(axis=0)))
     low, high = paired_bootstrap(
         per_text,
         statistic,
@@ -384,11 +386,29 @@ def _calibration(
     return judge(
         check_id,
         float(statistic(per_text.sum(axis=0))),
-        _limit(limit, None, higher=False, tokens=len(table)),
+        _limit(limit, noise, higher=False, tokens=len(table)),
         subject=subject,
         ci95=None if np.isnan(low) else (low, high),
-        detail=f"The candidate's {what} minus the reference's.",
+        target=limit.target,
+        noise_floor=noise,
+        detail=f"The candidate's {_CALIBRATION[check_id]} minus the reference's.",
     )
+
+
+def _calibration_sums(
+    check_id: str, table: TokenTable
+) -> tuple[Callable[[FloatArray], FloatArray], FloatArray]:
+    """The statistic of a check, and [texts, k] sums that it is made of."""
+    match check_id:
+        case "calibration.brier":
+            return _difference_of_means, table.per_text("brier_candidate", "brier_reference")
+        case "calibration.nll":
+            return _difference_of_means, table.per_text("nll_candidate", "nll_reference")
+        case "calibration.ece":
+            sides = [_bin_sums(table, side) for side in ("candidate", "reference")]
+            return _difference_of_ece, np.concatenate(sides, axis=1)
+        case _:
+            raise AssertionError(f"{check_id} is not among the checks of a profile")
 
 
 def _difference_of_means(totals: FloatArray) -> FloatArray:

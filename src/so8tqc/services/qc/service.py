@@ -643,10 +643,12 @@ def _candidate_checks(
             *image_checks(table, profile.models, name, bootstrap, floor),
         ]
     limits = profile.for_gguf(ran.file_types[name])
-    checks = fidelity_checks(table, limits, name, bootstrap, None)
-    checks += image_checks(table, limits, name, bootstrap, None)
-    if (floor := ran.quantization_floor(name)) is not None:
-        checks.append(quantization_check(table, judged(floor), name, bootstrap))
+    floor = ran.quantization_floor(name)
+    floor = None if floor is None else judged(floor)
+    checks = fidelity_checks(table, limits, name, bootstrap, floor)
+    checks += image_checks(table, limits, name, bootstrap, floor)
+    if floor is not None:
+        checks.append(quantization_check(table, floor, name, bootstrap))
     if (to_base := ran.tables.get((BASE, name))) is not None:
         checks.append(survival_check(table, judged(to_base), name, bootstrap))
     return checks
