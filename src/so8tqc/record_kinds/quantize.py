@@ -143,13 +143,13 @@ class Family(Entry):
 
     Attributes:
         tensors: that were probed.
-        predicted, measured: KL of these in the recipe's types, nats.
+        predicted_kl, measured_kl: of these in the recipe's types, nats.
         factor: the one over the other.
     """
 
     tensors: int
-    predicted: float
-    measured: float
+    predicted_kl: float
+    measured_kl: float
     factor: float
 
 

@@ -76,7 +76,7 @@ def prediction_table(record: Record) -> Table | None:
     mixture = QuantizeMetrics.of(record).mixture
     if mixture is None:
         return None
-    rows = {name: (one.predicted, one.measured) for name, one in mixture.families.items()}
+    rows = {name: (one.predicted_kl, one.measured_kl) for name, one in mixture.families.items()}
     rows[say("the file")] = (mixture.predicted_kl, mixture.measured_kl)
     columns: list[Column[tuple[float, float]]] = [
         (say("predicted KL"), number_of(lambda row: row[0])),

@@ -306,7 +306,9 @@ class Chooser:
             sum_ = sum(predicted[name] for name in tensors)
             kl = max(measured[family], 0.0)
             factor = kl / sum_ if sum_ > 0 else 1.0
-            found[family] = Family(tensors=len(tensors), predicted=sum_, measured=kl, factor=factor)
+            found[family] = Family(
+                tensors=len(tensors), predicted_kl=sum_, measured_kl=kl, factor=factor
+            )
         return found
 
     def confirmed(self, plan: Plan, path: Path) -> Mixture:
