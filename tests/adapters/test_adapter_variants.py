@@ -197,7 +197,7 @@ def test_every_method_of_peft_is_baked_or_refused_with_its_reason(
     assert baked == {
         "LORA", "ADALORA", "OFT", "BOFT", "HRA", "PSOFT", "ROAD", "VERA", "LOHA", "LOKR", "IA3",
         "LN_TUNING", "BEFT", "MISS", "SHIRA", "C3A", "DELORA", "HIRA", "GRALORA", "RANDLORA",
-        "VBLORA", "FOURIERFT", "WAVEFT", "TRAINABLE_TOKENS",
+        "VBLORA", "FOURIERFT", "WAVEFT", "TRAINABLE_TOKENS", "PVERA",
     }  # fmt: skip
     assert in_front == {
         "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT",
@@ -205,7 +205,7 @@ def test_every_method_of_peft_is_baked_or_refused_with_its_reason(
     }  # fmt: skip
 
 
-SUMMED = ["miss", "miss-bat", "shira", "delora", "hira", "gralora", "randlora", "vblora",
+SUMMED = ["pvera", "miss", "miss-bat", "shira", "delora", "hira", "gralora", "randlora", "vblora",
           "fourierft", "waveft"]  # fmt: skip
 
 
@@ -270,6 +270,17 @@ def test_wavelets_of_no_file_are_refused(make_model, tmp_path: Path) -> None:
         bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
 
 
+def test_what_pvera_draws_is_refused(make_model, tmp_path: Path) -> None:
+    model = make_model("llama", "bfloat16")
+    for name, options, words in (
+        ("drawn", {"save_projection": False}, "pvera_B are missing.*save_projection"),
+        ("sampled", {"sample_at_inference": True}, "at random each time"),
+    ):
+        directory = adapter(model, tmp_path / name, "pvera", **options)
+        with pytest.raises(InputError, match=words):
+            bake(BakeConfig(base=model, rotations=directory, out=tmp_path / "m"))
+
+
 def test_bases_that_were_not_saved_are_asked_for(make_model, tmp_path: Path) -> None:
     model = make_model("llama", "bfloat16")
     directory = adapter(model, tmp_path / "a", "randlora", save_projection=False)
@@ -303,6 +314,7 @@ def test_turned_embeddings_are_refused(make_model, tmp_path: Path) -> None:
         ("loha", "hada_w2_b", lambda t: t * torch.nan, ["hada_w2_b", "not finite"]),
         ("lokr", "lokr_w1", lambda t: t[:-1], ["lokr_w1 and lokr_w2", "64 × 64"]),
         ("ia3", "ia3_l", lambda t: t[:-1], ["ia3_l", "[63, 1]", "[64, 1]"]),
+        ("pvera", "pvera_lambda_d", lambda t: t[1:], ["pvera_lambda_d", "[11]", "[12]"]),
         ("adalora", "lora_E", lambda t: t[:-1], ["lora_E", "[4, 1]", "[5, 1]"]),
         ("miss", "miss_block", lambda t: t[:, 1:], ["miss_block", "[6, 63]", "[6, 64]"]),
         ("miss-bat", "miss_block", lambda t: t[0], ["miss_block", "[8, 8, 8]"]),

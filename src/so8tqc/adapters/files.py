@@ -44,6 +44,8 @@ PARTS = frozenset(
         "road_alpha",
         "vera_lambda_b",
         "vera_lambda_d",
+        "pvera_lambda_b",
+        "pvera_lambda_d",
         "lora_E",
         "ia3_l",
         "miss_block",
@@ -77,7 +79,10 @@ PARTS = frozenset(
 """Names of a method's tensors below the module they change."""
 
 _LEAVES = frozenset({"weight", "bias", "vector_a", "vector_b"})
-_SHARED = frozenset({"vera_A", "vera_B", "randlora_A", "randlora_B", "vblora_vector_bank"})
+_SHARED = frozenset(
+    {*(f"{name}_{side}" for name in ("vera", "pvera", "randlora") for side in "AB")}
+    | {"vblora_vector_bank"}
+)
 _PLACES = frozenset(
     {"shira_indices", "vblora_logits_A_topk_indices", "vblora_logits_B_topk_indices"}
 )

@@ -93,6 +93,17 @@ _UNDERSTOOD: dict[str, frozenset[str]] = {
     ),
     "ROAD": frozenset({"variant", "group_size"}),
     "VERA": frozenset({"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"}),
+    "PVERA": frozenset(
+        {
+            "r",
+            "projection_prng_key",
+            "save_projection",
+            "pvera_dropout",
+            "d_initial",
+            "sample_at_inference",
+            "generator_seed",
+        }
+    ),
     "ADALORA": frozenset(
         {
             "r",

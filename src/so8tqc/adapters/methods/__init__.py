@@ -5,12 +5,12 @@ left. A PEFT layer that computes ``x_row @ M`` before the base layer makes W·M�
 its formulas derived in its first lines; ``context`` is what they are given.
 
 Of several adapters of one method PEFT's forward adds the deltas of LoRA, AdaLoRA, LoHa, LoKr, VeRA,
-PSOFT, HiRA (each times the stored weight), SHiRA, DeLoRA, GraLoRA, RandLoRA, VB-LoRA, FourierFT,
-WaveFT and BEFT, and of MiSS but for ``bat``, which it applies one after the other; applies DoRA's
-scalings one after the other, each norm that of the stored weight; computes x_row·R_1·R_2 for OFT,
-hence W·R_2ᵀ·R_1ᵀ (``merge_and_unload`` gives the other order); W·H_1·H_2 for HRA; W·F_1ᵀ·F_2ᵀ for
-BOFT; and multiplies the vectors of (IA)³. Of C3A it gives the second what the first made of x: a
-product of both, no sum (``merge_and_unload`` sums them), which is refused.
+PVeRA, PSOFT, HiRA (each times the stored weight), SHiRA, DeLoRA, GraLoRA, RandLoRA, VB-LoRA,
+FourierFT, WaveFT and BEFT, and of MiSS but for ``bat``, which it applies one after the other;
+applies DoRA's scalings one after the other, each norm that of the stored weight; computes
+x_row·R_1·R_2 for OFT, hence W·R_2ᵀ·R_1ᵀ (``merge_and_unload`` gives the other order); W·H_1·H_2 for
+HRA; W·F_1ᵀ·F_2ᵀ for BOFT; and multiplies the vectors of (IA)³. Of C3A it gives the second what the
+first made of x: a product of both, no sum (``merge_and_unload`` sums them), which is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from so8tqc.adapters.methods.road import road
 from so8tqc.adapters.methods.scales import beft, ia3
 from so8tqc.adapters.methods.spectra import fourierft, shira, waveft
 from so8tqc.adapters.methods.tokens import tokens, trains_tokens
-from so8tqc.adapters.methods.vera import vera
+from so8tqc.adapters.methods.vera import pvera, vera
 from so8tqc.errors import RotationError
 
 _METHODS: dict[str, Callable[[Context], ModuleSteps]] = {
@@ -45,6 +45,7 @@ _METHODS: dict[str, Callable[[Context], ModuleSteps]] = {
     "PSOFT": psoft,
     "ROAD": road,
     "VERA": vera,
+    "PVERA": pvera,
     "BEFT": beft,
     "MISS": miss,
     "SHIRA": shira,
