@@ -15,6 +15,7 @@ class CheckMetrics(Metrics):
         readable: False for what cannot be judged because of what it is.
         unseen: what was not looked at, and what to give for it.
         next: the command that comes next.
+        serve: the command that writes a runtime's own file, of a GGUF that is to be trusted.
         found: role → path, of what was found beside it.
     """
 
@@ -25,3 +26,4 @@ class CheckMetrics(Metrics):
     unseen: list[str]
     next: str
     found: dict[str, str]
+    serve: str | None = None

@@ -207,10 +207,14 @@ class TestFiles:
         found = ask(f16, "--level", "files")
         assert found["code"] == 0
         assert found["metrics"]["next"].startswith(f"so8tqc quantize {f16} --type ")
+        serve = found["metrics"]["serve"].split()
+        assert serve == ["so8tqc", "serve-config", str(f16), "--for", "llama-server"]
+        assert run_main(serve[1:]) == 0
 
     def test_a_changed_file_is_found_and_its_tensor_named(
         self, chain: tuple[Path, Path], ask: Ask
     ) -> None:
+        assert "serve" in ask(chain[1], "--level", "files")["metrics"]
         reader = gguf.GGUFReader(str(chain[1]), "r+")
         tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
         tensor.data[0, 5] += 1
@@ -219,6 +223,7 @@ class TestFiles:
         assert found["code"] == 1
         assert failed(found) == {"file.recorded", "tensors.honest"}
         assert "blk.1.ffn_up.weight" in found["metrics"]["trust"]
+        assert "serve" not in found["metrics"]
         assert found["metrics"]["next"].startswith(f"so8tqc quantize {chain[0]} --type Q8_0 ")
 
     def test_a_cut_file_says_how_to_make_it_again(self, chain: tuple[Path, Path], ask: Ask) -> None:

@@ -9,7 +9,7 @@ from so8tqc.reports.measured import measured
 
 
 def answer(record: Record) -> list[tuple[str, str]]:
-    """Label and sentence of each line: what it is, trust, what was not looked at, what next."""
+    """Label and sentence of each line: what, trust, what was not looked at, what next, to serve."""
     found = CheckMetrics.of(record)
     lines = [("", measured(found.what)), ("", measured(found.trust))]
     if found.unseen:
@@ -21,4 +21,6 @@ def answer(record: Record) -> list[tuple[str, str]]:
         )
     if found.next:
         lines.append((say("Next"), found.next))
+    if found.serve:
+        lines.append((say("To serve it"), found.serve))
     return lines

@@ -22,6 +22,7 @@ class Judged:
         unseen: what was not looked at, and what to give for it.
         found: role → what was found beside it and used.
         next: the command that comes next, filled in.
+        serve: how a trustworthy file is given to a runtime, "" for others.
         problem: why it cannot be judged at all, "" if it can.
         proved: whether it was compared with what it should be, and not only with itself.
     """
@@ -35,6 +36,7 @@ class Judged:
     found: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, FileRef] = field(default_factory=dict)
     next: str = ""
+    serve: str = ""
     problem: str = ""
     proved: bool = False
 

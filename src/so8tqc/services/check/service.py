@@ -65,6 +65,7 @@ def check(config: CheckConfig, progress: Progress = SILENT) -> Record:
             unseen=judged.unseen,
             next=judged.next,
             found=judged.found,
+            serve=judged.serve or None,
         ).as_json(),
         diagnosis=tuple(judged.diagnosis),
         notices=tuple(dict.fromkeys(judged.notices)),
@@ -132,6 +133,8 @@ def _gguf(thing: Thing, config: CheckConfig, progress: Progress) -> Judged:
         if source is not None:
             judge_by_verify(judged, path, made.path, source, progress)
     judged.next = _after_gguf(judged, gguf, chain, path, config)
+    if judged.proved and not judged.failed:
+        judged.serve = told("serve-config", path, "--for", "llama-server")
     return judged
 
 
