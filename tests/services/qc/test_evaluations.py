@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +17,19 @@ from safetensors.torch import load_file, save_file
 
 from so8tqc.config import BakeConfig, CaptureConfig, ExportConfig, QCConfig, QuantizeConfig
 from so8tqc.llama.vendor import is_vendored
+from so8tqc.record_files import write_record
 from so8tqc.records import Record
 from so8tqc.rotations.enums import Convention, Parametrization, Site
 from so8tqc.rotations.files.native import write_native
 from so8tqc.rotations.rotation_set import Target
+from so8tqc.services.attest.service import _kept_numbers
 from so8tqc.services.bake import bake
 from so8tqc.services.capture import capture
 from so8tqc.services.export.service import export
 from so8tqc.services.qc import evaluations, models
 from so8tqc.services.qc.models import ARITHMETIC, BASE, GATED, REFERENCE
 from so8tqc.services.qc.service import qc
+from so8tqc.services.qc.token_file import read_tokens, write_tokens
 from so8tqc.services.quantize.service import quantize
 
 Passes = list[tuple[set[str], set[tuple[str, str]]]]
@@ -266,6 +270,63 @@ def test_one_that_belongs_to_another_key_is_not_believed(
         path.write_bytes(content)
     assert judged(bench.qc(bench.one))["checks"] == judged(first)["checks"]
     assert passes[0][1] == PAIRS
+
+
+def test_other_values_under_the_right_key_are_not_believed(
+    bench: Bench, kept: Path, passes: Passes, first: Record
+) -> None:
+    for path in kept.glob("*.npz"):
+        ((name, table),) = read_tokens(path).items()
+        columns = {**table.columns, "kl": table.columns["kl"] / 2}
+        write_tokens(path, {name: replace(table, columns=columns)})
+    assert judged(bench.qc(bench.one))["checks"] == judged(first)["checks"]
+    assert passes[0][1] == PAIRS
+
+
+def test_models_that_memory_makes_streamed_are_others(
+    bench: Bench, kept: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("so8tqc.sources.layerwise.choice.free_memory", lambda: 1)
+    bench.qc(bench.one)
+    assert passes[0][1] == PAIRS
+
+
+def test_what_changes_while_it_runs_is_not_kept(
+    bench: Bench, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(kept.iterdir())
+    real = models._run
+
+    def run(*given: Any) -> Any:
+        ran = real(*given)
+        with (bench.two / "config.json").open("a") as file:
+            file.write(" ")
+        return ran
+
+    monkeypatch.setattr(models, "_run", run)
+    bench.qc(bench.two)
+    assert sorted(kept.iterdir()) == before
+
+
+def test_of_a_pass_in_which_a_model_failed_nothing_is_kept(
+    bench: Bench, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(kept.iterdir())
+    real = models._run
+    failed = {"broken.gguf": "it does not load"}
+    monkeypatch.setattr(models, "_run", lambda *given: real(*given)._replace(failed=failed))
+    assert bench.qc(bench.two).check("logits.run").failed
+    assert sorted(kept.iterdir()) == before
+
+
+def test_a_statement_says_that_numbers_are_of_earlier_calls(
+    bench: Bench, kept: Path, first: Record
+) -> None:
+    write_record(bench.folder / "qc" / "record.json", first)
+    assert _kept_numbers(bench.folder) == ()
+    write_record(bench.folder / "qc" / "record.json", bench.qc(bench.one))
+    (told,) = _kept_numbers(bench.folder)
+    assert told.startswith("4 comparisons")
 
 
 def test_the_oldest_goes_where_there_is_too_much(

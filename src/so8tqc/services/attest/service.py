@@ -18,6 +18,7 @@ from so8tqc.record_files import read_record
 from so8tqc.record_kinds.attest import AttestMetrics
 from so8tqc.record_kinds.calibrate import CalibrateMetrics
 from so8tqc.record_kinds.export import ExportMetrics
+from so8tqc.record_kinds.qc import QCMetrics
 from so8tqc.record_kinds.quantize import QuantizeMetrics
 from so8tqc.records import Check, Record, Stopwatch, Verdict, judge, overall, versions
 from so8tqc.services.attest.loose import laid_out
@@ -89,7 +90,8 @@ def attest(config: AttestConfig, progress: Progress = SILENT) -> Record:
             wrong.detail, where=str(directory), remedy="Run it again: so8tqc run CONFIG."
         )
     found = Found(directory, _records(directory))
-    return _stated(config, found, config.out or directory / STATEMENT_NAME, watch, progress)
+    record = _stated(config, found, config.out or directory / STATEMENT_NAME, watch, progress)
+    return record.model_copy(update={"notices": _kept_numbers(directory)})
 
 
 class Found(NamedTuple):
@@ -166,6 +168,19 @@ def _record_files(directory: Path) -> tuple[Resource, ...]:
         resource(path, path.relative_to(directory).as_posix())
         for path in sorted(directory.glob("*/record.json"))
         if path.parent.name != "report"
+    )
+
+
+def _kept_numbers(directory: Path) -> tuple[str, ...]:
+    """Says that numbers of the qc, whose record the statement seals, are of earlier calls."""
+    path = directory / "qc" / "record.json"
+    kept = QCMetrics.of(read_record(path)).kept if path.is_file() else {}
+    if not kept:
+        return ()
+    return (
+        f"{len(kept)} comparisons in qc/record.json were computed by earlier calls and kept (the "
+        f"oldest at {min(kept.values())}). With qc.evaluation_cache: false in the run file all "
+        "models are run again.",
     )
 
 

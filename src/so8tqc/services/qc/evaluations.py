@@ -8,7 +8,9 @@ the reference and that candidate. Nothing is believed by its name or its time of
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ from so8tqc.closure import own_sources
 from so8tqc.config import QCConfig
 from so8tqc.disk.digests import sha256_file, sha256_json
 from so8tqc.disk.parts import parts_here
-from so8tqc.errors import So8tqcError
+from so8tqc.errors import MissingToolError, So8tqcError
+from so8tqc.llama.build import library_build
+from so8tqc.llama.vendor import find_converter
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.records import versions
 from so8tqc.resources import user_cache
@@ -91,7 +95,7 @@ class Evaluations:
             self._folder.mkdir(parents=True, exist_ok=True)
             for pair, table in tables.items():
                 if (path := self._path(pair)) is not None:
-                    write_tokens(path, {self._name(pair, table.tie is not None): table})
+                    write_tokens(path, {self._name(pair, table): table})
             _forget(self._folder)
         except (OSError, So8tqcError) as error:
             self.notices.append(f"What was computed could not be kept for later calls: {error}.")
@@ -105,7 +109,7 @@ class Evaluations:
             ((name, table),) = read_tokens(path).items()
         except (So8tqcError, OSError, ValueError):
             return None
-        if name != self._name(pair, table.tie is not None):
+        if name != self._name(pair, table):
             return None
         if not self._is_of_these_texts(table):
             return None
@@ -121,9 +125,16 @@ class Evaluations:
     def _key(self, pair: Pair) -> str:
         return sha256_json([self._common, *(self._identities[name] for name in pair)])
 
-    def _name(self, pair: Pair, marked: bool) -> str:
-        """How the table is called in its file: that of another key, or other marks, is none."""
-        return sha256_json([self._key(pair), self._routing]) if marked else self._key(pair)
+    def _name(self, pair: Pair, table: TokenTable) -> str:
+        """How a table is called in its file: by its key, its marks and its values, all of them."""
+        marks = None if table.tie is None else [self._routing, _array(table.tie)]
+        columns = {name: _array(values) for name, values in table.columns.items()}
+        indices = [_array(table.text), _array(table.position), table.vocab_size, table.texts]
+        return sha256_json([self._key(pair), marks, columns, indices])
+
+    def is_of_the_same(self, other: Evaluations) -> bool:
+        """Whether both are of the same bytes: nothing has changed between them."""
+        return (self._common, self._identities) == (other._common, other._identities)
 
     def _is_of_these_texts(self, table: TokenTable) -> bool:
         positions = [text.scored + text.start for text in self._texts]
@@ -152,7 +163,13 @@ def default_folder() -> Path | None:
 
 
 def common_key(
-    config: QCConfig, texts: Sequence[EncodedText], tokenizer: Path | None, computes: str
+    config: QCConfig,
+    texts: Sequence[EncodedText],
+    tokenizer: Path | None,
+    computes: str,
+    *,
+    streams: bool,
+    files: bool,
 ) -> str:
     """Digest of what all pairs of a call share: texts, code, libraries, and how models are run.
 
@@ -161,9 +178,9 @@ def common_key(
         texts: token ids, which of them are scored, and their pictures.
         tokenizer: the directory that encoded them, whose vocabulary GGUF files are held against.
         computes: the module that does: another version of what it leans on makes all tables anew.
+        streams: whether models are run a layer at a time.
+        files: whether there are GGUF files.
     """
-    import torch
-
     closure = own_sources().closure(computes)
     return sha256_json(
         {
@@ -172,11 +189,36 @@ def common_key(
             "libraries": versions(*closure.distributions),
             "dtype": config.compute_dtype,
             "devices": config.device_map,
-            "gpu": torch.cuda.is_available(),
-            "stream": config.stream,
+            "machine": _machine(),
+            "streams": streams,
+            "libllama": _libllama() if files else None,
             "tokenizer": None if tokenizer is None else directory_digest(tokenizer),
         }
     )
+
+
+def _machine() -> list[object]:
+    """What rounds in its own way: the processor's kind, its vector instructions, the GPUs."""
+    import torch
+
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return [
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+        *(torch.cuda.get_device_name(gpu) for gpu in gpus),
+    ]
+
+
+def _libllama() -> list[object]:
+    """The build that runs files, and the converter that says what their tensors were."""
+    told: list[object] = []
+    with suppress(MissingToolError):
+        told.append(library_build().model_dump(mode="json"))
+    with suppress(MissingToolError):
+        folder = find_converter().script.parent
+        scripts = sorted(folder.glob("*.py")) + sorted((folder / "conversion").rglob("*.py"))
+        told.append({str(file.relative_to(folder)): _digest(file) for file in scripts})
+    return told
 
 
 def _text(text: EncodedText) -> list[object]:
@@ -191,8 +233,6 @@ def _text(text: EncodedText) -> list[object]:
 
 def _array(values: Any) -> str:
     """Digest of an array or tensor: type, shape and values."""
-    import hashlib
-
     array = np.ascontiguousarray(np.asarray(values))
     told = f"{array.dtype.str} {array.shape} ".encode()
     return hashlib.sha256(told + array.tobytes()).hexdigest()

@@ -178,7 +178,14 @@ def run_models(
     readings = readings_of(config, names, kv_types_of(config, names), loader)
     trained = rotations is not None or bool(adapters)
     pairs = _pairs(names, readings, dtypes, beside, trained=trained, recorded=capture is not None)
-    earlier = _earlier(config, names, rotations, capture, adapters, dtypes, readings, beside, texts)
+
+    def look() -> Evaluations:
+        return _earlier(
+            config, names, rotations, capture, adapters, dtypes, readings, beside, texts,
+            streams=loader.streams,
+        )  # fmt: skip
+
+    earlier = look()
     kept = earlier.find(pairs)
     missing = [pair for pair in pairs if pair not in kept]
     floors = [n for n in (beside.names if beside else ()) if (REFERENCE, floor_name(n)) in missing]
@@ -197,7 +204,8 @@ def run_models(
 
             ran = _run(config, build, loader, texts, names, progress)
     tables = {**ran.tables, **{pair: one.table for pair, one in kept.items()}}
-    earlier.keep(ran.tables)
+    if ran.tables and not ran.failed and look().is_of_the_same(earlier):
+        earlier.keep(ran.tables)
     return Comparison(
         tables=_alike(tables, kept),
         file_types={name: open_gguf(path).file_type for name, path in _ggufs(names, ran.failed)},
@@ -291,8 +299,13 @@ def _earlier(
     readings: Mapping[str, Reading],
     beside: Floors | None,
     texts: Sequence[EncodedText],
+    *,
+    streams: bool,
 ) -> Evaluations:
-    """What earlier calls computed of the same; arguments as in :func:`run_models`."""
+    """What earlier calls computed of the same; arguments as in :func:`run_models`.
+
+    ``streams``: whether models are run a layer at a time, whoever decided it.
+    """
     folder = folder_of(config)
     if folder is None:
         return Evaluations(None, "", {}, texts, "")
@@ -323,7 +336,14 @@ def _earlier(
     where = _text_directory(config)
     return Evaluations(
         folder,
-        common_key(config, texts, where, __name__),
+        common_key(
+            config,
+            texts,
+            where,
+            __name__,
+            streams=streams,
+            files=bool(readings) or is_gguf(config.reference),
+        ),
         {name: sha256_json(told) for name, told in found.items()},
         texts,
         sha256_json([bool(readings), sorted(set(dtypes.values())), trained]),
