@@ -506,6 +506,11 @@ class LongTextOptions(Options):
 
     min_tokens: Annotated[int, Field(ge=64)] = Field(2048, description="Teacher-forced tokens.")
     images: int | None = Field(None, ge=0, description=IMAGES_HELP)
+    chat: bool = Field(
+        False,
+        description="The data are conversations: rendered through the tokenizer's chat template, "
+        "and scored on the answers alone.",
+    )
     max_new_tokens: Annotated[int, Field(ge=0)] = Field(512, description="Generated tokens.")
     seed: int = 0
     resamples: Annotated[int, Field(ge=100)] = 2000

@@ -10,6 +10,7 @@ import typer
 
 from so8tqc.cli.options import (
     NOTHING,
+    ChatOption,
     ConfigOption,
     ImagesOption,
     JsonOption,
@@ -56,6 +57,7 @@ def longtext(
         typer.Option("--png/--no-png", help="Also draw PNG images.", show_default=False),
     ] = None,
     images: ImagesOption = None,
+    chat: ChatOption = None,
     threads: ThreadsOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -83,6 +85,7 @@ def longtext(
         tokenizer=tokenizer,
         min_tokens=min_tokens,
         images=images,
+        chat=chat,
         max_new_tokens=max_new_tokens,
         png=png,
         threads=threads,

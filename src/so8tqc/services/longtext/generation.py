@@ -44,7 +44,13 @@ CHECKS = ("oscillation.repetition", "oscillation.compression", "oscillation.loop
 
 
 def prompt_of(case: Case) -> npt.NDArray[np.int64]:
-    """What is continued: the first part of the text, which holds the prompt if there is one."""
+    """What is continued: the first part of the text, which holds the prompt if there is one.
+
+    Of a conversation all that stands before the first answer.
+    """
+    answers = case.encoded.answers
+    if answers is not None and answers.any():
+        return case.encoded.tokens[: max(1, int(answers.argmax()))]
     return case.encoded.tokens[: min(PROMPT_TOKENS, case.encoded.tokens.size // 2)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from so8tqc.records import (
     overall,
 )
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.chat_template import template_checks
 from so8tqc.services.halves import with_halves_of_a_text
 from so8tqc.services.longtext.generation import generate, prompt_of, repetition_checks
 from so8tqc.services.longtext.judging import (
@@ -55,6 +57,9 @@ from so8tqc.sources.probe import ProbedSource, probe
 from so8tqc.sources.protocol import LogitSource
 from so8tqc.sources.seen import images_of
 from so8tqc.sources.unmerged import load_unmerged
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -132,6 +137,9 @@ def _longtext(
     record = models.rotations.metadata.get("pet") if models.rotations else None
     checks += effect_checks(cases, record)
     checks += repetition_checks(cases)
+    if config.chat:
+        files = {config.model.name: config.model}
+        checks += template_checks(config.data, _tokenizer(config), files)
     remove_leftovers(config.out)
     series = config.out / SERIES_FILE
     write_series(series, {case.encoded.id: _series(case) for case in cases}, wavelengths)
@@ -159,11 +167,10 @@ def _longtext(
 
 def _encode(config: LongTextConfig) -> tuple[list[Case], list[str]]:
     """The texts, and what is to be said of them."""
-    directory = config.tokenizer or (config.reference if is_gguf(config.model) else config.model)
-    if directory is None or is_gguf(directory):
-        raise InputError("a GGUF file gives no tokenizer", remedy="Give --tokenizer MODEL_DIR.")
-    tokenizer = load_tokenizer(directory)
-    encoded, notices = prepare(config.data, tokenizer, config.min_tokens, images=config.images)
+    tokenizer = _tokenizer(config)
+    encoded, notices = prepare(
+        config.data, tokenizer, config.min_tokens, images=config.images, chat=config.chat
+    )
     for item in encoded:
         if item.tokens.size < config.min_tokens:
             raise DataError(
@@ -175,6 +182,13 @@ def _encode(config: LongTextConfig) -> tuple[list[Case], list[str]]:
     if any(images_of(item.tokens) is not None for item in encoded):
         told.append("Texts with pictures are scored, and not continued freely.")
     return [Case(item) for item in encoded], told
+
+
+def _tokenizer(config: LongTextConfig) -> PreTrainedTokenizerBase:
+    directory = config.tokenizer or (config.reference if is_gguf(config.model) else config.model)
+    if directory is None or is_gguf(directory):
+        raise InputError("a GGUF file gives no tokenizer", remedy="Give --tokenizer MODEL_DIR.")
+    return load_tokenizer(directory)
 
 
 def _load(config: LongTextConfig, trained: TrainedBase | None) -> _Models:
