@@ -24,6 +24,23 @@ TYPED = re.compile(
 ENGLISH = re.compile(r"[a-z]{3,} [a-z]{2,}")
 
 
+BEYOND_THE_WALK = {
+    "{0} in layer {1} {2}, block {3}",
+    "attention output",
+    "von Neumann ratio",
+    "second-difference energy {0} and high-frequency share {1}",
+    "{0} is recommended: the smallest of the {1} tried that keeps {2}",
+    "{0} is recommended: the lowest KL of the {1} tried within {2}",
+    "None of the {0} tried keeps {1}",
+    "the nearest is {0}: {1}",
+    "It misses: {0}",
+    "{0}, mean KL {1}, same top {2}",
+    "the reference's top token in at least {0} of places",
+    "the budget ({0})",
+}
+"""Written through lists, tables and values that are joined: test_real_measured.py meets them."""
+
+
 @pytest.fixture(scope="module")
 def written() -> set[str]:
     return sentences(of_services())
@@ -46,7 +63,7 @@ def test_every_sentence_that_can_be_written_is_translated(
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_no_translation_is_of_what_nothing_writes(written: set[str], language: Language) -> None:
-    assert set(translated(language)) - written == set()
+    assert set(translated(language)) - written <= BEYOND_THE_WALK
 
 
 @pytest.mark.parametrize("language", OTHERS)
