@@ -49,8 +49,9 @@ def real_run(make_model: object, tmp_path_factory: pytest.TempPathFactory) -> Pa
     lines = [json.dumps({"id": f"t{i}", "text": text[:500]}) for i, text in enumerate(texts)]
     data.write_text("\n".join(lines), encoding="utf-8")
     profile = folder / "profile.yaml"  # a page shall have checks that failed
-    limits = package_file("profiles.yaml").read_text(encoding="utf-8")
-    profile.write_text(limits.replace("{target: 0.", "{limit: 0."), encoding="utf-8")
+    lines = package_file("profiles.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    fixed = [x.replace("{target:", "{limit:") if x.startswith("    Q") else x for x in lines]
+    profile.write_text("".join(fixed), encoding="utf-8")
     run(
         RunConfig(
             name="tiny",

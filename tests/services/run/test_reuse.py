@@ -11,7 +11,7 @@ import pytest
 import so8tqc
 from so8tqc import records
 from so8tqc.closure import Sources
-from so8tqc.config import CalibrateConfig, QCOptions
+from so8tqc.config import CalibrateConfig, QCOptions, QuantizeConfig
 from so8tqc.languages import Language
 from so8tqc.progress import SILENT
 from so8tqc.records import Record, Stopwatch, Verdict, judge
@@ -19,6 +19,11 @@ from so8tqc.services.pages import Pages
 from so8tqc.services.run import pipeline
 from so8tqc.services.run.directory import RunDirectory
 from so8tqc.services.run.pipeline import _SERVICES, Stage, _perform
+
+_SOLVED = QuantizeConfig(
+    gguf=Path("a.gguf"), types=("Q8_0",), solver="hessian", model=Path("a"), out=Path("quantized")
+)
+"""As a run quantizes: it solves, and chooses no types by a size."""
 
 
 class House:
@@ -38,7 +43,8 @@ class House:
         """Every stage, reused or not; what ran is in ``ran``, what was drawn has a new page."""
         self.ran, self.sources = [], Sources(self.package)
         for name in _SERVICES:
-            stage = Stage(name, QCOptions(), (), (), self._service(name), reports=True)
+            config = _SOLVED if name == "quantize" else QCOptions()
+            stage = Stage(name, config, (), (), self._service(name), reports=True)
             _perform(stage, RunDirectory(self.out), SILENT, False, self.language)
 
     def _service(self, name: str) -> Callable[[object], Record]:
