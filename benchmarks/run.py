@@ -51,7 +51,7 @@ def measure(model: Path, gates: Path, root: Path, tokens: int) -> None:
     one, two = root / "baked", root / "second"
     timed([*RUN, "bake", str(model), str(gates), "--out", str(one)])
     shutil.copytree(one, two)
-    (two / "NOTES.md").write_text("the same weights\n")
+    (two / "notes.json").write_text('"the same weights, another digest"\n')
 
     def qc(out: str, candidates: list[Path], *options: str) -> float:
         command = [*RUN, "qc", "--reference", str(model), "--rotations", str(gates)]
@@ -83,6 +83,8 @@ def measure(model: Path, gates: Path, root: Path, tokens: int) -> None:
         != (fresh["metrics"]["candidates"]["second"]["kl_mean"])
     ):
         raise SystemExit("the cache says something else than the run")
+    if "reference → second" in fresh["metrics"]["kept"]:
+        raise SystemExit("the second candidate was not run")
     told = {"first": first, "one more": more, "alone": alone, "bare": passes,
             "another limit": again}  # fmt: skip
     for name, seconds in told.items():
