@@ -114,7 +114,8 @@ def longtext(config: LongTextConfig, progress: Progress = SILENT) -> Record:
 def _longtext(
     config: LongTextConfig, trained: TrainedBase | None, watch: Stopwatch, progress: Progress
 ) -> Record:
-    cases, notices = _encode(config)
+    tokenizer = _tokenizer(config)
+    cases, notices = _encode(config, tokenizer)
     models = _load(config, trained)
     notices += models.rotations.notices if models.rotations else ()
     try:
@@ -139,7 +140,7 @@ def _longtext(
     checks += repetition_checks(cases)
     if config.chat:
         files = {config.model.name: config.model}
-        checks += template_checks(config.data, _tokenizer(config), files)
+        checks += template_checks(config.data, tokenizer, files)
     remove_leftovers(config.out)
     series = config.out / SERIES_FILE
     write_series(series, {case.encoded.id: _series(case) for case in cases}, wavelengths)
@@ -165,9 +166,10 @@ def _longtext(
     )
 
 
-def _encode(config: LongTextConfig) -> tuple[list[Case], list[str]]:
+def _encode(
+    config: LongTextConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Case], list[str]]:
     """The texts, and what is to be said of them."""
-    tokenizer = _tokenizer(config)
     encoded, notices = prepare(
         config.data, tokenizer, config.min_tokens, images=config.images, chat=config.chat
     )
