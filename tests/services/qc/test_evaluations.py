@@ -27,7 +27,7 @@ from so8tqc.services.bake import bake
 from so8tqc.services.capture import capture
 from so8tqc.services.export.service import export
 from so8tqc.services.qc import evaluations, models
-from so8tqc.services.qc.models import ARITHMETIC, BASE, GATED, REFERENCE
+from so8tqc.services.qc.planned import ARITHMETIC, BASE, GATED, REFERENCE
 from so8tqc.services.qc.service import qc
 from so8tqc.services.qc.token_file import read_tokens, write_tokens
 from so8tqc.services.quantize.service import quantize

@@ -13,14 +13,12 @@ from so8tqc.disk.parts import bytes_of
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.services.qc.models import (
-    BASE,
-    REFERENCE,
-    input_directory,
     load_model,
     opened_reference,
     prepared_of,
     reference_sources,
 )
+from so8tqc.services.qc.planned import BASE, REFERENCE, input_directory
 from so8tqc.sources.capture import capture_if_one
 from so8tqc.sources.compare import compare
 from so8tqc.sources.embedding import with_embedded

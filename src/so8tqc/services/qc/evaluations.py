@@ -26,13 +26,25 @@ from so8tqc.closure import own_sources
 from so8tqc.config import QCConfig
 from so8tqc.disk.digests import sha256_file, sha256_json
 from so8tqc.disk.parts import parts_here
-from so8tqc.errors import MissingToolError, So8tqcError
+from so8tqc.errors import InputError, MissingToolError, So8tqcError
+from so8tqc.gguf.file import is_gguf
 from so8tqc.llama.build import library_build
 from so8tqc.llama.vendor import find_converter
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.records import versions
 from so8tqc.resources import user_cache
 from so8tqc.rotations.rotation_set import RotationSet
+from so8tqc.services.qc.planned import (
+    ARITHMETIC,
+    BASE,
+    GATED,
+    REFERENCE,
+    Planned,
+    base_of,
+    floor_name,
+    fold_name,
+    input_directory,
+)
 from so8tqc.services.qc.token_file import read_tokens, write_tokens
 from so8tqc.sources import ranks
 from so8tqc.sources.compare import Pair
@@ -58,7 +70,7 @@ class Evaluations:
 
     Args:
         folder: where they are; None: nothing is kept, nothing is found.
-        common: what all pairs of the call share, as :func:`common_key` gives it.
+        common: what all pairs of the call share, as :func:`_common_key` gives it.
         identities: source → digest of what it computes its logits from.
         texts: what is scored; a table of other positions is none of this call's.
         routing: what a mark of a tie depends on beside the pair (see ``services.qc.ties``).
@@ -162,10 +174,85 @@ def default_folder() -> Path | None:
         return None
 
 
-def common_key(
+def of_earlier_calls(
+    planned: Planned, texts: Sequence[EncodedText], *, streams: bool, computes: str
+) -> Evaluations:
+    """What earlier calls computed of the same bytes.
+
+    Args:
+        planned: all that is compared.
+        texts: on which.
+        streams: whether models are run a layer at a time, whoever decided it.
+        computes: the module that does: another version of what it leans on makes all tables anew.
+    """
+    config = planned.config
+    folder = folder_of(config)
+    if folder is None:
+        return Evaluations(None, "", {}, texts, "")
+    trained = _trained(planned)
+    told = {name: sha256_json(parts) for name, parts in _parts(planned, trained).items()}
+    files = bool(planned.readings) or is_gguf(config.reference)
+    common = _common_key(config, texts, computes, streams=streams, files=files)
+    routing = [bool(planned.readings), sorted(set(planned.dtypes.values())), trained]
+    return Evaluations(folder, common, told, texts, sha256_json(routing))
+
+
+def _base(planned: Planned) -> str:
+    """Digest of what the rotations are applied to; "" where only a capture is there."""
+    if planned.capture is not None and planned.config.base is None:
+        return ""
+    return model_digest(base_of(planned.config))
+
+
+def _trained(planned: Planned) -> list[object] | None:
+    """Base, rotations and adapters; None without any."""
+    if not planned.is_trained:
+        return None
+    turned = None if planned.rotations is None else rotations_digest(planned.rotations)
+    told = planned.config.trained_on
+    path = None if told is None else Path(told)
+    quantized = model_digest(path) if path is not None and path.is_dir() else None
+    adapters = [adapter_fingerprint(directory) for directory in planned.adapters]
+    return [_base(planned), turned, adapters, [None if told is None else str(told), quantized]]
+
+
+def _parts(planned: Planned, trained: list[object] | None) -> dict[str, list[object]]:
+    """Source → what it computes its logits from."""
+    config, base = planned.config, _base(planned)
+    found: dict[str, list[object]] = {
+        BASE: ["model", base],
+        ARITHMETIC: ["folded", trained, None],
+        **{fold_name(dtype): ["folded", trained, dtype] for dtype in planned.dtypes.values()},
+    }
+    if planned.capture is None:
+        found[REFERENCE] = ["reference", trained or model_digest(config.reference)]
+    else:
+        found[REFERENCE] = ["recorded", model_digest(config.reference)]
+        found[GATED] = ["gated", trained, str(planned.capture.dtype)]
+    for name, path in planned.names.items():
+        digest = model_digest(path)
+        reading = planned.readings.get(name)
+        found[name] = ["model", digest]
+        if reading is not None:
+            found[name] = ["file", digest, planned.kv_types.get(name)]
+            if reading.by_weights is not None:
+                found[reading.by_weights] = ["weights", digest, model_digest(reading.directory)]
+        if name in planned.floors:
+            found[floor_name(name)] = ["honest", found[name], base, trained]
+    return found
+
+
+def _tokenizer_digest(config: QCConfig) -> str | None:
+    """Of the directory whose vocabulary GGUF files are held against; None if there is none."""
+    try:
+        return directory_digest(input_directory(config))
+    except InputError:
+        return None
+
+
+def _common_key(
     config: QCConfig,
     texts: Sequence[EncodedText],
-    tokenizer: Path | None,
     computes: str,
     *,
     streams: bool,
@@ -176,7 +263,6 @@ def common_key(
     Args:
         config: of the ``qc``.
         texts: token ids, which of them are scored, and their pictures.
-        tokenizer: the directory that encoded them, whose vocabulary GGUF files are held against.
         computes: the module that does: another version of what it leans on makes all tables anew.
         streams: whether models are run a layer at a time.
         files: whether there are GGUF files.
@@ -192,7 +278,7 @@ def common_key(
             "machine": _machine(),
             "streams": streams,
             "libllama": _libllama() if files else None,
-            "tokenizer": None if tokenizer is None else directory_digest(tokenizer),
+            "tokenizer": _tokenizer_digest(config),
         }
     )
 
@@ -242,11 +328,6 @@ def rotations_digest(rotations: RotationSet) -> str:
     """Of the matrices themselves, where and on which side they act: however they were read."""
     blocks = {str(target): _array(rotations.column_blocks(target)) for target in rotations}
     return sha256_json([str(rotations.site), blocks])
-
-
-def adapters_digest(directories: Iterable[Path]) -> list[str]:
-    """Of adapters, in their order."""
-    return [adapter_fingerprint(directory) for directory in directories]
 
 
 def model_digest(path: Path) -> str:

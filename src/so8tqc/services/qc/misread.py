@@ -26,7 +26,8 @@ from so8tqc.services.identify.walk import (
     storage_rounding,
 )
 from so8tqc.services.qc.capture import disagrees
-from so8tqc.services.qc.models import Reference, base_of, load_model
+from so8tqc.services.qc.models import Reference, load_model
+from so8tqc.services.qc.planned import base_of
 from so8tqc.sources.capture import Capture
 
 MISREAD = DIAGNOSES["misread"].finding

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from so8tqc.adapters.plan import AdapterPlan
 from so8tqc.checkpoints.plan import DTYPE_NAMES
 from so8tqc.config import QCConfig
-from so8tqc.disk.digests import sha256_json, short_name
 from so8tqc.errors import ConfigError, InputError
 from so8tqc.gguf.file import is_gguf, open_gguf
-from so8tqc.llama.kv_types import DEFAULT_KV_TYPE
 from so8tqc.metrics.divergence import TokenTable
 from so8tqc.progress import Progress
 from so8tqc.record_kinds.qc import Sequential
@@ -24,18 +22,23 @@ from so8tqc.rotations.rotation_set import RotationSet
 from so8tqc.services.adapter_bake import write_adapted
 from so8tqc.services.chat_template import template_checks
 from so8tqc.services.qc.compatibility import ids_of, require_same_tokens
-from so8tqc.services.qc.evaluations import (
-    Evaluations,
-    Kept,
-    adapters_digest,
-    common_key,
-    folder_of,
-    model_digest,
-    rotations_digest,
-)
+from so8tqc.services.qc.evaluations import Evaluations, Kept, of_earlier_calls
 from so8tqc.services.qc.judging import Bootstrap
+from so8tqc.services.qc.planned import (
+    ARITHMETIC,
+    BASE,
+    FLOOR,
+    GATED,
+    REFERENCE,
+    Planned,
+    base_of,
+    floor_name,
+    fold_name,
+    input_directory,
+    kv_types_of,
+)
 from so8tqc.services.qc.quantization_floor import Floors
-from so8tqc.services.qc.readings import FileModels, Reading, readings_of
+from so8tqc.services.qc.readings import FileModels, readings_of
 from so8tqc.services.qc.texts import prepared_texts
 from so8tqc.services.qc.trained_on import base_of_training
 from so8tqc.services.qc.until import compare_until
@@ -46,7 +49,6 @@ from so8tqc.sources.capture import (
     RoundedSource,
     check_same_tokens,
     cut,
-    is_capture,
     with_pictures,
 )
 from so8tqc.sources.compare import Pair, compare
@@ -71,12 +73,8 @@ from so8tqc.sources.unmerged import load_unmerged, require_peft, unmerged_source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REFERENCE, BASE, FLOOR, ARITHMETIC = "reference", "base", "noise floor", "arithmetic"
 LAYERS = ".layers"
 """Folder of an output in which models that are run a layer at a time keep hidden states."""
-
-GATED = "gated"
-"""Base plus gates, beside a recorded reference: noise floors are measured from it."""
 
 _F16_ROUNDOFF = 2.0**-11
 """Error of a router's scores in libllama, as a share of the largest: it caches keys and values, and
@@ -84,13 +82,6 @@ multiplies, in F16."""
 
 _FLOAT32_SHARE = 2.0**-20
 """The same of float32, whose unit roundoff is 2⁻²⁴, over a few layers."""
-
-_RESERVED = (REFERENCE, BASE, ARITHMETIC, GATED)
-
-
-def floor_name(name: str) -> str:
-    """Of the source that gives a quantized candidate's floor."""
-    return f"quantization floor of {name}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ class Comparison:
     def floor(self, name: str) -> TokenTable | None:
         """What correct rounding to a candidate's storage dtype costs by itself."""
         dtype = self.dtypes.get(name)
-        return None if dtype is None else self.tables[(self.witness, _floor(dtype))]
+        return None if dtype is None else self.tables[(self.witness, fold_name(dtype))]
 
     def quantization_floor(self, name: str) -> TokenTable | None:
         """What a quantized candidate's types cost an honest encoder; None if it was not run."""
@@ -137,7 +128,9 @@ class Comparison:
     @property
     def worst_floor(self) -> TokenTable | None:
         """The largest of the candidates' floors."""
-        floors = [self.tables[(self.witness, _floor(dtype))] for dtype in set(self.dtypes.values())]
+        floors = [
+            self.tables[(self.witness, fold_name(dtype))] for dtype in set(self.dtypes.values())
+        ]
         return max(floors, key=lambda table: float(table.columns["kl"].mean()), default=None)
 
     @property
@@ -175,32 +168,31 @@ def run_models(
     texts, notices = prepared_of(config, capture)
     adapters = () if plan is None else tuple(files.directory for files in plan.adapters)
     loader = _loader(config, names, adapters)
-    readings = readings_of(config, names, kv_types_of(config, names), loader)
-    trained = rotations is not None or bool(adapters)
-    pairs = _pairs(names, readings, dtypes, beside, trained=trained, recorded=capture is not None)
+    caches = kv_types_of(config, names)
+    readings = readings_of(config, names, caches, loader)
+    with_floor = () if beside is None else beside.names
+    planned = Planned(
+        config, names, rotations, capture, adapters, dtypes, readings, caches, with_floor
+    )
+    pairs = planned.pairs()
 
     def look() -> Evaluations:
-        return _earlier(
-            config, names, rotations, capture, adapters, dtypes, readings, beside, texts,
-            streams=loader.streams,
-        )  # fmt: skip
+        return of_earlier_calls(planned, texts, streams=loader.streams, computes=__name__)
 
     earlier = look()
     kept = earlier.find(pairs)
     missing = [pair for pair in pairs if pair not in kept]
-    floors = [n for n in (beside.names if beside else ()) if (REFERENCE, floor_name(n)) in missing]
+    floors = [name for name in with_floor if (REFERENCE, floor_name(name)) in missing]
     ran = _Ran({}, texts, None, {})
     with ExitStack() as stack:
         encoded = stack.enter_context(beside.written(floors)) if beside and floors else {}
-        missing = [p for p in missing if p[1] not in map(floor_name, set(floors) - set(encoded))]
+        unencoded = {floor_name(name) for name in floors if name not in encoded}
+        missing = [pair for pair in missing if pair[1] not in unencoded]
         if missing:
             exact = stack.enter_context(_floors(plan, dtypes, missing, progress))
 
             def build() -> _Models:
-                return _sources(
-                    config, names, rotations, capture, dtypes, adapters, exact, loader, readings,
-                    encoded, missing,
-                )  # fmt: skip
+                return _sources(planned, missing, exact, encoded, loader)
 
             ran = _run(config, build, loader, texts, names, progress)
     tables = {**ran.tables, **{pair: one.table for pair, one in kept.items()}}
@@ -209,7 +201,7 @@ def run_models(
     return Comparison(
         tables=_alike(tables, kept),
         file_types={name: open_gguf(path).file_type for name, path in _ggufs(names, ran.failed)},
-        witness=REFERENCE if capture is None else GATED,
+        witness=planned.witness,
         dtypes=dtypes,
         texts=ran.texts,
         failed=ran.failed,
@@ -219,7 +211,7 @@ def run_models(
             if reading.by_weights is not None
         },
         notices=(*notices, *dict.fromkeys(loader.notices), *earlier.notices),
-        kv_types=kv_types_of(config, names),
+        kv_types=caches,
         sequential=ran.sequential,
         kept=kept,
     )
@@ -252,120 +244,6 @@ def _run(
             source.close()
     loader.finished()
     return _Ran(tables, texts, sequential, made.failed)
-
-
-def _pairs(
-    names: Mapping[str, Path],
-    readings: Mapping[str, Reading],
-    dtypes: Mapping[str, str],
-    beside: Floors | None,
-    *,
-    trained: bool,
-    recorded: bool,
-) -> list[Pair]:
-    """Which sources are compared with which.
-
-    Args:
-        names, readings, dtypes, beside: as in :func:`run_models`.
-        trained: whether there are rotations or adapters, and so a base.
-        recorded: whether the reference is a capture.
-    """
-    pairs: list[Pair] = []
-    if trained:
-        witness = GATED if recorded else REFERENCE
-        pairs += [(REFERENCE, GATED)] if recorded else []
-        pairs.append((BASE, REFERENCE))
-        pairs += [(witness, _floor(dtype)) for dtype in dict.fromkeys(dtypes.values())]
-        pairs.append((witness, ARITHMETIC))
-    for name in names:
-        reading = readings.get(name)
-        if reading is not None and reading.by_weights not in (None, name):
-            pairs += [(REFERENCE, reading.by_weights), (reading.by_weights, name)]
-        if reading is not None and trained:
-            pairs.append((BASE, name))
-        pairs.append((REFERENCE, name))
-        if beside is not None and name in beside.names:
-            pairs.append((REFERENCE, floor_name(name)))
-    return pairs
-
-
-def _earlier(
-    config: QCConfig,
-    names: Mapping[str, Path],
-    rotations: RotationSet | None,
-    capture: Capture | None,
-    adapters: Sequence[Path],
-    dtypes: Mapping[str, str],
-    readings: Mapping[str, Reading],
-    beside: Floors | None,
-    texts: Sequence[EncodedText],
-    *,
-    streams: bool,
-) -> Evaluations:
-    """What earlier calls computed of the same; arguments as in :func:`run_models`.
-
-    ``streams``: whether models are run a layer at a time, whoever decided it.
-    """
-    folder = folder_of(config)
-    if folder is None:
-        return Evaluations(None, "", {}, texts, "")
-    base = model_digest(base_of(config)) if capture is None or config.base is not None else ""
-    trained: list[object] | None = None
-    if rotations is not None or adapters:
-        turned = None if rotations is None else rotations_digest(rotations)
-        trained = [base, turned, adapters_digest(adapters), _training(config)]
-    reference: object = trained or model_digest(config.reference)
-    found: dict[str, object] = {REFERENCE: ["reference", reference]}
-    if capture is not None:
-        found[REFERENCE] = ["recorded", model_digest(config.reference)]
-        found[GATED] = ["gated", trained, str(capture.dtype)]
-    found[BASE] = ["model", base]
-    found |= {_floor(dtype): ["folded", trained, dtype] for dtype in dtypes.values()}
-    found[ARITHMETIC] = ["folded", trained, None]
-    caches = kv_types_of(config, names)
-    for name, path in names.items():
-        digest = model_digest(path)
-        reading = readings.get(name)
-        found[name] = ["model", digest]
-        if reading is not None:
-            found[name] = ["file", digest, caches.get(name)]
-            if reading.by_weights is not None:
-                found[reading.by_weights] = ["weights", digest, model_digest(reading.directory)]
-        if beside is not None and name in beside.names:
-            found[floor_name(name)] = ["honest", found[name], base, trained]
-    where = _text_directory(config)
-    return Evaluations(
-        folder,
-        common_key(
-            config,
-            texts,
-            where,
-            __name__,
-            streams=streams,
-            files=bool(readings) or is_gguf(config.reference),
-        ),
-        {name: sha256_json(told) for name, told in found.items()},
-        texts,
-        sha256_json([bool(readings), sorted(set(dtypes.values())), trained]),
-    )
-
-
-def _training(config: QCConfig) -> list[object]:
-    """The quantized base that an adapter was trained on, if another is run."""
-    told = config.trained_on
-    path = Path(told) if told is not None else None
-    return [
-        None if told is None else str(told),
-        model_digest(path) if path is not None and path.is_dir() else None,
-    ]
-
-
-def _text_directory(config: QCConfig) -> Path | None:
-    """Whose tokenizer GGUF files are held against, if one is known."""
-    try:
-        return input_directory(config)
-    except InputError:
-        return None
 
 
 def _alike(
@@ -451,44 +329,6 @@ def _loader(
     return loader
 
 
-def base_of(config: QCConfig) -> Path:
-    """What the rotations are applied to."""
-    return config.base or config.reference
-
-
-def with_kv_types(names: Mapping[str, Path], config: QCConfig) -> dict[str, Path]:
-    """Candidates, and each GGUF among them once more with each other cache that is asked for."""
-    caches = [kind for kind in dict.fromkeys(config.kv_types) if kind != DEFAULT_KV_TYPE]
-    found = dict(names)
-    for name, path in names.items():
-        if is_gguf(path):
-            found |= {f"{name} (kv {kind})": path for kind in caches}
-    return found
-
-
-def kv_types_of(config: QCConfig, names: Mapping[str, Path]) -> dict[str, str]:
-    """Candidate of :func:`with_kv_types` that has another cache → its type."""
-    return {
-        name: kind
-        for name in names
-        for kind in config.kv_types
-        if kind != DEFAULT_KV_TYPE and name.endswith(f" (kv {kind})")
-    }
-
-
-def names_of(candidates: Sequence[Path]) -> dict[str, Path]:
-    """A short distinct name for each candidate."""
-    names: dict[str, Path] = {}
-    for path in candidates:
-        name = short_name(path)
-        taken = name in names or name in _RESERVED
-        short = str(path) if taken else name
-        if short in names:
-            raise InputError("the same candidate is given twice", where=str(path))
-        names[short] = path
-    return names
-
-
 def prepared_of(config: QCConfig, capture: Capture | None) -> Prepared:
     """The texts to compare on: the recorded ones if the reference is a capture."""
     if capture is None:
@@ -517,49 +357,54 @@ def recorded_pictures(config: QCConfig, capture: Capture | None) -> Capture | No
 
 
 def _sources(
-    config: QCConfig,
-    names: Mapping[str, Path],
-    rotations: RotationSet | None,
-    capture: Capture | None,
-    dtypes: Mapping[str, str],
-    adapters: Sequence[Path],
-    floors: Mapping[str, Path],
-    loader: ModelLoader,
-    readings: Mapping[str, Reading],
-    beside: Mapping[str, Path],
+    planned: Planned,
     wanted: Sequence[Pair],
+    folds: Mapping[str, Path],
+    encoded: Mapping[str, Path],
+    loader: ModelLoader,
 ) -> _Models:
-    """The sources of the pairs that are wanted, the reference first."""
+    """The sources of the pairs that are wanted, the reference first.
+
+    Args:
+        planned: all that could be run.
+        wanted: the pairs.
+        folds: our own bakes of adapters, by the names of their sources.
+        encoded: quantized candidate → its floor.
+        loader: loads the models.
+    """
+    config, rotations, capture = planned.config, planned.rotations, planned.capture
     used = {REFERENCE, *(name for pair in wanted for name in pair)}
     sources = reference_sources(
-        config, capture, rotations, adapters, loader, with_base=BASE in used
+        config, capture, rotations, planned.adapters, loader, with_base=BASE in used
     )
-    if adapters:
+    if planned.adapters:
         if GATED in used and capture is not None:
-            unmerged = _unmerged(config, rotations, adapters, GATED)
+            unmerged = _unmerged(config, rotations, planned.adapters, GATED)
             sources.insert(1, RoundedSource(unmerged, capture.dtype))
         sources += [
             HFSource(load_model(config, folder), name)
-            for name, folder in floors.items()
+            for name, folder in folds.items()
             if name in used
         ]
-    elif rotations is not None and (model := _shared(sources, config, loader)) is not None:
+    elif rotations is not None:
+        model = _shared(sources, config, loader)
         if GATED in used and capture is not None:
             gated = gated_source(model, rotations, GATED)
             sources.insert(1, RoundedSource(gated, capture.dtype))
-        for dtype in dict.fromkeys(dtypes.values()):
-            if _floor(dtype) in used:
-                sources.append(folded_source(model, rotations, _floor(dtype), dtype))
-        if ARITHMETIC in used:
-            sources.append(folded_source(model, rotations, ARITHMETIC, None))
+        rounded = {fold_name(dtype): dtype for dtype in planned.dtypes.values()}
+        sources += [
+            folded_source(model, rotations, name, dtype)
+            for name, dtype in {**rounded, ARITHMETIC: None}.items()
+            if name in used
+        ]
     made = _Models(sources, [], {})
-    _add_candidates(made, config, names, loader, readings, beside, used)
+    _add_candidates(made, planned, encoded, loader, used)
     there = _names(made.sources)
     made.pairs = [pair for pair in wanted if there.issuperset(pair)]
     return made
 
 
-def _shared(sources: Sequence[LogitSource], config: QCConfig, loader: ModelLoader) -> Model | None:
+def _shared(sources: Sequence[LogitSource], config: QCConfig, loader: ModelLoader) -> Model:
     """The base model under the gates: of one of the sources, or loaded beside a capture."""
     for source in sources:
         if isinstance(source, HFSource | StreamedSource | GatedSource):
@@ -573,30 +418,28 @@ def _names(sources: Iterable[LogitSource]) -> set[str]:
 
 def _add_candidates(
     made: _Models,
-    config: QCConfig,
-    names: Mapping[str, Path],
+    planned: Planned,
+    encoded: Mapping[str, Path],
     loader: ModelLoader,
-    readings: Mapping[str, Reading],
-    beside: Mapping[str, Path],
     used: Collection[str],
 ) -> None:
     """The candidates' sources.
 
     Args:
         made: the reference's sources; the candidates are added.
-        config, names, loader, readings, beside: as of :func:`_sources`.
+        planned, encoded, loader: as of :func:`_sources`.
         used: names of the sources that are compared.
     """
+    names, readings = planned.names, planned.readings
     by_libllama = {
         n: path for n, path in names.items() if n in readings and readings[n].by_libllama
     }
     files = {n: path for n, path in by_libllama.items() if n in used}
-    kv_types = kv_types_of(config, names)
-    floors = {floor_name(n): path for n, path in beside.items() if n in by_libllama}
-    loaded = open_each(files | floors, threads=config.threads, kv_types=kv_types)
+    floors = {floor_name(n): path for n, path in encoded.items() if n in by_libllama}
+    loaded = open_each(files | floors, threads=planned.config.threads, kv_types=planned.kv_types)
     opened = {source.name: source for source in loaded.sources}
     made.failed = {name: str(error) for name, error in loaded.failed.items() if name in files}
-    _check_tokens(config, made.sources[0], opened.values())
+    _check_tokens(planned.config, made.sources[0], opened.values())
     by_weights = FileModels(loader)
     for name, path in names.items():
         if name in loaded.failed:
@@ -614,9 +457,9 @@ def _add_candidates(
             loader.notices.append(f"{name} has no quantization floor: {loaded.failed[floor]}")
         elif floor in opened:
             made.sources.append(opened[floor])
-        elif name in beside and reading is not None and not reading.by_libllama:
+        elif name in encoded and reading is not None and not reading.by_libllama:
             made.sources.append(
-                plain_source(by_weights.load(beside[name], reading.directory), floor)
+                plain_source(by_weights.load(encoded[name], reading.directory), floor)
             )
 
 
@@ -636,7 +479,7 @@ def _floors(
     if plan is None:
         yield {}
         return
-    all_of_them = {_floor(dtype): dtype for dtype in dict.fromkeys(dtypes.values())}
+    all_of_them = {fold_name(dtype): dtype for dtype in dict.fromkeys(dtypes.values())}
     all_of_them[ARITHMETIC] = "float32"
     used = {name for pair in wanted for name in pair}
     with TemporaryDirectory(prefix="so8tqc-floor-") as root:
@@ -768,11 +611,6 @@ def load_model(config: QCConfig, path: Path) -> HFModel:
     return HFModel.load(path, dtype=config.compute_dtype, device_map=config.device_map)
 
 
-def _floor(dtype: str) -> str:
-    """Name of the source that gives a storage dtype's noise floor."""
-    return f"{FLOOR} {dtype}"
-
-
 def decoder(config: QCConfig) -> Callable[[list[int]], str] | None:
     """Token ids → text, by the tokenizer that the texts were encoded with; None if none is known.
 
@@ -800,15 +638,3 @@ def chat_checks(
 
 def _tokenizer(config: QCConfig) -> PreTrainedTokenizerBase:
     return load_tokenizer(input_directory(config))
-
-
-def input_directory(config: QCConfig) -> Path:
-    """The model directory whose tokenizer and processor make input of the texts."""
-    return config.tokenizer or _tokenizer_directory(config)
-
-
-def _tokenizer_directory(config: QCConfig) -> Path:
-    for path in (base_of(config), *config.candidates):
-        if not is_gguf(path) and not is_capture(path):
-            return path
-    raise InputError("these files give no tokenizer", remedy="Give --tokenizer MODEL_DIRECTORY.")

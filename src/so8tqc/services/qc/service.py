@@ -63,19 +63,13 @@ from so8tqc.services.qc.judging import (
 from so8tqc.services.qc.merged_files import diagnose_merged_file
 from so8tqc.services.qc.misread import diagnose_reading, read_anew, reading_of, with_commands
 from so8tqc.services.qc.models import (
-    BASE,
-    GATED,
-    REFERENCE,
     Comparison,
     Reference,
-    base_of,
     chat_checks,
     decoder,
-    names_of,
     opened_reference,
     recorded_pictures,
     run_models,
-    with_kv_types,
 )
 from so8tqc.services.qc.pairwise import compare_candidates
 from so8tqc.services.qc.pictures import (
@@ -84,6 +78,14 @@ from so8tqc.services.qc.pictures import (
     gates_off_images,
     mmproj_checks,
     sections_checks,
+)
+from so8tqc.services.qc.planned import (
+    BASE,
+    GATED,
+    REFERENCE,
+    base_of,
+    names_of,
+    with_kv_types,
 )
 from so8tqc.services.qc.profiles import Profile, load_profile
 from so8tqc.services.qc.quantization_floor import quantization_check, quantization_floors
