@@ -1,4 +1,11 @@
-"""Chat templates: one that marks the answers itself, and the same without marks."""
+"""Chat templates: one that marks the answers itself, the same without marks, models with them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from so8tqc.sources.inputs.texts import load_tokenizer
 
 HEAD = "{% for m in messages %}[{{ m.role }}]\n"
 MARKED = (
@@ -7,3 +14,12 @@ MARKED = (
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 PLAIN = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+
+
+def with_template(model: Path, to: Path, template: str) -> Path:
+    """A copy of a model directory with a chat template."""
+    shutil.copytree(model, to)
+    tokenizer = load_tokenizer(to)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(str(to))
+    return to

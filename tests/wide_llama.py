@@ -10,17 +10,17 @@ import torch
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def write_wide(folder: Path, tokenizer_files: Path) -> Path:
-    """A model directory; the last layer's feed-forward hardly matters, so that types should
+def write_wide(folder: Path, tokenizer_files: Path, *, layers: int = 3, seed: int = 5) -> Path:
+    """A model directory; the third layer's feed-forward hardly matters, so that types should
     differ."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=96,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,

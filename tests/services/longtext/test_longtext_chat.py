@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from chat_templates import PLAIN
+from chat_templates import PLAIN, with_template
 from so8tqc.cli.main import run
 from so8tqc.config import LongTextConfig
 from so8tqc.errors import DataError
@@ -21,14 +20,6 @@ from so8tqc.services.longtext.judging import Case
 from so8tqc.services.longtext.service import longtext
 from so8tqc.sources.inputs.prepared import prepare
 from so8tqc.sources.inputs.texts import load_tokenizer
-
-
-def with_template(model: Path, to: Path, template: str) -> Path:
-    shutil.copytree(model, to)
-    tokenizer = load_tokenizer(to)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(str(to))
-    return to
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from so8tqc.config import ExportConfig, QuantizeConfig, VerifyConfig
 from so8tqc.corpus.manifest import manifest_path
@@ -26,6 +25,7 @@ from so8tqc.services.quantize import solver as module
 from so8tqc.services.quantize.calibration import calibration_texts
 from so8tqc.services.quantize.imatrix import compute_imatrix
 from so8tqc.services.quantize.service import quantize
+from wide_llama import write_calibration, write_wide
 
 pytestmark = [
     pytest.mark.llama,
@@ -38,32 +38,8 @@ _TOKENS = 2048
 @pytest.fixture(scope="module")
 def model(tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose down projections have 256 columns, for K-quants, and the others 96."""
-    import shutil
-
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-    )
-    made = LlamaForCausalLM(config)
-    for parameter in made.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_(std=parameter.shape[1] ** -0.5)
     folder = tmp_path_factory.mktemp("solver") / "model"
-    made.half().save_pretrained(str(folder))
-    for file in tokenizer_files.iterdir():
-        shutil.copy(file, folder / file.name)
-    return folder
+    return write_wide(folder, tokenizer_files, layers=2, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +51,7 @@ def exported(model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def text(model: Path) -> Path:
-    path = model.parent / "calibration.txt"
-    words = (Path(__file__).parents[3] / "docs" / "concepts.md").read_text(encoding="utf-8")
-    path.write_text(words * 3, encoding="utf-8")
-    return path
+    return write_calibration(model.parent / "calibration.txt")
 
 
 def run(exported: Path, out: Path, *types: str, **options: Any) -> Record:
