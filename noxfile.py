@@ -226,7 +226,7 @@ def bench(session: nox.Session) -> None:
     install(session, "demo,test,peers")
     scripts = session.posargs or [
         "bake.py", "evaluation.py", "capture.py", "export.py", "keep_f32.py", "quantize.py",
-        "temperature.py", "monitor.py", "longtext.py", "startup.py",
+        "temperature.py", "calibrate.py", "monitor.py", "longtext.py", "startup.py",
     ]  # fmt: skip
     for script in scripts:
         session.run("python", f"benchmarks/{script}")

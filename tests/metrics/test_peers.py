@@ -30,7 +30,7 @@ def _netcals(z: np.ndarray, y: np.ndarray) -> float:
 def _ours(z: np.ndarray, y: np.ndarray) -> float:
     top, each = z.argmax(axis=1), np.arange(len(y))
     table = temperature_table(
-        partition_rows(z, knots(BOUNDS)),
+        partition_rows(z, knots(BOUNDS))[0],
         z[each, y].astype(np.float64) - z[each, top],
         top == y,
         np.zeros(len(y), dtype=np.intp),

@@ -35,7 +35,7 @@ def _table(
 ) -> TemperatureTable:
     top, each = z.argmax(axis=1), np.arange(len(y))
     return temperature_table(
-        partition_rows(z, knots(bounds)),
+        partition_rows(z, knots(bounds))[0],
         z[each, y].astype(np.float64) - z[each, top],
         top == y,
         text,
@@ -104,6 +104,18 @@ def test_a_temperature_for_each_token_is_that_temperature_for_all() -> None:
         table.at(temperatures + 0.1)
 
 
+def test_polynomials_are_those_of_scipy() -> None:
+    z, y, text = _sampled(16, 1.3)
+    table = _table(z, y, text)
+    middle = np.random.default_rng(2).uniform(*np.sort(-np.log(BOUNDS)), size=8)
+    for x in (*table.log_partition.x[[0, 5, 7, -1]], *middle):
+        for nu in (0, 1):
+            expected = table.log_partition(x, nu=nu)
+            for place in (np.asarray(x), np.full(len(y), x)):
+                found = table.log_partition_at(place, slope=bool(nu))
+                np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
 def test_slope_is_the_derivative_of_nll() -> None:
     z, y, text = _sampled(15, 1.3)
     temperatures = np.random.default_rng(1).uniform(0.6, 2.9, size=len(y))
@@ -132,7 +144,10 @@ def test_tiles_do_not_show() -> None:
     generator = np.random.default_rng(2)
     z = generator.normal(size=(19, 9001))  # neither dimension a multiple of a tile
     betas = knots(BOUNDS)
-    rows = partition_rows(z, betas)
+    z[3, [40, 7000]] = z[3].max() + 1.0  # two that are equal: the first is the most likely
+    rows, tops = partition_rows(z, betas)
+    assert tops.tolist() == z.argmax(axis=1).tolist()
+    assert tops[3] == 40
     u = z - z.max(axis=1, keepdims=True)
     for k, beta in enumerate(betas):
         np.testing.assert_allclose(rows[:, k, 0], logsumexp(beta * u, axis=1), rtol=1e-12)

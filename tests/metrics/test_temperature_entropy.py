@@ -31,7 +31,7 @@ def _world(
     y = (z / temperature + generator.gumbel(size=z.shape)).argmax(axis=1)
     top, each = z.argmax(axis=1), np.arange(tokens)
     table = temperature_table(
-        partition_rows(z, knots(bounds)),
+        partition_rows(z, knots(bounds))[0],
         z[each, y].astype(np.float64) - z[each, top],
         top == y,
         np.zeros(tokens, dtype=np.intp),

@@ -34,7 +34,7 @@ def _world(
     y = (z / temperature + generator.gumbel(size=z.shape)).argmax(axis=1)
     top, each = z.argmax(axis=1), np.arange(y.size)
     table = temperature_table(
-        partition_rows(z, knots(BOUNDS)),
+        partition_rows(z, knots(BOUNDS))[0],
         z[each, y].astype(np.float64) - z[each, top],
         top == y,
         np.repeat(np.arange(per_text.size), tokens),

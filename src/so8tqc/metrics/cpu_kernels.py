@@ -105,7 +105,7 @@ def _number(_context, _bits):
 
 
 @intrinsic
-def _larger(_context, _a, _b):
+def larger(_context, _a, _b):
     """The larger of two float64, NaN if one is; unlike ``max`` it can be taken in any order."""
 
     def code(_context, builder, _signature, arguments):
@@ -250,7 +250,7 @@ def _differences(z, w, p_weights, q_weights, p_scale, q_scale, shift):
     for i in range(z.shape[0]):
         d = np.float64(w[i]) - np.float64(z[i])
         size = abs(d)
-        largest = _larger(largest, size)
+        largest = larger(largest, size)
         total += size
         square += d * d
         x = _log_ratio(z[i], w[i], shift)

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 
 from so8tqc.metrics.compiled import compiled
-from so8tqc.metrics.cpu_kernels import exponential
+from so8tqc.metrics.cpu_kernels import exponential, larger
 
 TILE = 512
 """Logits; three tiles of float64 are 12 KiB."""
@@ -25,15 +25,31 @@ TILE = 512
 _SUMS = {"contract", "reassoc", "nsz"}
 
 
+@njit(fastmath=_SUMS)
+def _top(logits):
+    """The largest logit, NaN if one is."""
+    top = -np.inf
+    for i in range(logits.shape[0]):
+        top = larger(top, np.float64(logits[i]))
+    return top
+
+
 @njit
 def _largest(logits):
-    """The largest logit, NaN if one is."""
-    top = logits[0]
-    unknown = False
-    for i in range(logits.shape[0]):
-        top = logits[i] if logits[i] > top else top
-        unknown |= logits[i] != logits[i]
-    return np.nan if unknown else np.float64(top)
+    """The largest logit and where it is first; NaN if one is, and V."""
+    width = logits.shape[0]
+    top = -np.inf
+    tile = 0
+    for start in range(0, width, TILE):
+        here = _top(logits[start : start + TILE])
+        if math.isnan(here):
+            return here, width
+        if here > top:
+            top, tile = here, start
+    for place in range(tile, width):
+        if logits[place] == top:
+            return top, place
+    return top, width
 
 
 @njit(fastmath=_SUMS)
@@ -74,7 +90,7 @@ def _square(u, power):
 
 
 @compiled
-def partition(logits, betas, octave, rows):
+def partition(logits, betas, octave, rows, tops):
     """G and its first two derivatives in x = ln β at every knot, of each row.
 
     Args:
@@ -83,12 +99,14 @@ def partition(logits, betas, octave, rows):
         octave: knots per octave.
         rows: [t, K, 3] float64, written: G, dG/dx, d²G/dx². Of a row with a logit that is not
             finite some are not, either.
+        tops: [t] int64, written: where the largest logit is, of equal ones the first; V where a
+            logit is NaN.
     """
     width = logits.shape[1]
     u = np.empty(TILE)
     power = np.empty(TILE)
     for row in range(logits.shape[0]):
-        top = _largest(logits[row])
+        top, tops[row] = _largest(logits[row])
         sums = rows[row]
         sums[:] = 0.0
         for start in range(0, width, TILE):

@@ -27,6 +27,8 @@ worst token. On a real model's logits the mean over tokens is good to about 1e-6
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import comb
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,40 +55,73 @@ def knots(bounds: tuple[float, float]) -> FloatArray:
     return betas
 
 
-def partition_rows(logits: npt.NDArray[np.floating], betas: FloatArray) -> FloatArray:
-    """G and its first two derivatives in ln β at every knot.
+def partition_rows(
+    logits: npt.NDArray[np.floating], betas: FloatArray
+) -> tuple[FloatArray, IntArray]:
+    """G and its first two derivatives in ln β at every knot, and the most likely tokens.
 
     Args:
         logits: [t, V] float32 or float64. A NaN or infinity in a row makes results of that row NaN.
         betas: [K] from :func:`knots`.
 
     Returns:
-        [t, K, 3] float64: G, dG/dx, d²G/dx² with x = ln β.
+        [t, K, 3] float64: G, dG/dx, d²G/dx² with x = ln β; [t] where the largest logit is, of equal
+        ones the first (V where a logit is NaN).
     """
     from so8tqc.metrics.temperature.kernels import partition
 
     rows = np.empty((logits.shape[0], betas.size, 3))
-    partition(logits, betas, KNOTS_PER_OCTAVE, rows)
-    return rows
+    tops = np.empty(logits.shape[0], dtype=np.intp)
+    partition(logits, betas, KNOTS_PER_OCTAVE, rows, tops)
+    return rows, tops
 
 
-@dataclass(frozen=True)
 class TokenScores:
-    """Scores of n tokens at one temperature.
+    """Scores of n tokens, each computed when it is asked for: a fit asks for one of them.
 
-    Attributes:
-        nll: [n] nats.
-        entropy: [n] nats, of the predicted distribution.
-        confidence: [n], the largest probability.
-        brier: [n].
-        classes: [n, k] probabilities of chosen vocabulary entries, None if none were.
+    Args:
+        table: of the tokens.
+        beta: [] or [n] inverse temperatures, within the table's bounds.
     """
 
-    nll: FloatArray
-    entropy: FloatArray
-    confidence: FloatArray
-    brier: FloatArray
-    classes: FloatArray | None = None
+    def __init__(self, table: TemperatureTable, beta: FloatArray) -> None:
+        self._table = table
+        self._beta = beta
+        self._x = np.log(beta)
+
+    @cached_property
+    def _value(self) -> FloatArray:
+        return self._table.log_partition_at(self._x)
+
+    @cached_property
+    def nll(self) -> FloatArray:
+        """[n] nats."""
+        return negative_log_likelihood(self._value, self._beta * self._table.target)
+
+    @cached_property
+    def entropy(self) -> FloatArray:
+        """[n] nats, of the predicted distribution."""
+        return self._value - self._table.log_partition_at(self._x, slope=True)
+
+    @cached_property
+    def confidence(self) -> FloatArray:
+        """[n], the largest probability."""
+        largest: FloatArray = np.exp(-self._value)
+        return largest
+
+    @cached_property
+    def brier(self) -> FloatArray:
+        """[n]."""
+        doubled = self._table.log_partition_at(self._x + np.log(2.0))
+        return brier_score(np.exp(doubled - 2.0 * self._value), np.exp(-self.nll))
+
+    @cached_property
+    def classes(self) -> FloatArray | None:
+        """[n, k] probabilities of chosen vocabulary entries, None if none were."""
+        if self._table.classes is None:
+            return None
+        exponent = np.reshape(self._beta, (-1, 1)) * self._table.classes.u - self._value[:, None]
+        return np.exp(exponent, out=exponent)
 
 
 @dataclass(frozen=True)
@@ -135,25 +170,13 @@ class TemperatureTable:
 
     def at(self, temperature: float | FloatArray) -> TokenScores:
         """Scores of every token at temperatures within the bounds."""
-        beta = self._beta(temperature)
-        x = np.log(beta)
-        value = self._log_partition(x)
-        nll = negative_log_likelihood(value, beta * self.target)
-        return TokenScores(
-            nll=nll,
-            entropy=value - self._log_partition(x, slope=True),
-            confidence=np.exp(-value),
-            brier=brier_score(
-                np.exp(self._log_partition(x + np.log(2.0)) - 2.0 * value), np.exp(-nll)
-            ),
-            classes=self._class_probabilities(beta, value),
-        )
+        return TokenScores(self, self._beta(temperature))
 
     def nll_slope(self, temperature: float | FloatArray) -> FloatArray:
         """dNLL/dT of every token, nats: [n]; with x = −ln T it is (β u_y − dG/dx) / T."""
         beta = self._beta(temperature)
         slope: FloatArray = beta * (
-            beta * self.target - self._log_partition(np.log(beta), slope=True)
+            beta * self.target - self.log_partition_at(np.log(beta), slope=True)
         )
         return slope
 
@@ -164,24 +187,16 @@ class TemperatureTable:
             raise ValueError(f"temperature {temperature} is not within {low} and {high}")
         return 1.0 / values
 
-    def _log_partition(self, x: FloatArray, *, slope: bool = False) -> FloatArray:
+    def log_partition_at(self, x: FloatArray, *, slope: bool = False) -> FloatArray:
         """G, or dG/dx, of every token at its x: [] or [n] → [n]."""
-        if x.ndim == 0:
-            whole: FloatArray = self.log_partition(x, nu=int(slope))
-            return whole
         knots_x: FloatArray = self.log_partition.x
         piece = np.clip(np.searchsorted(knots_x, x, side="right") - 1, 0, knots_x.size - 2)
         width = knots_x[piece + 1] - knots_x[piece]
-        coefficients: FloatArray = self.log_partition.c[:, piece, np.arange(len(self))]
+        each = slice(None) if x.ndim == 0 else np.arange(len(self))
+        coefficients: FloatArray = self.log_partition.c[:, piece, each]
         if slope:
             coefficients = np.diff(coefficients, axis=0) * (coefficients.shape[0] - 1) / width
-        return _de_casteljau(coefficients, (x - knots_x[piece]) / width)
-
-    def _class_probabilities(self, beta: FloatArray, value: FloatArray) -> FloatArray | None:
-        if self.classes is None:
-            return None
-        exponent = np.reshape(beta, (-1, 1)) * self.classes.u - value[:, None]
-        return np.exp(exponent, out=exponent)
+        return _bernstein(coefficients, (x - knots_x[piece]) / width)
 
     def select(self, texts: IntArray) -> TemperatureTable:
         """The tokens of the given texts (indices), which are numbered anew in that order."""
@@ -207,11 +222,20 @@ class TemperatureTable:
         return np.stack([*sums, np.bincount(self.text, minlength=n).astype(np.float64)], axis=1)
 
 
-def _de_casteljau(coefficients: FloatArray, s: FloatArray) -> FloatArray:
-    """Values of n polynomials in Bernstein form, each at its own s in [0, 1]: [k, n], [n] → [n]."""
-    while coefficients.shape[0] > 1:
-        coefficients = (1.0 - s) * coefficients[:-1] + s * coefficients[1:]
-    values: FloatArray = coefficients[0]
+def _bernstein(coefficients: FloatArray, s: FloatArray) -> FloatArray:
+    """Values of n polynomials in Bernstein form, at one s in [0, 1] or each at its own.
+
+    Args:
+        coefficients: [k + 1, n], of degree k.
+        s: [] or [n].
+
+    Returns:
+        [n]: Σ_i C(k, i) s^i (1 − s)^{k−i} c_i.
+    """
+    degree = coefficients.shape[0] - 1
+    values = np.zeros(coefficients.shape[1])
+    for i, row in enumerate(coefficients):
+        values += comb(degree, i) * s**i * (1.0 - s) ** (degree - i) * row
     return values
 
 
